@@ -1,0 +1,1 @@
+"""Commands: one module a job, and the stages that run them."""

@@ -1,0 +1,1 @@
+"""Records and the files they live in; no Beam, no torch."""

@@ -1,0 +1,1 @@
+"""The trainer, its data and loss, and the evaluation; no Beam."""

@@ -1,0 +1,1 @@
+"""PTransforms, one step a module, and the scorer they call."""
