@@ -1,0 +1,206 @@
+"""Files and folders on any filesystem that fsspec knows: local, gs://, s3://, memory://.
+
+Everything a stage writes goes through `publish`: a temporary name in `.tmp/` beside
+the final file, then a rename. A reader therefore never sees half a file, and a job
+that was killed leaves nothing but orphans in `.tmp/`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from schemas.errors import SchemaError
+
+TEMPORARY = ".tmp"
+_BLOCK_BYTES = 1 << 20
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """Returns the fsspec filesystem of `path` and the path without its protocol."""
+    fs, plain = fsspec.core.url_to_fs(path)
+    return fs, plain
+
+
+def join(folder: str, *names: str) -> str:
+    """Joins a folder and names with single slashes, on every filesystem.
+
+    Example:
+      >>> join("gs://bucket/run/", "windows", "plan.jsonl")
+      'gs://bucket/run/windows/plan.jsonl'
+    """
+    return "/".join([folder.rstrip("/"), *names]) if names else folder
+
+
+def name_of(path: str) -> str:
+    """Returns the last part of a path."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def parent(path: str) -> str:
+    """Returns the folder that holds `path`; `.` for a bare name."""
+    head, slash, _ = path.rstrip("/").rpartition("/")
+    return head if slash else "."
+
+
+def exists(path: str) -> bool:
+    """Says whether a file or folder of that name is there."""
+    fs, plain = filesystem(path)
+    return bool(fs.exists(plain))
+
+
+def size(path: str) -> int:
+    """Returns the size of a file in bytes."""
+    fs, plain = filesystem(path)
+    return int(fs.size(plain))
+
+
+def names(folder: str, suffix: str = "") -> list[str]:
+    """Lists the names of the files in a folder that end in `suffix`, sorted.
+
+    A folder that is not there has no files. Temporary files are not listed.
+    """
+    fs, plain = filesystem(folder)
+    if not fs.exists(plain):
+        return []
+    found = (e["name"] for e in fs.ls(plain, detail=True) if e["type"] == "file")
+    return sorted(n for n in map(name_of, found) if n.endswith(suffix))
+
+
+def expand(patterns: Iterable[str]) -> list[str]:
+    """Expands globs and folders into files, sorted by name, each once.
+
+    Args:
+      patterns: paths or globs; a folder stands for the files directly in it.
+
+    Raises:
+      FileNotFoundError: if a pattern matches nothing; names the pattern.
+    """
+    files: set[str] = set()
+    for pattern in patterns:
+        fs, plain = filesystem(pattern)
+        matches = fs.glob(plain) if any(c in plain for c in "*?[") else [plain]
+        found: list[str] = []
+        for match in matches:
+            if fs.isdir(match):
+                found += [
+                    e["name"] for e in fs.ls(match, detail=True) if e["type"] == "file"
+                ]
+            elif fs.exists(match):
+                found.append(match)
+        if not found:
+            raise FileNotFoundError(
+                f"an input must match at least one file, got {pattern!r}, which"
+                " matches none; check the spelling and the working directory"
+            )
+        files.update(fs.unstrip_protocol(f) if _remote(fs) else f for f in found)
+    return sorted(files)
+
+
+def _remote(fs: Any) -> bool:
+    return not isinstance(fs, LocalFileSystem)
+
+
+def open_input(path: str) -> IO[bytes]:
+    """Opens a file for reading bytes, as it is: nothing is decompressed."""
+    fs, plain = filesystem(path)
+    if not fs.exists(plain):
+        raise FileNotFoundError(f"no such file: {path}")
+    return fs.open(plain, "rb")
+
+
+def read_bytes(path: str) -> bytes:
+    """Reads a small file whole."""
+    with open_input(path) as file:
+        return file.read()
+
+
+def read_json(path: str) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      SchemaError: if it is not JSON; names the file.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise SchemaError(f"{path} must be JSON: {error}") from error
+
+
+def canonical_json(value: Any) -> str:
+    """Writes JSON that is equal for equal values: sorted keys, no spare spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Returns 16 bytes of blake2b over the canonical JSON of `value`, in hex."""
+    return hashlib.blake2b(canonical_json(value).encode(), digest_size=16).hexdigest()
+
+
+def checksum(path: str) -> str:
+    """Returns the SHA-256 of a file's bytes, in hex."""
+    hasher = hashlib.sha256()
+    with open_input(path) as file:
+        while block := file.read(_BLOCK_BYTES):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+@contextlib.contextmanager
+def publish(path: str) -> Iterator[IO[bytes]]:
+    """Opens a temporary file that becomes `path` when the block ends without error.
+
+    Two attempts may write the same file at once: each has a temporary name of its
+    own, and the last rename wins, with equal contents. An error removes the
+    temporary file and leaves whatever was at `path`.
+    """
+    fs, final = filesystem(path)
+    folder = parent(final)
+    temporary = join(folder, TEMPORARY, f"{name_of(final)}.{uuid.uuid4().hex}")
+    fs.makedirs(parent(temporary), exist_ok=True)
+    try:
+        with fs.open(temporary, "wb") as file:
+            yield file
+            if not _remote(fs):
+                file.flush()
+                os.fsync(file.fileno())
+        if _remote(fs):
+            fs.mv(temporary, final)
+        else:
+            os.replace(temporary, final)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(temporary)
+        raise
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Publishes a small file whole."""
+    with publish(path) as file:
+        file.write(content)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Publishes JSON for people and programs: sorted keys, one space of indent."""
+    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder and those above it, where the filesystem has folders."""
+    fs, plain = filesystem(path)
+    fs.makedirs(plain, exist_ok=True)
+
+
+def remove_tree(path: str) -> None:
+    """Removes a folder and all in it; nothing happens where there is none."""
+    fs, plain = filesystem(path)
+    if fs.exists(plain):
+        fs.rm(plain, recursive=True)

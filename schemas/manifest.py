@@ -1,0 +1,113 @@
+"""manifest.json: what a folder holds, how it was made, and what to check it by.
+
+Written last, so that a folder with a manifest is whole. It holds no time, host name or
+absolute path: the same inputs and settings give the same bytes.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from schemas import files
+from schemas.errors import SchemaError
+
+VERSION = 1
+NAME = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One data file of a folder."""
+
+    name: str
+    rows: int
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The description of a folder.
+
+    Attributes:
+      stage: the command that wrote it: windows, scores or fused.
+      fingerprint: digest of all that shapes the folder's bytes: settings and inputs.
+      settings: the settings of the stage that shape its output, by name.
+      inputs: fingerprints of what it was made from, by name (windows, model, ...).
+      counts: documents, windows, tokens, ... in and out, by name.
+      files: the data files by name, in the order of the plan.
+      code_version: version of FuseBeam that wrote it.
+    """
+
+    stage: str
+    fingerprint: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    counts: Mapping[str, int]
+    files: Sequence[FileEntry]
+    code_version: str
+
+
+def write(folder: str, manifest: Manifest) -> None:
+    """Publishes the manifest of a folder."""
+    value = {"schema_version": VERSION, **dataclasses.asdict(manifest)}
+    files.write_json(files.join(folder, NAME), value)
+
+
+def present(folder: str) -> bool:
+    """Says whether a folder has a manifest, which means that it is whole."""
+    return files.exists(files.join(folder, NAME))
+
+
+def read(folder: str, stage: str) -> Manifest:
+    """Reads the manifest of a folder that `stage` must have written.
+
+    Raises:
+      SchemaError: if there is none, it is of another version or stage, or lacks a
+        field; names the folder and the cure.
+    """
+    path = files.join(folder, NAME)
+    if not files.exists(path):
+        raise SchemaError(
+            f"{folder} must be a finished {stage} folder, but has no {NAME};"
+            " run the command that writes it to its end (a repeated command goes on"
+            " where it stopped)"
+        )
+    value = dict(files.read_json(path))
+    version = value.pop("schema_version", None)
+    if version != VERSION:
+        raise SchemaError(
+            f"{path} must be of schema version {VERSION}, got {version};"
+            " read it with the FuseBeam that wrote it, or write it again"
+        )
+    if value.get("stage") != stage:
+        raise SchemaError(
+            f"{folder} must be a {stage} folder, got one of {value.get('stage')!r}"
+        )
+    try:
+        value["files"] = tuple(FileEntry(**entry) for entry in value["files"])
+        return Manifest(**value)
+    except (KeyError, TypeError) as error:
+        raise SchemaError(f"{path} lacks or misspells a field: {error}") from error
+
+
+def refuse_other(folder: str, found: Manifest, wanted: Mapping[str, Any]) -> None:
+    """Refuses to go on in a folder that other settings or inputs have filled.
+
+    Args:
+      folder: the folder, for the message.
+      found: its manifest.
+      wanted: `settings` and `inputs` as they would be written now, flat.
+
+    Raises:
+      SchemaError: naming the first key that differs, both values and the cure.
+    """
+    had = {**found.settings, **found.inputs}
+    for key in sorted({*had, *wanted}):
+        if had.get(key) != wanted.get(key):
+            raise SchemaError(
+                f"{folder} was written with {key} = {had.get(key)!r}, and now it is"
+                f" {wanted.get(key)!r}; choose another folder, or pass --overwrite to"
+                " write this one anew"
+            )

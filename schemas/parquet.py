@@ -1,0 +1,155 @@
+"""Parquet files with a footer that says what they are.
+
+Beside the columns, a file's footer holds one JSON object under the key `fusebeam`. Its
+`fingerprint` is that of the work which made the file: work is done when the final file
+exists and carries the fingerprint that the work would give it now.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas import files
+from schemas.errors import SchemaError
+
+FOOTER = "fusebeam"
+_SUFFIX = ".parquet"
+
+
+def write(
+    path: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.Table],
+    footer: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> pq.FileMetaData:
+    """Publishes a file, one row group for each table of `batches`.
+
+    Args:
+      path: the final name.
+      schema: the columns.
+      batches: the row groups, in order; read once.
+      footer: what the footer's JSON object holds; may be filled while `batches` is
+        read, as it is written last.
+      **options: of pyarrow's ParquetWriter.
+
+    Returns:
+      The written file's metadata.
+    """
+    defaults: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": 3,
+        "write_page_checksum": True,
+    }
+    try:
+        with files.publish(path) as sink:
+            with pq.ParquetWriter(sink, schema, **{**defaults, **options}) as writer:
+                for table in batches:
+                    writer.write_table(table, row_group_size=max(1, table.num_rows))
+                text = files.canonical_json(dict(footer or {}))
+                writer.add_key_value_metadata({FOOTER: text})
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error}") from error
+    return metadata(path)
+
+
+def metadata(path: str) -> pq.FileMetaData:
+    """Reads a file's Parquet metadata.
+
+    Raises:
+      SchemaError: if the file is truncated or not Parquet; names it and the cure.
+    """
+    with files.open_input(path) as source:
+        try:
+            return pq.read_metadata(source)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _corrupt(path, error) from error
+
+
+def _corrupt(path: str, error: Exception) -> SchemaError:
+    return SchemaError(
+        f"{path} must be a whole Parquet file, but cannot be read ({error}); remove it"
+        " and run the command that wrote it again: only this file is made anew"
+    )
+
+
+def footer(path: str) -> dict[str, Any]:
+    """Reads the JSON object of a file's footer; empty where there is none."""
+    return _footer_of(metadata(path), path)
+
+
+def _footer_of(found: pq.FileMetaData, path: str) -> dict[str, Any]:
+    text = (found.metadata or {}).get(FOOTER.encode(), b"{}")
+    try:
+        return dict(json.loads(text))
+    except ValueError as error:
+        raise _corrupt(path, error) from error
+
+
+def done(path: str, fingerprint: str, *, overwrite: bool = False) -> bool:
+    """Says whether a file is there and was made by the work of this fingerprint.
+
+    Raises:
+      SchemaError: if the file was made by other work, or cannot be read, and
+        `overwrite` is off.
+    """
+    if not files.exists(path):
+        return False
+    try:
+        found = footer(path).get("fingerprint")
+    except SchemaError:
+        if overwrite:
+            return False
+        raise
+    if found == fingerprint:
+        return True
+    if overwrite:
+        return False
+    raise SchemaError(
+        f"{path} was made with other settings or inputs (fingerprint {found}, wanted"
+        f" {fingerprint}); choose another folder, or pass --overwrite to make it anew"
+    )
+
+
+def read(
+    path: str,
+    schema: pa.Schema,
+    row_groups: Iterable[int] | None = None,
+    columns: Iterable[str] | None = None,
+) -> Iterator[pa.Table]:
+    """Yields a file's row groups in order, page checksums verified.
+
+    Raises:
+      SchemaError: if the file is corrupt or its columns are not those of `schema`.
+    """
+    with files.open_input(path) as source:
+        try:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _corrupt(path, error) from error
+        _check_columns(path, file.schema_arrow, schema)
+        chosen = range(file.num_row_groups) if row_groups is None else row_groups
+        wanted = list(columns) if columns is not None else schema.names
+        for group in chosen:
+            try:
+                yield file.read_row_group(group, columns=wanted)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise SchemaError(
+                    f"{path}, row group {group}, is corrupt ({error}); remove the file"
+                    " and run the command that wrote it again"
+                ) from error
+
+
+def _check_columns(path: str, found: pa.Schema, wanted: pa.Schema) -> None:
+    for field in wanted:
+        place = found.get_field_index(field.name)
+        if place < 0:
+            raise SchemaError(f"{path} must have a column {field.name!r}, it has not")
+        if found.field(place).type != field.type:
+            raise SchemaError(
+                f"{path}: column {field.name!r} must be {field.type}, it is"
+                f" {found.field(place).type}"
+            )

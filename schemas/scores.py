@@ -1,0 +1,175 @@
+"""Scores: what one model says of every window, and the files it is kept in.
+
+A scores folder holds one Parquet file for each slice of the windows' plan, row for row
+in the order of the windows. List columns are flat, so that any Parquet reader shows
+them: row t of `top_ids` is `top_ids[t * k : (t + 1) * k]`, k being in the footer and in
+the manifest.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from schemas import parquet
+from schemas.arrays import ByteEnds, GoldLogprobs, TokenIds, TopIds, TopLogprobs
+from schemas.errors import SchemaError
+
+STAGE = "scores"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Score:
+    """What a model says of one window.
+
+    With n tokens there are n - 1 positions; position t predicts `token_ids[t + 1]`. A
+    window that failed has empty arrays and an `error`.
+
+    Attributes:
+      window_id: the window.
+      token_ids: start token (BOS, or EOS where the model has none), the window's
+        tokens, and EOS where the window ends its document.
+      byte_ends: end offset of each token in the window's UTF-8; 0 for the start token.
+      top_ids: kept ids by falling logprob, ties by rising id; -1 behind the last.
+      top_logprobs: their natural-log probabilities over the full vocabulary, rounded
+        to float16's 11 significant bits; -inf behind the last.
+      logsumexp: log-sum-exp of the logits, so that logits = logprobs + logsumexp.
+      gold_logprob: natural-log probability of `token_ids[t + 1]`.
+      nll_nats: -sum of `gold_logprob` over the tokens that hold bytes that count.
+      n_bytes: bytes that count: all of the window, or those of its loss spans.
+      error: why the window could not be scored, or None.
+    """
+
+    window_id: str
+    token_ids: TokenIds
+    byte_ends: ByteEnds
+    top_ids: TopIds
+    top_logprobs: TopLogprobs
+    logsumexp: GoldLogprobs
+    gold_logprob: GoldLogprobs
+    nll_nats: float | None
+    n_bytes: int
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks that the arrays belong together."""
+        positions = max(0, len(self.token_ids) - 1)
+        lengths = [
+            len(self.byte_ends) - len(self.token_ids) + positions,
+            *(len(a) for a in (self.top_ids, self.top_logprobs)),
+            *(len(a) for a in (self.logsumexp, self.gold_logprob)),
+        ]
+        if any(length != positions for length in lengths):
+            raise SchemaError(
+                f"the score of window {self.window_id} must have {positions} rows in"
+                f" every array, got {lengths}"
+            )
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Cost of the bytes that count; NaN for a window that failed or holds none."""
+        if self.nll_nats is None or self.n_bytes == 0:
+            return float("nan")
+        return self.nll_nats / np.log(2) / self.n_bytes
+
+
+def failed(window_id: str, n_bytes: int, error: str, k: int) -> Score:
+    """Returns the row of a window that could not be scored."""
+    empty = np.zeros(0, np.float32)
+    return Score(
+        window_id=window_id,
+        token_ids=np.zeros(0, np.int32),
+        byte_ends=np.zeros(0, np.int32),
+        top_ids=np.zeros((0, k), np.int32),
+        top_logprobs=np.zeros((0, k), np.float32),
+        logsumexp=empty,
+        gold_logprob=empty,
+        nll_nats=None,
+        n_bytes=n_bytes,
+        error=error,
+    )
+
+
+_INTS = ("token_ids", "byte_ends", "top_ids")
+_FLOATS = ("top_logprobs", "logsumexp", "gold_logprob")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("window_id", pa.string(), nullable=False),
+        *(pa.field(name, pa.list_(pa.int32())) for name in _INTS),
+        *(pa.field(name, pa.list_(pa.float32())) for name in _FLOATS),
+        pa.field("nll_nats", pa.float64()),
+        pa.field("n_bytes", pa.int32(), nullable=False),
+        pa.field("error", pa.string()),
+    ]
+)
+
+WRITER_OPTIONS: dict[str, Any] = {
+    "use_dictionary": ["error"],
+    "column_encoding": {
+        f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in (*_INTS, *_FLOATS)
+    },
+}
+
+
+def to_table(scores: Sequence[Score]) -> pa.Table:
+    """Packs scores into one Arrow table, in order; a failed window has null lists."""
+    null = np.array([score.error is not None for score in scores])
+    columns: dict[str, Any] = {
+        "window_id": [score.window_id for score in scores],
+        "nll_nats": [score.nll_nats for score in scores],
+        "n_bytes": [score.n_bytes for score in scores],
+        "error": [score.error for score in scores],
+    }
+    for name in (*_INTS, *_FLOATS):
+        columns[name] = _lists([getattr(s, name).ravel() for s in scores], null)
+    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _lists(arrays: list[np.ndarray], null: np.ndarray) -> pa.ListArray:
+    ends = np.cumsum([0, *(len(array) for array in arrays)])
+    offsets = pa.array(ends, pa.int32(), mask=np.append(null, False))
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays)))
+
+
+def from_table(table: pa.Table, k: int) -> list[Score]:
+    """Unpacks the scores of an Arrow table without copying the numbers."""
+    table = table.combine_chunks()
+    lists = {name: _split(table.column(name)) for name in (*_INTS, *_FLOATS)}
+    plain = {
+        name: table.column(name).to_pylist()
+        for name in ("window_id", "nll_nats", "n_bytes", "error")
+    }
+    scores = []
+    for row in range(table.num_rows):
+        arrays = {name: lists[name][row] for name in lists}
+        for name in ("top_ids", "top_logprobs"):
+            arrays[name] = arrays[name].reshape(-1, k)
+        scores.append(Score(**arrays, **{n: plain[n][row] for n in plain}))
+    return scores
+
+
+def _split(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """Cuts a list column into one array a row; a null row is an empty array."""
+    lists = column.combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.chunk(0)
+    flat = lists.values.to_numpy(zero_copy_only=True)
+    bounds = lists.offsets.to_numpy()
+    return [flat[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def read(path: str) -> Iterator[list[Score]]:
+    """Yields the scores of a file, a list for each row group.
+
+    Raises:
+      SchemaError: if the file is corrupt or has no `k` in its footer.
+    """
+    k = parquet.footer(path).get("k")
+    if not isinstance(k, int):
+        raise SchemaError(f"the footer of {path} must name k, got {k!r}")
+    for table in parquet.read(path, SCHEMA):
+        if table.num_rows:
+            yield from_table(table, k)
