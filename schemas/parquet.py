@@ -45,12 +45,14 @@ def write(
         "write_page_checksum": True,
     }
     try:
-        with files.publish(path) as sink:
-            with pq.ParquetWriter(sink, schema, **{**defaults, **options}) as writer:
-                for table in batches:
-                    writer.write_table(table, row_group_size=max(1, table.num_rows))
-                text = files.canonical_json(dict(footer or {}))
-                writer.add_key_value_metadata({FOOTER: text})
+        with (
+            files.publish(path) as sink,
+            pq.ParquetWriter(sink, schema, **{**defaults, **options}) as writer,
+        ):
+            for table in batches:
+                writer.write_table(table, row_group_size=max(1, table.num_rows))
+            text = files.canonical_json(dict(footer or {}))
+            writer.add_key_value_metadata({FOOTER: text})
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error}") from error
     return metadata(path)

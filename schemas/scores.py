@@ -7,6 +7,7 @@ the manifest.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -144,10 +145,10 @@ def from_table(table: pa.Table, k: int) -> list[Score]:
     }
     scores = []
     for row in range(table.num_rows):
-        arrays = {name: lists[name][row] for name in lists}
+        record: dict[str, Any] = {name: lists[name][row] for name in lists}
         for name in ("top_ids", "top_logprobs"):
-            arrays[name] = arrays[name].reshape(-1, k)
-        scores.append(Score(**arrays, **{n: plain[n][row] for n in plain}))
+            record[name] = record[name].reshape(-1, k)
+        scores.append(Score(**record, **{n: plain[n][row] for n in plain}))
     return scores
 
 
@@ -158,7 +159,7 @@ def _split(column: pa.ChunkedArray) -> list[np.ndarray]:
         lists = lists.chunk(0)
     flat = lists.values.to_numpy(zero_copy_only=True)
     bounds = lists.offsets.to_numpy()
-    return [flat[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [flat[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
 def read(path: str) -> Iterator[list[Score]]:
