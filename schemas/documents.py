@@ -25,6 +25,8 @@ MAX_DOCUMENT_BYTES = 1 << 30
 """A longer line is refused, so that a broken or hostile file cannot fill memory."""
 
 _ZSTD_WINDOW_BYTES = 1 << 31
+_BLOCK_BYTES = 1 << 20
+_PACKED_BYTES = 1 << 12  # unpacks to 128 MiB at the very most
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,14 +106,17 @@ def _records(path: str, fields: Fields) -> Iterator[bytes | dict[str, Any]]:
         if path.endswith(".parquet"):
             yield from _rows(path, raw, fields)
         elif path.endswith(".txt"):
-            yield {fields.text: _decoded(raw.read(MAX_DOCUMENT_BYTES + 1))}
+            yield {fields.text: _whole(path, raw)}
         else:
             with contextlib.closing(_unpacked(path, raw)) as stream:
                 yield from _lines(path, stream)
 
 
-def _decoded(content: bytes) -> str | bytes:
-    """Decodes UTF-8 where it is valid; bytes that are not become a reject later."""
+def _whole(path: str, raw: IO[bytes]) -> str | bytes:
+    """Reads a text file; bytes that are not UTF-8 stay bytes, and become a reject."""
+    content = raw.read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise SchemaError(f"{path} must hold at most {MAX_DOCUMENT_BYTES} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -135,10 +140,40 @@ def _unpacked(path: str, raw: IO[bytes]) -> IO[bytes]:
     if path.endswith(".gz"):
         return gzip.open(raw)  # type: ignore[return-value]
     if path.endswith(".zst"):
-        unpack = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-        stream = unpack.stream_reader(raw, read_across_frames=True)
-        return io.BufferedReader(stream, 1 << 20)  # type: ignore[arg-type, type-var]
+        return io.BufferedReader(_ZstandardStream(raw), _BLOCK_BYTES)
     return raw
+
+
+class _ZstandardStream(io.RawIOBase):
+    """Unpacks zstandard frames; unlike the library's reader it sees a missing end."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._unpack = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+        self._frame = self._unpack.decompressobj(write_size=_BLOCK_BYTES)
+        self._inside = False
+        self._packed = b""
+        self._plain = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills `buffer` with unpacked bytes; EOFError if the last frame has no end."""
+        while not self._plain:
+            self._packed = self._packed or self._raw.read(_PACKED_BYTES)
+            if not self._packed:
+                if self._inside:
+                    raise EOFError("the last zstandard frame has no end")
+                return 0
+            self._plain = memoryview(self._frame.decompress(self._packed))
+            self._inside, self._packed = not self._frame.eof, self._frame.unused_data
+            if self._frame.eof:
+                self._frame = self._unpack.decompressobj(write_size=_BLOCK_BYTES)
+        count = min(len(buffer), len(self._plain))
+        buffer[:count] = self._plain[:count]
+        self._plain = self._plain[count:]
+        return count
 
 
 def _lines(path: str, stream: IO[bytes]) -> Iterator[bytes]:
@@ -153,42 +188,64 @@ def _lines(path: str, stream: IO[bytes]) -> Iterator[bytes]:
             yield line
 
 
+class _UnusableError(Exception):
+    """A record cannot be used: args are the reason and the detail of its reject."""
+
+
 def _document(
     record: bytes | dict[str, Any], fields: Fields, label: str, name: str, row: int
 ) -> Document | Reject:
     """Turns one record into a document, or says what is wrong with it."""
-    doc_id: str | None = f"{label}:{row}"
-
-    def reject(reason: str, detail: str) -> Reject:
+    doc_id = f"{label}:{row}"
+    try:
+        content = _parsed(record)
+        if fields.id is not None:
+            doc_id = _id(content.get(fields.id), fields.id)
+        domain = _domain(content, fields.domain)
+        text = _text(content.get(fields.text), fields.text)
+    except _UnusableError as error:
+        reason, detail = error.args
         return Reject(file=name, row=row, doc_id=doc_id, reason=reason, detail=detail)
-
-    if isinstance(record, bytes):
-        try:
-            record = json.loads(record)
-        except UnicodeDecodeError:
-            return reject("invalid_utf8", "a line must be UTF-8")
-        except (ValueError, RecursionError):
-            return reject("invalid_json", "a line must be one JSON object")
-        if not isinstance(record, dict):
-            return reject("invalid_json", "a line must be a JSON object, not a value")
-    if fields.id is not None:
-        value = record.get(fields.id)
-        if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
-            return reject("missing_id", f"field {fields.id!r} must be a string")
-        doc_id = str(value)
-    domain = record.get(fields.domain) if fields.domain is not None else None
-    if domain is not None and not (isinstance(domain, str) and domain):
-        return reject("invalid_domain", f"field {fields.domain!r} must be a string")
-    if domain == "all":
-        return reject("invalid_domain", "no domain may be called 'all': it is the sum")
-    text = record.get(fields.text)
-    if isinstance(text, bytes) or (isinstance(text, str) and _has_surrogate(text)):
-        return reject("invalid_utf8", "the text must be UTF-8")
-    if not isinstance(text, str):
-        return reject("missing_text", f"field {fields.text!r} must be a string")
-    if not text:
-        return reject("empty_text", "the text must hold at least one character")
     return Document(doc_id=doc_id, text=text, domain=domain)
+
+
+def _parsed(record: bytes | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(record, dict):
+        return record
+    try:
+        content = json.loads(record)
+    except UnicodeDecodeError as error:
+        raise _UnusableError("invalid_utf8", "a line must be UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        detail = "a line must be one JSON object"
+        raise _UnusableError("invalid_json", detail) from error
+    if not isinstance(content, dict):
+        raise _UnusableError("invalid_json", "a line must be a JSON object, no value")
+    return content
+
+
+def _id(value: Any, field: str) -> str:
+    if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+        return str(value)
+    raise _UnusableError("missing_id", f"field {field!r} must be a string or a number")
+
+
+def _domain(content: dict[str, Any], field: str | None) -> str | None:
+    domain = content.get(field) if field is not None else None
+    if domain is None or (isinstance(domain, str) and domain not in ("", "all")):
+        return domain
+    detail = f"field {field!r} must be a string, and not 'all', which is the sum"
+    raise _UnusableError("invalid_domain", detail)
+
+
+def _text(text: Any, field: str) -> str:
+    if isinstance(text, bytes) or (isinstance(text, str) and _has_surrogate(text)):
+        raise _UnusableError("invalid_utf8", "the text must be UTF-8")
+    if not isinstance(text, str):
+        raise _UnusableError("missing_text", f"field {field!r} must be a string")
+    if not text:
+        raise _UnusableError("empty_text", "the text must hold a character")
+    return text
 
 
 def _has_surrogate(text: str) -> bool:
