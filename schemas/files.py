@@ -153,8 +153,45 @@ def checksum(path: str) -> str:
     return hasher.hexdigest()
 
 
+class CountedFile:
+    """A file open for writing that counts and digests what passes through it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hasher = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, block: Any) -> int:
+        """Writes a block of bytes."""
+        self._hasher.update(block)
+        self.bytes += len(memoryview(block).cast("B"))
+        self._file.write(block)
+        return len(block)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all that was written, in hex."""
+        return self._hasher.hexdigest()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file below is closed."""
+        return self._file.closed
+
+    def tell(self) -> int:
+        """Returns the offset, which is the number of bytes written."""
+        return self.bytes
+
+    def flush(self) -> None:
+        """Flushes the file below."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Leaves closing to `publish`, which must flush to the disk first."""
+
+
 @contextlib.contextmanager
-def publish(path: str) -> Iterator[IO[bytes]]:
+def publish(path: str) -> Iterator[CountedFile]:
     """Opens a temporary file that becomes `path` when the block ends without error.
 
     Two attempts may write the same file at once: each has a temporary name of its
@@ -167,7 +204,7 @@ def publish(path: str) -> Iterator[IO[bytes]]:
     fs.makedirs(parent(temporary), exist_ok=True)
     try:
         with fs.open(temporary, "wb") as file:
-            yield file
+            yield CountedFile(file)
             if not _remote(fs):
                 file.flush()
                 os.fsync(file.fileno())
@@ -197,6 +234,21 @@ def make_folder(path: str) -> None:
     """Makes a folder and those above it, where the filesystem has folders."""
     fs, plain = filesystem(path)
     fs.makedirs(plain, exist_ok=True)
+
+
+def identity(path: str) -> str:
+    """Returns what tells a file's content from another's, as cheaply as may be had.
+
+    A local file is digested; a bucket knows a checksum of each object already.
+    """
+    fs, plain = filesystem(path)
+    if not _remote(fs):
+        return checksum(path)
+    known = fs.info(plain)
+    for key in ("ETag", "md5Hash", "crc32c", "etag"):
+        if known.get(key):
+            return f"{key}:{known[key]}:{known['size']}"
+    return checksum(path)
 
 
 def remove_tree(path: str) -> None:

@@ -17,11 +17,11 @@ NAME = "manifest.json"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """One data file of a folder."""
+    """One data file of a folder; `tokens` is None where the stage counts none."""
 
     name: str
     rows: int
-    tokens: int
+    tokens: int | None
     bytes: int
     sha256: str
 
@@ -90,6 +90,26 @@ def read(folder: str, stage: str) -> Manifest:
         return Manifest(**value)
     except (KeyError, TypeError) as error:
         raise SchemaError(f"{path} lacks or misspells a field: {error}") from error
+
+
+def keep_entry(folder: str, entry: FileEntry) -> None:
+    """Notes what is known of a file just written, until the manifest takes it over."""
+    files.write_json(_note(folder, entry.name), dataclasses.asdict(entry))
+
+
+def forget_entry(folder: str, name: str) -> None:
+    """Drops the note of a file that is about to be written anew."""
+    files.remove_tree(_note(folder, name))
+
+
+def entry_of(folder: str, name: str) -> FileEntry | None:
+    """Returns the note of a file, or None where its writer died before it."""
+    path = _note(folder, name)
+    return FileEntry(**files.read_json(path)) if files.exists(path) else None
+
+
+def _note(folder: str, name: str) -> str:
+    return files.join(folder, files.TEMPORARY, f"{name}.entry")
 
 
 def refuse_other(folder: str, found: Manifest, wanted: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ Beside the columns, a file's footer holds one JSON object under the key `fusebea
 exists and carries the fingerprint that the work would give it now.
 """
 
+import contextlib
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,48 +16,60 @@ import pyarrow.parquet as pq
 
 from schemas import files
 from schemas.errors import SchemaError
+from schemas.manifest import FileEntry
 
 FOOTER = "fusebeam"
-_SUFFIX = ".parquet"
+
+_OPTIONS = {"compression": "zstd", "compression_level": 3, "write_page_checksum": True}
 
 
-def write(
-    path: str,
-    schema: pa.Schema,
-    batches: Iterable[pa.Table],
-    footer: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> pq.FileMetaData:
-    """Publishes a file, one row group for each table of `batches`.
+@dataclasses.dataclass(kw_only=True)
+class TableWriter:
+    """Writes one file, a row group for each table; `entry` is set once it is closed.
+
+    Attributes:
+      footer: what the footer's JSON object will hold; may be filled until the end.
+      rows: rows written so far.
+    """
+
+    writer: pq.ParquetWriter
+    footer: dict[str, Any]
+    rows: int = 0
+    entry: FileEntry | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Appends a row group."""
+        self.writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self.rows += table.num_rows
+
+
+@contextlib.contextmanager
+def writer(
+    path: str, schema: pa.Schema, footer: Mapping[str, Any], **options: Any
+) -> Iterator[TableWriter]:
+    """Opens a file for writing that is published when the block ends without error.
 
     Args:
       path: the final name.
       schema: the columns.
-      batches: the row groups, in order; read once.
-      footer: what the footer's JSON object holds; may be filled while `batches` is
-        read, as it is written last.
+      footer: what the footer's JSON object holds, `fingerprint` and `tokens` (or
+        None) among them.
       **options: of pyarrow's ParquetWriter.
-
-    Returns:
-      The written file's metadata.
     """
-    defaults: dict[str, Any] = {
-        "compression": "zstd",
-        "compression_level": 3,
-        "write_page_checksum": True,
-    }
-    try:
-        with (
-            files.publish(path) as sink,
-            pq.ParquetWriter(sink, schema, **{**defaults, **options}) as writer,
-        ):
-            for table in batches:
-                writer.write_table(table, row_group_size=max(1, table.num_rows))
-            text = files.canonical_json(dict(footer or {}))
-            writer.add_key_value_metadata({FOOTER: text})
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error}") from error
-    return metadata(path)
+    settings = {**_OPTIONS, **options}
+    with files.publish(path) as sink:
+        with pq.ParquetWriter(pa.PythonFile(sink, "w"), schema, **settings) as opened:
+            tables = TableWriter(writer=opened, footer=dict(footer))
+            yield tables
+            text = files.canonical_json(tables.footer)
+            opened.add_key_value_metadata({FOOTER: text})
+        tables.entry = FileEntry(
+            name=files.name_of(path),
+            rows=tables.rows,
+            tokens=tables.footer.get("tokens"),
+            bytes=sink.bytes,
+            sha256=sink.sha256,
+        )
 
 
 def metadata(path: str) -> pq.FileMetaData:

@@ -6,7 +6,6 @@ the document, byte for byte.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -87,11 +86,13 @@ def _spans_as_tuples(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def ids_digest(window_ids: Iterable[str]) -> str:
-    """Digests the ids of windows in order: what joins the sources of a slice."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for window_id in window_ids:
-        hasher.update(window_id.encode() + b"\n")
-    return hasher.hexdigest()
+    """Digests the ids of a row group's windows in order."""
+    return files.digest(list(window_ids))
+
+
+def slice_digest(group_digests: Iterable[str]) -> str:
+    """Digests the row groups of a slice in order: what joins the sources of a slice."""
+    return files.digest(list(group_digests))
 
 
 def read_slice(folder: str, piece: Slice) -> Iterator[list[Window]]:
@@ -100,15 +101,14 @@ def read_slice(folder: str, piece: Slice) -> Iterator[list[Window]]:
     Raises:
       SchemaError: if the file is corrupt, or holds other windows than the plan says.
     """
-    hasher = hashlib.blake2b(digest_size=16)
+    digests = []
     path = files.join(folder, piece.file)
     groups = range(piece.row_group_start, piece.row_group_stop)
     for table in parquet.read(path, SCHEMA, groups):
         windows = from_table(table)
-        for window in windows:
-            hasher.update(window.window_id.encode() + b"\n")
+        digests.append(ids_digest(window.window_id for window in windows))
         yield windows
-    if hasher.hexdigest() != piece.digest:
+    if slice_digest(digests) != piece.digest:
         raise SchemaError(
             f"{path}, row groups {groups.start} to {groups.stop - 1}, must hold the"
             f" windows of slice {piece.index} of the plan, but holds others; run"
