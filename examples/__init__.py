@@ -1,0 +1,1 @@
+"""Recipes, and the scripts that make what they run on."""

@@ -1,0 +1,64 @@
+"""fusebeam: one command, a word for each stage.
+
+Each stage is also a module of its own, so that `python -m pipelines.score` and
+`fusebeam score` are the same.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from schemas import version
+
+COMMANDS = {
+    "prepare": ("pipelines.prepare", "cut a corpus into windows that fit every model"),
+    "score": ("pipelines.score", "write a model's top-k distributions over windows"),
+    "fuse": ("pipelines.fuse", "align and fuse scores into training shards"),
+    "train": ("train.__main__", "continue the target model on fused shards"),
+    "evaluate": ("train.evaluate", "measure bits per byte on windows"),
+    "run": ("pipelines.run", "do all stages of a recipe on this machine"),
+    "verify": ("pipelines.verify", "prove from the files that nothing was lost"),
+    "inspect": ("pipelines.inspect", "show windows, scores or fused rows as text"),
+}
+
+
+def usage() -> str:
+    """Returns the help of the command."""
+    lines = [
+        "usage: fusebeam COMMAND [flags]",
+        "",
+        "Fuse the knowledge of several LLMs into one.",
+        "",
+        *(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "fusebeam COMMAND --help shows a command's flags, defaults and units.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"fusebeam {version.VERSION}")
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"error: no command {words[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(COMMANDS[words[0]][0])
+    try:
+        status = module.main(words[1:])
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return int(status or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""What every job's command has in common: flags, the runner, progress and the end."""
+
+import argparse
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import apache_beam as beam
+from apache_beam.options import pipeline_options
+
+from schemas import settings
+from schemas.errors import FusionError
+
+Config = TypeVar("Config")
+
+DEFAULT_RUNNER = "FnApiRunner"
+"""Runs in this process. Plain DirectRunner may download and start another program."""
+
+
+def parse(
+    cls: type[Config], argv: Sequence[str], *, prog: str, description: str
+) -> tuple[Config, list[str]]:
+    """Parses a command line of our flags and Beam's.
+
+    Words behind a bare `--` go to the runner unseen, for options that only its Java
+    side knows. Any other word that neither we nor Python Beam know is refused.
+
+    Returns:
+      The settings, and the words for Beam.
+    """
+    words = list(argv)
+    unseen: list[str] = []
+    if "--" in words:
+        place = words.index("--")
+        words, unseen = words[:place], words[place + 1 :]
+    config, rest = settings.parse_known_flags(
+        cls, words, prog=prog, description=description
+    )
+    return config, check_runner_flags(rest, settings.as_dict(config)) + unseen
+
+
+def check_runner_flags(words: Sequence[str], ours: Sequence[str] | Any) -> list[str]:
+    """Refuses words that Python Beam does not know; returns the rest as they are."""
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, conflict_handler="resolve"
+    )
+    for options in _subclasses(pipeline_options.PipelineOptions):
+        if "_add_argparse_args" in vars(options):
+            options._add_argparse_args(parser)
+    known = {s.removeprefix("--") for s in parser._option_string_actions}
+    _, unknown = parser.parse_known_args(list(words))
+    for word in unknown:
+        settings.refuse_flag(word, [*ours, *known])
+    return list(words)
+
+
+def _subclasses(cls: Any) -> list[Any]:
+    found = []
+    for child in cls.__subclasses__():
+        found += [child, *_subclasses(child)]
+    return found
+
+
+def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> None:
+    """Runs a pipeline to its end.
+
+    Args:
+      build: wires the steps onto the pipeline.
+      runner_flags: Beam's own flags; FnApiRunner unless `--runner` is among them.
+
+    Raises:
+      FusionError: if a step refused its data; the message is the step's own.
+      RuntimeError: if the runner ended in any other state than DONE.
+    """
+    flags = list(runner_flags)
+    if not any(f.partition("=")[0] == "--runner" for f in flags):
+        flags.append(f"--runner={DEFAULT_RUNNER}")
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    pipeline = beam.Pipeline(options=pipeline_options.PipelineOptions(flags))
+    build(pipeline)
+    try:
+        state = pipeline.run().wait_until_finish()
+    except Exception as error:
+        if (cause := refusal(error)) is not None:
+            raise FusionError(cause) from error
+        raise
+    if state is not None and str(state) != "DONE":
+        raise RuntimeError(f"the job must end in state DONE, it ended in {state}")
+
+
+_REFUSAL = re.compile(
+    r"^(?:schemas\.errors\.\w+|FileNotFoundError|ValueError): (.*?)(?: \[while running"
+    r" .*)?$",
+    re.MULTILINE,
+)
+
+
+def refusal(error: BaseException) -> str | None:
+    """Finds the message of a step that refused its data in a runner's error.
+
+    Runners wrap what a step raised: in a chain of causes, or as a printed trace.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, FusionError):
+            return re.sub(r" \[while running .*$", "", str(link), flags=re.DOTALL)
+        link = link.__cause__
+    found = _REFUSAL.findall(str(error))
+    return found[-1] if found else None
+
+
+class Progress:
+    """Shows how far a stage is, in one line, while its block runs.
+
+    What is done is counted from outside, by looking at the output, so that the same
+    line serves every runner.
+
+    Args:
+      name: the stage, as the line begins.
+      total: how many units there are.
+      count: returns how many are done.
+      tokens_each: tokens (or bytes) of a unit, for the rate; with `unit` as its name.
+    """
+
+    PERIOD_S = 1.0
+    LINE_PERIOD_S = 20.0
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        count: Callable[[], int],
+        amount: float = 0.0,
+        unit: str = "tokens",
+    ) -> None:
+        self._name, self._total, self._count = name, total, count
+        self._amount, self._unit = amount, unit
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._start = time.monotonic()
+        self._at_start = 0
+        self._shown = False
+
+    def __enter__(self) -> "Progress":
+        """Starts to watch."""
+        self._at_start = self._count()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the line."""
+        self._stop.set()
+        self._thread.join()
+        if self._shown and sys.stderr.isatty():
+            print(file=sys.stderr)
+
+    def _watch(self) -> None:
+        terminal = sys.stderr.isatty()
+        period = self.PERIOD_S if terminal else self.LINE_PERIOD_S
+        while not self._stop.wait(period):
+            text = self.line(self._count(), time.monotonic() - self._start)
+            ends = "" if terminal else "\n"
+            print(("\r\x1b[K" if terminal else "") + text, end=ends, file=sys.stderr)
+            sys.stderr.flush()
+            self._shown = True
+
+    def line(self, done: int, elapsed_s: float) -> str:
+        """Returns the line for a state of things."""
+        text = f"{self._name}: {done}/{self._total}"
+        fresh = done - self._at_start
+        if fresh <= 0 or elapsed_s <= 0:
+            return text
+        per_s = fresh / elapsed_s
+        if self._amount:
+            rate = self._amount / max(1, self._total) * per_s
+            text += f", {rate:,.0f} {self._unit}/s"
+        return f"{text}, ETA {clock((self._total - done) / per_s)}"
+
+
+def clock(seconds: float) -> str:
+    """Writes a duration for people.
+
+    Example:
+      >>> clock(75), clock(3700)
+      ('1m15s', '1h01m')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"

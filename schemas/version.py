@@ -1,0 +1,3 @@
+"""The version of FuseBeam, in one place: setup.py reads it without importing."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,73 @@
+"""Packaging; kept in setup.py, as Beam's --setup_file ships it to workers."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'^VERSION = "(.+)"$', (HERE / "schemas" / "version.py").read_text(), re.MULTILINE
+)
+assert VERSION is not None, "schemas/version.py must define VERSION"
+
+CORE = [
+    "apache-beam>=2.77,<2.78",  # one minor at a time: runners and SDK must match
+    "pyarrow>=18,<26",  # Beam's own upper bound
+    "numpy>=2,<2.5",  # Beam's own upper bound
+    "zstandard>=0.22,<1",
+    "fsspec>=2024.6",
+    "jaxtyping>=0.2.34,<0.4",
+    "numba>=0.61,<1",
+    "tokenizers>=0.22,<1",
+    "transformers>=5,<6",
+    "torch>=2.9,<3",
+    "safetensors>=0.5,<1",
+    "jinja2>=3.1,<4",
+]
+TRAIN = ["accelerate>=1.6,<2"]
+DEMO = [
+    *TRAIN,
+    "gguf>=0.17,<1",  # SmolLM2 comes as GGUF
+    "sentencepiece>=0.2,<1",
+    "botocore>=1.40,<2",  # its documentation strings are the demo's prose
+]
+EXTRAS = {
+    "train": TRAIN,
+    "gguf": ["gguf>=0.17,<1", "sentencepiece>=0.2,<1"],
+    "gcp": ["apache-beam[gcp]>=2.77,<2.78", "gcsfs>=2024.6"],
+    "aws": ["apache-beam[aws]>=2.77,<2.78", "s3fs>=2024.6"],
+    "demo": DEMO,
+    "dev": [
+        *DEMO,
+        "beartype>=0.20,<1",
+        "build>=1.2,<2",
+        "duckdb>=1.2,<3",
+        "hypothesis>=6.120,<7",
+        "mypy>=1.15,<3",
+        "polars>=1.20,<3",
+        "pre-commit>=4,<5",
+        "pytest>=8.3,<10",
+        "pytest-benchmark>=5,<6",
+        "pytest-timeout>=2.3,<3",
+        "rapidfuzz>=3.10,<4",
+        "ruff>=0.15,<0.18",
+        "setuptools>=77",
+    ],
+}
+
+setuptools.setup(
+    name="fusebeam",
+    version=VERSION.group(1),
+    description="Fuse the knowledge of several LLMs into one, on Apache Beam.",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(
+        include=["schemas*", "transforms*", "pipelines*", "train*"]
+    ),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["fusebeam = pipelines.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios, printed; nothing asserts a time."""

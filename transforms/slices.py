@@ -1,0 +1,108 @@
+"""A slice in, a file out: the one scheme by which every job does its work.
+
+A worker takes a slice of the plan, skips it if its file is there and was made by the
+same work, and otherwise writes it under a temporary name and renames it. So a repeated
+or retried job does only what is missing, on any runner, or with none.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import apache_beam as beam
+import pyarrow as pa
+
+from schemas import files, manifest, parquet, plan
+from schemas.plan import Slice
+
+
+class SliceWork(Protocol):
+    """What is done with one slice; its fields are its settings, so that it pickles."""
+
+    @property
+    def output(self) -> str:
+        """Folder that the slices' files go to."""
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether files of other settings are written anew instead of refused."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the files."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of pyarrow's ParquetWriter."""
+
+    def fingerprint(self, piece: Slice) -> str:
+        """Digests all that shapes the file of a slice."""
+
+    def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
+        """Writes the row groups of a slice and fills in its footer."""
+
+
+def do_slice(work: SliceWork, piece: Slice) -> bool:
+    """Makes the file of a slice, unless it is done.
+
+    Returns:
+      Whether there was anything to do.
+
+    Raises:
+      SchemaError: if a file of other settings is in the way.
+    """
+    path = files.join(work.output, piece.output)
+    fingerprint = work.fingerprint(piece)
+    if parquet.done(path, fingerprint, overwrite=work.overwrite):
+        return False
+    manifest.forget_entry(work.output, piece.output)
+    footer = {"fingerprint": fingerprint, "slice": piece.index, "digest": piece.digest}
+    with parquet.writer(path, work.schema, footer, **work.options) as tables:
+        work.fill(piece, tables)
+    assert tables.entry is not None
+    manifest.keep_entry(work.output, tables.entry)
+    return True
+
+
+class _DoSlice(beam.DoFn):
+    """Calls `do_slice` and counts what it did."""
+
+    def __init__(self, work: SliceWork) -> None:
+        self._work = work
+
+    def process(self, line: str) -> Iterator[str]:
+        piece = plan.from_line(line)
+        name = "slices_done" if do_slice(self._work, piece) else "slices_skipped"
+        beam.metrics.Metrics.counter(type(self._work), name).inc()
+        yield piece.output
+
+
+@dataclasses.dataclass
+class DoSlices(beam.PTransform):
+    """Reads a plan and does every chosen slice of it; yields the names of the files.
+
+    Attributes:
+      windows: the windows folder whose plan it is.
+      work: what to do with a slice.
+      chosen: "A-B", both included, or None for all.
+    """
+
+    windows: str
+    work: SliceWork
+    chosen: str | None = None
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection[str]:
+        chosen = plan.select(plan.read(self.windows), self.chosen)
+        first, last = chosen[0].index, chosen[-1].index
+        return (
+            root
+            | "Read plan" >> beam.io.ReadFromText(files.join(self.windows, plan.NAME))
+            | "Choose slices" >> beam.Filter(_is_within, first, last)
+            # The plan is one small file: without this all slices go to one worker.
+            | "Spread slices" >> beam.Reshuffle()
+            | "Do slices" >> beam.ParDo(_DoSlice(self.work))
+        )
+
+
+def _is_within(line: str, first: int, last: int) -> bool:
+    return first <= plan.from_line(line).index <= last
