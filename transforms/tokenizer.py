@@ -1,0 +1,286 @@
+"""A model's tokenizer, with exact byte spans.
+
+    tokenizer = load("models/smollm2")
+    window = tokenizer.encode_window("Häuser\n", ends_document=True)
+    window.token_ids, window.byte_ends
+
+Spans tile the UTF-8 of a text exactly, or AlignmentError is raised. No text becomes a
+control token, whatever it spells.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from tokenizers import Tokenizer as FastTokenizer
+
+from schemas.arrays import ByteEnds, TokenIds
+from schemas.errors import AlignmentError
+from transforms import roles, tokenizer_backends
+from transforms.functional import spans
+
+_HUB_FILES = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Encoding:
+    """Tokens of a text and where each ends, in bytes of its UTF-8."""
+
+    token_ids: TokenIds
+    byte_ends: ByteEnds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tokenizer:
+    """A model's tokenizer; `load` builds it.
+
+    Attributes:
+      name: what messages call it.
+      fingerprint: hash of all that the tokenization of texts depends on.
+      start_id: the token that stands in front of a window: BOS, or EOS where a
+        model has no BOS.
+      bos_id: begins a document, or None.
+      eos_id: ends a document, or None.
+      pad_id: fills rows, or None.
+      unk_id: stands for what the vocabulary cannot spell, or None.
+      token_bytes: the bytes each id stands for inside running text; None for
+        control tokens and ids without a token.
+      has_dummy_prefix: whether a space is put in front of a text. It has no bytes:
+        the first token's span covers what is left of it, perhaps nothing.
+    """
+
+    name: str
+    fingerprint: str
+    start_id: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    unk_id: int | None
+    token_bytes: list[bytes | None] = field(repr=False)
+    has_dummy_prefix: bool
+    _backend: tokenizer_backends.Backend = field(repr=False)
+    _spelled: list[bytes] = field(init=False, repr=False)
+    _lengths: Int64[np.ndarray, " v"] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        spelled = [piece or b"" for piece in self.token_bytes]
+        object.__setattr__(self, "_spelled", spelled)
+        object.__setattr__(self, "_lengths", np.array([len(s) for s in spelled]))
+
+    @property
+    def size(self) -> int:
+        """One more than the highest id; a model may have more logits, or fewer."""
+        return len(self.token_bytes)
+
+    def encode(self, text: str) -> Encoding:
+        """Tokenizes a text from its beginning, without start token and EOS.
+
+        Raises:
+          AlignmentError: if spans cannot tile the text's bytes.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """Tokenizes many texts, as `encode` does one."""
+        batch = self._backend.ids(texts)
+        return [self._span(text, ids) for text, ids in zip(texts, batch, strict=True)]
+
+    def encode_window(self, text: str, ends_document: bool) -> Encoding:
+        """Tokenizes a window, with the start token, and EOS where its document ends.
+
+        The start token has the empty span at 0, EOS the empty span at the end. A
+        model without EOS gets none.
+
+        Raises:
+          AlignmentError: if spans cannot tile the window's bytes.
+        """
+        return self.encode_windows([text], [ends_document])[0]
+
+    def encode_windows(
+        self, texts: Sequence[str], ends_document: Sequence[bool]
+    ) -> list[Encoding]:
+        """Tokenizes many windows, as `encode_window` does one."""
+        return [
+            self._frame(encoding, ends)
+            for encoding, ends in zip(
+                self.encode_batch(texts), ends_document, strict=True
+            )
+        ]
+
+    def encode_middle(self, text: str) -> TokenIds:
+        """Tokenizes a text as if it stood inside running text: no dummy prefix."""
+        return self.encode_middle_batch([text])[0]
+
+    def encode_middle_batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Tokenizes many texts, as `encode_middle` does one."""
+        batch = self._backend.ids_in_running_text(texts)
+        return [np.array(ids, np.int32) for ids in batch]
+
+    def count(self, text: str) -> int:
+        """Counts a text's tokens, without start token and EOS."""
+        return self._backend.count(text)
+
+    def _frame(self, encoding: Encoding, ends_document: bool) -> Encoding:
+        ids, ends = encoding.token_ids, encoding.byte_ends
+        behind = [] if self.eos_id is None or not ends_document else [self.eos_id]
+        n_bytes = ends[-1] if len(ends) else 0
+        return Encoding(
+            token_ids=np.concatenate([[self.start_id], ids, behind]).astype(np.int32),
+            byte_ends=np.concatenate([[0], ends, [n_bytes] * len(behind)]).astype(
+                np.int32
+            ),
+        )
+
+    def _span(self, text: str, ids: list[int]) -> Encoding:
+        """Finds the spans by the tokens' bytes, or else by their characters."""
+        raw = text.encode()
+        spelled = self._spell(ids)
+        prefix = len(spelled) - len(raw)
+        if spelled == raw or (prefix == 1 and spelled == b" " + raw):
+            flat = np.array(ids, np.int32)
+            ends = spans.ends_from_lengths(self._lengths[flat], prefix)
+            return Encoding(token_ids=flat, byte_ends=ends)
+        return self._span_by_chars(text)
+
+    def _span_by_chars(self, text: str) -> Encoding:
+        found = self._backend.char_spans(text)
+        if found is None:
+            raise self._misfit(text, 0, "its tokens spell other bytes")
+        if not self._backend.controls.isdisjoint(found.ids):
+            raise self._misfit(text, 0, "text became a control token")
+        self._check_gaps(text, found)
+        flat = np.array(found.ids, np.int32)
+        ends = spans.ends_from_offsets(
+            found.starts, found.stops, spans.char_borders(text), self._lengths[flat]
+        )
+        return Encoding(token_ids=flat, byte_ends=ends)
+
+    def _check_gaps(self, text: str, found: tokenizer_backends.CharSpans) -> None:
+        """Makes sure that characters without a token were composed, not dropped.
+
+        A normalizer that makes "é" of "e" and a combining accent reports the "e"
+        alone. The accent is covered by that token then, provided that the text would
+        be normalized otherwise without it, and that the tokens spell all that the
+        normalizer made.
+        """
+        gaps = spans.uncovered_chars(found.starts, found.stops, len(text))
+        if not gaps:
+            return
+        whole = self._backend.normalized(text)
+        if self._spell(found.ids) not in (whole, b" " + whole):
+            raise self._misfit(text, gaps[0][1], "characters were dropped")
+        for group, start, stop in gaps:
+            with_gap = self._backend.normalized(text[group:stop])
+            if with_gap == self._backend.normalized(text[group:start]):
+                raise self._misfit(text, start, "characters were dropped")
+
+    def _spell(self, ids: Iterable[int]) -> bytes:
+        return b"".join(map(self._spelled.__getitem__, ids))
+
+    def _misfit(self, text: str, char: int, reason: str) -> AlignmentError:
+        at = len(text[:char].encode())
+        return AlignmentError(
+            f"tokens of {self.name} must tile the text's {len(text.encode())} bytes, "
+            f"but at byte {at} {reason}; leave this document or this model out, or "
+            "give the model a tokenizer.json that loses nothing"
+        )
+
+
+def load(model: str) -> Tokenizer:
+    """Loads the tokenizer of a model.
+
+    A folder's `tokenizer.json` is read directly. What has none (a GGUF file, a
+    tokenizer that is Python code) goes through transformers, which runs no code of
+    the model's.
+
+    Args:
+      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
+
+    Returns:
+      The tokenizer.
+
+    Raises:
+      FileNotFoundError: if a path does not exist.
+      ValueError: if the tokenizer has neither BOS nor EOS, or loses text.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return _load_folder(path, path.resolve().name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"no GGUF file at {model}")
+        return _load_by_transformers(path.parent, path.stem, gguf_file=path.name)
+    if path.exists() or path.is_absolute() or len(path.parts) > 2 or model[:1] in ".~":
+        raise FileNotFoundError(
+            f"a model must be a folder, a .gguf file or a name on the hub, got {model}"
+        )
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(model, allow_patterns=list(_HUB_FILES))
+    return _load_folder(Path(folder), model)
+
+
+def _load_folder(folder: Path, name: str) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return _load_by_transformers(folder, name)
+    fast = FastTokenizer.from_file(str(file))
+    found = roles.read_roles(folder, fast.token_to_id)
+    backend = tokenizer_backends.FastBackend(json.loads(fast.to_str()))
+    return _assemble(name, backend, found)
+
+
+def _load_by_transformers(folder: Path, name: str, **options: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(
+        str(folder), trust_remote_code=False, **options
+    )
+    found = roles.Roles(
+        bos_id=loaded.bos_token_id,
+        eos_id=loaded.eos_token_id,
+        pad_id=loaded.pad_token_id,
+        unk_id=loaded.unk_token_id,
+    )
+    backend: tokenizer_backends.Backend
+    if loaded.is_fast:
+        spec = json.loads(loaded.backend_tokenizer.to_str())
+        backend = tokenizer_backends.FastBackend(spec)
+    else:
+        backend = tokenizer_backends.SlowBackend(loaded, _identity(loaded, folder))
+    return _assemble(name, backend, found)
+
+
+def _identity(loaded: Any, folder: Path) -> bytes:
+    """Joins class and vocabulary files of a tokenizer that is Python code."""
+    files = [folder / name for name in sorted(loaded.vocab_files_names.values())]
+    contents = [file.read_bytes() for file in files if file.is_file()]
+    return b"\0".join([type(loaded).__name__.encode(), *contents])
+
+
+def _assemble(
+    name: str, backend: tokenizer_backends.Backend, found: roles.Roles
+) -> Tokenizer:
+    start = found.eos_id if found.bos_id is None else found.bos_id
+    if start is None:
+        raise ValueError(
+            f"the tokenizer of {name} must have a BOS or an EOS token, and neither "
+            "tokenizer_config.json nor config.json names one; add a bos_token or an "
+            "eos_token to its tokenizer_config.json"
+        )
+    roles_json = json.dumps(asdict(found), sort_keys=True).encode()
+    digest = hashlib.blake2b(backend.identity + roles_json, digest_size=16)
+    return Tokenizer(
+        name=name,
+        fingerprint=digest.hexdigest(),
+        start_id=start,
+        **asdict(found),
+        token_bytes=backend.token_bytes,
+        has_dummy_prefix=backend.has_dummy_prefix,
+        _backend=backend,
+    )
