@@ -1,0 +1,56 @@
+"""Names of the tensors that travel inside the trainer.
+
+Axes: b rows of a batch, t positions of a row, n positions of a batch that count, k kept
+entries, v vocabulary, d hidden size. Shapes are checked under pytest only.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Scalar = Float[Tensor, ""]
+"""One number."""
+
+TokenRows = Int[Tensor, "b t"]
+"""Vocabulary ids of packed rows."""
+
+MaskRows = Bool[Tensor, "b t"]
+"""One truth value a position."""
+
+TopIdRows = Int[Tensor, "b t k"]
+"""Kept ids of the fused rows, by falling probability; -1 behind the last."""
+
+ProbRows = Float[Tensor, "b t k"]
+"""Their probabilities in [0, 1]; 0 behind the last."""
+
+TailRows = Float[Tensor, "b t"]
+"""1 - sum of the kept probabilities, in [0, 1]."""
+
+Hidden = Float[Tensor, "n d"]
+"""Last hidden states, what the output head is applied to."""
+
+HeadWeight = Float[Tensor, "v d"]
+"""Weight of the output head."""
+
+HeadBias = Float[Tensor, " v"]
+"""Bias of the output head."""
+
+Logits = Float[Tensor, "n v"]
+"""Unnormalized log-probabilities."""
+
+Targets = Int[Tensor, " n"]
+"""The token that comes next."""
+
+Counted = Bool[Tensor, " n"]
+"""Whether a position counts."""
+
+TopIds = Int[Tensor, "n k"]
+"""Kept ids, each once in a row; behind the last, the first again."""
+
+Probs = Float[Tensor, "n k"]
+"""Probabilities of the kept ids; 0 behind the last."""
+
+Kept = Bool[Tensor, "n k"]
+"""Whether an entry is one of the kept, not padding."""
+
+Tail = Float[Tensor, " n"]
+"""Probability of all that is not kept."""
