@@ -319,7 +319,7 @@ class _LogitsLoss(torch.autograd.Function):
 def _outputs(
     ctx: Any, sums: Tensor, scales: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    loss = sums[0] * scales[0] + sums[1] * scales[1]
+    loss = sums[0] * scales[0].to(sums) + sums[1] * scales[1].to(sums)
     clm_sum, fusion_sum = sums[0].clone(), sums[1].clone()
     ctx.mark_non_differentiable(clm_sum, fusion_sum)
     return loss, clm_sum, fusion_sum
