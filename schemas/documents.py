@@ -11,7 +11,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,7 +112,7 @@ def _records(path: str, fields: Fields) -> Iterator[bytes | dict[str, Any]]:
                 yield from _lines(path, stream)
 
 
-def _whole(path: str, raw: IO[bytes]) -> str | bytes:
+def _whole(path: str, raw: Any) -> str | bytes:
     """Reads a text file; bytes that are not UTF-8 stay bytes, and become a reject."""
     content = raw.read(MAX_DOCUMENT_BYTES + 1)
     if len(content) > MAX_DOCUMENT_BYTES:
@@ -123,7 +123,7 @@ def _whole(path: str, raw: IO[bytes]) -> str | bytes:
         return content
 
 
-def _rows(path: str, raw: IO[bytes], fields: Fields) -> Iterator[dict[str, Any]]:
+def _rows(path: str, raw: Any, fields: Fields) -> Iterator[dict[str, Any]]:
     file = pq.ParquetFile(raw)
     wanted = [n for n in (fields.text, fields.id, fields.domain) if n is not None]
     for name in wanted:
@@ -136,9 +136,10 @@ def _rows(path: str, raw: IO[bytes], fields: Fields) -> Iterator[dict[str, Any]]
         yield from batch.to_pylist()
 
 
-def _unpacked(path: str, raw: IO[bytes]) -> IO[bytes]:
+def _unpacked(path: str, raw: Any) -> Any:
+    """Returns a stream of the bytes within, by the file's name."""
     if path.endswith(".gz"):
-        return gzip.open(raw)  # type: ignore[return-value]
+        return gzip.open(raw)
     if path.endswith(".zst"):
         return io.BufferedReader(_ZstandardStream(raw), _BLOCK_BYTES)
     return raw
@@ -147,7 +148,7 @@ def _unpacked(path: str, raw: IO[bytes]) -> IO[bytes]:
 class _ZstandardStream(io.RawIOBase):
     """Unpacks zstandard frames; unlike the library's reader it sees a missing end."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: Any) -> None:
         self._raw = raw
         self._unpack = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
         self._frame = self._unpack.decompressobj(write_size=_BLOCK_BYTES)
@@ -176,7 +177,7 @@ class _ZstandardStream(io.RawIOBase):
         return count
 
 
-def _lines(path: str, stream: IO[bytes]) -> Iterator[bytes]:
+def _lines(path: str, stream: Any) -> Iterator[bytes]:
     """Yields the lines that are not blank; a too long one ends the job."""
     while line := stream.readline(MAX_DOCUMENT_BYTES + 1):
         if len(line) > MAX_DOCUMENT_BYTES:

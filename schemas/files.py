@@ -11,7 +11,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -107,7 +107,7 @@ def _remote(fs: Any) -> bool:
     return not isinstance(fs, LocalFileSystem)
 
 
-def open_input(path: str) -> IO[bytes]:
+def open_input(path: str) -> Any:
     """Opens a file for reading bytes, as it is: nothing is decompressed."""
     fs, plain = filesystem(path)
     if not fs.exists(plain):
@@ -156,7 +156,7 @@ def checksum(path: str) -> str:
 class CountedFile:
     """A file open for writing that counts and digests what passes through it."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: Any) -> None:
         self._file = file
         self._hasher = hashlib.sha256()
         self.bytes = 0
@@ -176,7 +176,7 @@ class CountedFile:
     @property
     def closed(self) -> bool:
         """Whether the file below is closed."""
-        return self._file.closed
+        return bool(self._file.closed)
 
     def tell(self) -> int:
         """Returns the offset, which is the number of bytes written."""

@@ -35,6 +35,7 @@ class Manifest:
       fingerprint: digest of all that shapes the folder's bytes: settings and inputs.
       settings: the settings of the stage that shape its output, by name.
       inputs: fingerprints of what it was made from, by name (windows, model, ...).
+      origins: where the inputs were found, as the command named them; of no weight.
       counts: documents, windows, tokens, ... in and out, by name.
       files: the data files by name, in the order of the plan.
       code_version: version of FuseBeam that wrote it.
@@ -44,6 +45,7 @@ class Manifest:
     fingerprint: str
     settings: Mapping[str, Any]
     inputs: Mapping[str, Any]
+    origins: Mapping[str, Any]
     counts: Mapping[str, int]
     files: Sequence[FileEntry]
     code_version: str

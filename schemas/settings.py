@@ -8,6 +8,7 @@ those that do enter the fingerprint.
 import argparse
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -183,6 +184,8 @@ def snake_case_flags(argv: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
+            # argparse spells the denial of a truth value with a hyphen.
+            name = re.sub("^--no_", "--no-", name)
         spelt.append(name + equals + value)
     return spelt
 

@@ -1,7 +1,7 @@
 """Runs every benchmark, prints one table and writes build/bench.json.
 
-Each tests/bench/bench_*.py has `run()`, which measures and returns rows of
-{"name", "value", "unit", "against", "ratio", "aim", "met"}. Nothing here asserts a time.
+Each bench_*.py has `run()`, which measures and returns rows of
+{"name", "value", "unit", "against", "ratio", "aim", "met"}; nothing asserts a time.
 """
 
 import importlib

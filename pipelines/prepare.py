@@ -1,0 +1,291 @@
+"""fusebeam prepare: cut a corpus into windows that fit every model.
+
+Writes one windows folder for each split: OUTPUT/SPLIT.
+"""
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines import launch, stage
+from schemas import documents, files, manifest, parquet, plan, settings, windows
+from schemas.documents import Fields
+from schemas.errors import FusionError
+from schemas.manifest import Manifest
+from schemas.plan import Slice
+from schemas.settings import setting
+from transforms import prepare, tokenizer
+from transforms.functional import splits
+from transforms.prepare import Cut, DoUnits, Unit
+
+UNITS = "units.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Settings of `fusebeam prepare`."""
+
+    inputs: tuple[str, ...] = setting(
+        help="corpus files, folders or globs: .jsonl, .jsonl.gz, .jsonl.zst, .parquet,"
+        " .txt; local, gs:// or s3://",
+        shapes_output=False,
+    )
+    output: str = setting(
+        help="folder that gets a windows folder for each split", shapes_output=False
+    )
+    models: tuple[str, ...] = setting(
+        (),
+        help="models whose tokenizers every window must fit: folders, .gguf or hub ids",
+        shapes_output=False,
+    )
+    text_field: str = setting("text", help="field of a record that holds its text")
+    id_field: str | None = setting(
+        None, help="field that holds its id; left out: file name and row"
+    )
+    domain_field: str | None = setting(
+        None, help="field that labels it, for tables by domain"
+    )
+    splits: str = setting(
+        "train=1", help="named shares of the documents, e.g. fusion=.8,dev=.1,test=.1"
+    )
+    protected: tuple[str, ...] = setting(
+        ("dev", "heldout", "test"),
+        help="splits whose near-duplicates leave the others",
+    )
+    max_tokens: int = setting(
+        1024, help="tokens of a window at most, start token and EOS included"
+    )
+    max_bytes: int | None = setting(None, help="bytes of a window at most")
+    group_windows: int = setting(256, help="windows of a row group")
+    slice_bytes: int = setting(
+        8 << 20, help="bytes of text of a slice, the unit of work of what follows"
+    )
+    max_reject_fraction: float = setting(
+        0.0, help="share of the documents that may be rejected, in [0, 1]"
+    )
+    overwrite: bool = setting(
+        False, help="write anew what other settings have written", shapes_output=False
+    )
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without reading a file."""
+        if not self.inputs:
+            raise ValueError("inputs must name at least one file")
+        for name in ("max_tokens", "group_windows", "slice_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.max_bytes is not None and self.max_bytes < 4:
+            raise ValueError(
+                f"max_bytes must be at least 4, a character's, got {self.max_bytes}"
+            )
+        if not self.models and self.max_bytes is None:
+            raise ValueError("models or max_bytes must be given, to say what fits")
+        if not 0 <= self.max_reject_fraction <= 1:
+            raise ValueError(
+                f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
+            )
+        splits.parse_splits(self.splits)
+
+
+def units_of(config: PrepareConfig) -> list[Unit]:
+    """Lists the input files, sorted; labels tell files of one name apart."""
+    paths = files.expand(config.inputs)
+    for path in paths:
+        documents.check_suffix(path)
+    twice = Counter(map(files.name_of, paths))
+    return [
+        Unit(
+            index=index,
+            path=path,
+            label=files.name_of(path)
+            if twice[files.name_of(path)] == 1
+            else f"{index}/{files.name_of(path)}",
+        )
+        for index, path in enumerate(paths)
+    ]
+
+
+def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
+    """Returns the fingerprints of what the windows are made from."""
+    return {
+        "corpus": files.digest([[u.label, files.identity(u.path)] for u in units]),
+        "tokenizers": [tokenizer.load(name).fingerprint for name in config.models],
+    }
+
+
+def cut_of(config: PrepareConfig, inputs: Mapping[str, Any]) -> Cut:
+    """Returns how the corpus is to be cut."""
+    named = splits.parse_splits(config.splits)
+    names = {split.name for split in named}
+    return Cut(
+        output=config.output,
+        fields=Fields(
+            text=config.text_field, id=config.id_field, domain=config.domain_field
+        ),
+        splits=tuple(named),
+        protected=tuple(name for name in config.protected if name in names),
+        tokenizers=config.models,
+        max_tokens=config.max_tokens,
+        max_bytes=config.max_bytes,
+        group_windows=config.group_windows,
+        fingerprint=stage.identity(windows.STAGE, settings.shaping(config), inputs),
+        overwrite=config.overwrite,
+    )
+
+
+def prepare_corpus(
+    config: PrepareConfig, runner_flags: Sequence[str] = ()
+) -> dict[str, Manifest]:
+    """Cuts a corpus, and describes each split once all of its files are there.
+
+    Returns:
+      The manifest of each split's windows folder.
+
+    Raises:
+      FusionError: if more documents were rejected than `max_reject_fraction` allows;
+        names the reasons and where the rejects are listed.
+    """
+    units = units_of(config)
+    inputs = inputs_of(config, units)
+    cut = cut_of(config, inputs)
+    folders = {split.name: cut.folder(split.name) for split in cut.splits}
+    if all(_whole(config, folder, split, inputs) for split, folder in folders.items()):
+        return {s: manifest.read(f, windows.STAGE) for s, f in folders.items()}
+    listed = files.join(config.output, UNITS)
+    files.write_bytes(listed, "".join(u.to_line() + "\n" for u in units).encode())
+    if cut.protected and len(cut.protected) < len(cut.splits):
+        launch.run(lambda root: root | DoUnits(listed, cut, "index"), runner_flags)
+    last = folders[cut.splits[-1].name]
+    with launch.Progress(
+        "prepare", len(units), lambda: len(files.names(last, ".parquet"))
+    ):
+        launch.run(lambda root: root | DoUnits(listed, cut, "cut"), runner_flags)
+    rejects = _rejects(config, units)
+    return {
+        split: _finish(config, folder, split, units, inputs, rejects)
+        for split, folder in folders.items()
+    }
+
+
+def _settings(config: PrepareConfig, split: str) -> dict[str, Any]:
+    return {**settings.shaping(config), "split": split}
+
+
+def _whole(
+    config: PrepareConfig, folder: str, split: str, inputs: Mapping[str, Any]
+) -> bool:
+    return stage.whole(
+        folder,
+        windows.STAGE,
+        _settings(config, split),
+        inputs,
+        overwrite=config.overwrite,
+    )
+
+
+def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
+    """Counts what was left out by reason, and refuses too many rejects."""
+    folder = files.join(config.output, prepare.REJECTS)
+    reasons: Counter[str] = Counter()
+    for unit in units:
+        name = f"part-{unit.index:06d}.jsonl"
+        for line in files.read_bytes(files.join(folder, name)).splitlines():
+            reasons[prepare.reason_of(line)] += 1
+    kept = sum(
+        parquet.footer(files.join(config.output, split.name, unit.part))["documents"]
+        for split in splits.parse_splits(config.splits)
+        for unit in units
+    )
+    bad = sum(n for reason, n in reasons.items() if reason != prepare.NEAR_DUPLICATE)
+    read = kept + sum(reasons.values())
+    if bad > config.max_reject_fraction * read:
+        listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
+        raise FusionError(
+            f"at most {config.max_reject_fraction:g} of the documents may be rejected,"
+            f" got {bad} of {read} ({listed}); they are listed in {folder}: mend them,"
+            " or allow a share by --max_reject_fraction"
+        )
+    return reasons
+
+
+def _finish(
+    config: PrepareConfig,
+    folder: str,
+    split: str,
+    units: Sequence[Unit],
+    inputs: Mapping[str, Any],
+    rejects: Counter[str],
+) -> Manifest:
+    """Writes the plan and the manifest of one split."""
+    names = [unit.part for unit in units]
+    plan.write(folder, plan_slices(folder, names, config.slice_bytes))
+    left_out = {f"left_out_{reason}": n for reason, n in sorted(rejects.items())}
+    return stage.finish(
+        folder,
+        windows.STAGE,
+        settings=_settings(config, split),
+        inputs=inputs,
+        origins={"corpus": list(config.inputs), "tokenizers": list(config.models)},
+        names=names,
+        count=lambda footers: {
+            **stage.total(footers, "documents", "windows", "text_bytes"),
+            **left_out,
+        },
+    )
+
+
+def plan_slices(folder: str, names: Sequence[str], slice_bytes: int) -> list[Slice]:
+    """Groups the row groups of windows files into slices of about `slice_bytes`."""
+    slices: list[Slice] = []
+    for name in names:
+        groups = parquet.footer(files.join(folder, name))["groups"]
+        start = 0
+        while start < len(groups):
+            stop, size = start, 0
+            while stop < len(groups) and (stop == start or size < slice_bytes):
+                size += groups[stop]["text_bytes"]
+                stop += 1
+            chosen = groups[start:stop]
+            slices.append(
+                Slice(
+                    index=len(slices),
+                    file=name,
+                    row_group_start=start,
+                    row_group_stop=stop,
+                    windows=sum(group["windows"] for group in chosen),
+                    text_bytes=size,
+                    digest=windows.slice_digest(group["digest"] for group in chosen),
+                )
+            )
+            start = stop
+    return slices
+
+
+def build(root: beam.Pipeline, listed: str, cut: Cut) -> beam.PCollection[str]:
+    """Wires the second pass; yields the names of the parts."""
+    return root | "Cut" >> DoUnits(listed, cut, "cut")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    config, runner_flags = launch.parse(
+        PrepareConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="fusebeam prepare",
+        description=__doc__ or "",
+    )
+    for split, made in prepare_corpus(config, runner_flags).items():
+        counts = made.counts
+        print(
+            f"{config.output}/{split}: {counts['documents']:,} documents,"
+            f" {counts['windows']:,} windows, {counts['text_bytes']:,} bytes"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""fusebeam score: one model's top-k distributions over every window."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import apache_beam as beam
+
+from pipelines import launch, stage
+from schemas import files, manifest, plan, scores, settings, windows
+from schemas.manifest import Manifest
+from schemas.plan import Slice
+from schemas.settings import setting
+from transforms import score, scorer, slices, tokenizer
+from transforms.scorer import ScorerSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Settings of `fusebeam score`."""
+
+    windows: str = setting(help="windows folder to score", shapes_output=False)
+    model: str = setting(
+        help="the model: a local folder, a .gguf file or a hub id", shapes_output=False
+    )
+    output: str = setting(help="scores folder to write", shapes_output=False)
+    tokenizer: str | None = setting(
+        None,
+        help="its tokenizer, where it is not the model's own",
+        shapes_output=False,
+    )
+    top_k: int = setting(10, help="entries kept for each position")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", help="number format of weights; auto: bfloat16 where it is fast"
+    )
+    device: str = setting(
+        "auto", help="cpu, cuda or cuda:N; auto: CUDA where there is one"
+    )
+    batch_tokens: int = setting(
+        4096, help="tokens of one forward pass, padding included; bounds memory"
+    )
+    threads: int | None = setting(
+        None, help="threads of the CPU's arithmetic; left out: what torch takes"
+    )
+    max_reject_fraction: float = setting(
+        0.0, help="share of a slice's windows that may fail, in [0, 1]"
+    )
+    tune_allocator: bool = setting(
+        True,
+        help="keep large blocks in the process on glibc, which is faster on CPU",
+        shapes_output=False,
+    )
+    slices: str | None = setting(
+        None,
+        help="do only slices A-B, both included, counted from 0, without a runner",
+        shapes_output=False,
+    )
+    overwrite: bool = setting(
+        False, help="write anew what other settings have written", shapes_output=False
+    )
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without reading a file."""
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be positive, got {self.batch_tokens}")
+        if not 0 <= self.max_reject_fraction <= 1:
+            raise ValueError(
+                f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
+            )
+
+    @property
+    def scorer(self) -> ScorerSettings:
+        """The settings of the scorer itself."""
+        return ScorerSettings(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            top_k=self.top_k,
+            dtype=self.dtype,
+            device=self.device,
+            batch_tokens=self.batch_tokens,
+            threads=self.threads,
+            tune_allocator=self.tune_allocator,
+        )
+
+
+def inputs_of(config: ScoreConfig) -> dict[str, Any]:
+    """Returns the fingerprints of what the scores are made from."""
+    return {
+        "windows": manifest.read(config.windows, windows.STAGE).fingerprint,
+        "model": scorer.model_fingerprint(config.model),
+        "tokenizer": tokenizer.load(config.tokenizer or config.model).fingerprint,
+    }
+
+
+def shaping(config: ScoreConfig) -> dict[str, Any]:
+    """Returns the settings that shape the scores, what is automatic made definite."""
+    return {**settings.shaping(config), **scorer.resolved(config.scorer)}
+
+
+def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
+    """Returns what is to be done with each slice."""
+    return score.ScoreSlices(
+        windows=config.windows,
+        output=config.output,
+        settings=config.scorer,
+        identity=stage.identity(scores.STAGE, shaping(config), inputs),
+        max_reject_fraction=config.max_reject_fraction,
+        overwrite=config.overwrite,
+    )
+
+
+def build(
+    root: beam.Pipeline, config: ScoreConfig, work: score.ScoreSlices
+) -> beam.PCollection[str]:
+    """Wires the job; yields the names of the files it made or found."""
+    return root | "Score" >> slices.DoSlices(config.windows, work, config.slices)
+
+
+def score_windows(
+    config: ScoreConfig, runner_flags: Sequence[str] = ()
+) -> Manifest | None:
+    """Scores a windows folder, and describes the scores once all slices are there.
+
+    Returns:
+      The manifest, or None where slices outside `config.slices` are missing.
+    """
+    inputs = inputs_of(config)
+    shaped = shaping(config)
+    if stage.whole(
+        config.output, scores.STAGE, shaped, inputs, overwrite=config.overwrite
+    ):
+        return manifest.read(config.output, scores.STAGE)
+    pieces = plan.read(config.windows)
+    work = work_of(config, inputs)
+    with _progress(config, pieces):
+        if config.slices is not None:
+            for piece in plan.select(pieces, config.slices):
+                slices.do_slice(work, piece)
+        else:
+            launch.run(lambda root: build(root, config, work), runner_flags)
+    score.unload()
+    if stage.slices_present(config.output, pieces) < len(pieces):
+        return None
+    return stage.finish(
+        config.output,
+        scores.STAGE,
+        settings=shaped,
+        inputs=inputs,
+        origins={
+            "windows": config.windows,
+            "model": config.model,
+            "tokenizer": config.tokenizer or config.model,
+        },
+        names=[piece.output for piece in pieces],
+        count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
+    )
+
+
+def _progress(config: ScoreConfig, pieces: Sequence[Slice]) -> launch.Progress:
+    chosen = plan.select(list(pieces), config.slices)
+    return launch.Progress(
+        f"score {files.name_of(config.output)}",
+        len(chosen),
+        lambda: stage.slices_present(config.output, chosen),
+        sum(piece.text_bytes for piece in chosen),
+        "bytes",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    config, runner_flags = launch.parse(
+        ScoreConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="fusebeam score",
+        description=__doc__ or "",
+    )
+    made = score_windows(config, runner_flags)
+    if made is None:
+        print(f"slices {config.slices} done; others are missing, so no manifest yet")
+    else:
+        counts = made.counts
+        print(
+            f"{config.output}: {counts['windows']:,} windows, {counts['tokens']:,}"
+            f" tokens, {counts['failed']:,} failed"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from schemas import files
+from schemas.errors import SchemaError
+
+
+def test_a_published_file_appears_whole_and_leaves_no_temporary(tmp_path: Path) -> None:
+    path = f"{tmp_path}/folder/file.bin"
+    with files.publish(path) as file:
+        file.write(b"abc")
+        assert not files.exists(path)
+    assert files.read_bytes(path) == b"abc"
+    assert files.names(f"{tmp_path}/folder/.tmp") == []
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    path = f"{tmp_path}/file.bin"
+    files.write_bytes(path, b"old")
+    with pytest.raises(TypeError), files.publish(path) as file:
+        file.write(None)
+    assert files.read_bytes(path) == b"old"
+    assert files.names(f"{tmp_path}/.tmp") == []
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.fail("this test needs /dev/full, as Linux has it")
+    no_space = os.strerror(errno.ENOSPC)
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(OSError, match=no_space),
+    ):
+        files.CountedFile(full).write(b"x")
+
+
+def test_counts_and_digest_are_those_of_the_file(tmp_path: Path) -> None:
+    path = f"{tmp_path}/file.bin"
+    with files.publish(path) as file:
+        file.write(b"abc")
+        file.write(memoryview(b"defg"))
+        counted = file.bytes, file.sha256
+    assert counted == (files.size(path), files.checksum(path))
+
+
+@pytest.mark.parametrize("base", ["memory://box", "LOCAL"])
+def test_every_filesystem_is_written_and_listed_alike(
+    base: str, tmp_path: Path
+) -> None:
+    folder = str(tmp_path) if base == "LOCAL" else base
+    for name in ("b.txt", "a.txt", "c.bin"):
+        files.write_bytes(files.join(folder, name), name.encode())
+    assert files.names(folder, ".txt") == ["a.txt", "b.txt"]
+    found = files.expand([files.join(folder, "*.txt")])
+    assert [files.name_of(path) for path in found] == ["a.txt", "b.txt"]
+    assert [files.read_bytes(path) for path in found] == [b"a.txt", b"b.txt"]
+    files.remove_tree(folder)
+    assert files.names(folder) == []
+
+
+def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing-here"):
+        files.expand([f"{tmp_path}/nothing-here*.jsonl"])
+
+
+def test_a_file_matched_twice_is_listed_once(tmp_path: Path) -> None:
+    files.write_bytes(f"{tmp_path}/a.txt", b"")
+    assert len(files.expand([f"{tmp_path}/a.txt", f"{tmp_path}/*.txt"])) == 1
+
+
+def test_broken_json_names_its_file(tmp_path: Path) -> None:
+    files.write_bytes(f"{tmp_path}/x.json", b"{")
+    with pytest.raises(SchemaError, match=r"x\.json"):
+        files.read_json(f"{tmp_path}/x.json")
+
+
+def test_equal_values_have_equal_digests_whatever_their_order() -> None:
+    assert files.digest({"a": 1, "b": [2]}) == files.digest({"b": [2], "a": 1})
+    assert files.digest({"a": 1}) != files.digest({"a": 2})

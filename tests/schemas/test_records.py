@@ -1,0 +1,242 @@
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars
+import pytest
+
+from schemas import files, manifest, parquet, plan, scores, windows
+from schemas.errors import SchemaError
+from schemas.manifest import FileEntry, Manifest
+from schemas.plan import Slice
+from schemas.scores import Score
+from schemas.windows import Window
+
+RNG = np.random.default_rng(0)
+
+
+def window(name: str, **more: object) -> Window:
+    fields = {"doc_id": "d", "text": "hé", "byte_start": 0, "ends_document": False}
+    return Window(window_id=name, **{**fields, **more})  # type: ignore[arg-type]
+
+
+def score(name: str, n: int, k: int = 4) -> Score:
+    return Score(
+        window_id=name,
+        token_ids=RNG.integers(0, 99, n).astype(np.int32),
+        byte_ends=np.arange(n, dtype=np.int32),
+        top_ids=RNG.integers(0, 99, (n - 1, k)).astype(np.int32),
+        top_logprobs=-RNG.random((n - 1, k)).astype(np.float32),
+        logsumexp=RNG.random(n - 1).astype(np.float32),
+        gold_logprob=-RNG.random(n - 1).astype(np.float32),
+        nll_nats=1.5,
+        n_bytes=n - 1,
+    )
+
+
+def write(path: str, groups: list[list[Score]], **footer: object) -> None:
+    options = scores.WRITER_OPTIONS
+    with parquet.writer(path, scores.SCHEMA, footer, **options) as tables:
+        for group in groups:
+            tables.write(scores.to_table(group))
+
+
+def test_windows_survive_a_table() -> None:
+    made = [window("a"), window("b", domain="x", loss_spans=(0, 1), ends_document=True)]
+    again = windows.from_table(windows.to_table(made))
+    for one, other in zip(made, again, strict=True):
+        for name in windows.SCHEMA.names:
+            assert getattr(one, name) == getattr(other, name)
+
+
+def test_an_empty_window_is_refused() -> None:
+    with pytest.raises(SchemaError, match="must hold text"):
+        window("a", text="")
+
+
+def test_scores_survive_a_file_row_for_row(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s.parquet"
+    groups = [[score("a", 5), scores.failed("b", 7, "bad", 4)], [score("c", 2)]]
+    write(path, groups, k=4)
+    for group, again in zip(groups, scores.read(path), strict=True):
+        for one, other in zip(group, again, strict=True):
+            for name in ("window_id", "nll_nats", "n_bytes", "error"):
+                assert getattr(one, name) == getattr(other, name)
+            for name in ("token_ids", "byte_ends", "top_ids", "top_logprobs"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_duckdb_and_polars_read_scores_as_plain_columns(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s.parquet"
+    one = score("a", 5)
+    write(path, [[one, scores.failed("b", 7, "bad", 4)]], k=4)
+    rows = duckdb.sql(
+        f"select window_id, top_ids, gold_logprob, error from '{path}' order by 1"
+    ).fetchall()
+    assert rows[0][1] == one.top_ids.ravel().tolist()
+    assert rows[0][2] == one.gold_logprob.tolist()
+    assert rows[1] == ("b", None, None, "bad")
+    frame = polars.read_parquet(path)
+    assert frame["top_logprobs"][0].to_list() == one.top_logprobs.ravel().tolist()
+
+
+def test_a_score_whose_arrays_disagree_is_refused() -> None:
+    good = score("a", 5)
+    with pytest.raises(SchemaError, match="3 rows"):
+        Score(
+            **{
+                **{n: getattr(good, n) for n in scores.SCHEMA.names},
+                "token_ids": good.token_ids[:-1],
+                "byte_ends": good.byte_ends[:-1],
+            }
+        )
+
+
+def test_bits_per_byte_of_a_known_cost() -> None:
+    assert score("a", 5).bits_per_byte == pytest.approx(1.5 / np.log(2) / 4)
+    assert np.isnan(scores.failed("a", 3, "bad", 4).bits_per_byte)
+
+
+def test_work_is_done_only_under_its_own_fingerprint(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s.parquet"
+    assert not parquet.done(path, "x")
+    write(path, [[score("a", 3)]], k=4, fingerprint="x")
+    assert parquet.done(path, "x")
+    with pytest.raises(SchemaError, match=r"other settings.*--overwrite"):
+        parquet.done(path, "y")
+    assert not parquet.done(path, "y", overwrite=True)
+
+
+@pytest.mark.parametrize("place", [20, -30])
+def test_a_corrupt_file_is_an_error_that_names_it(place: int, tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    write(str(path), [[score("a", 200)]], k=4)
+    content = bytearray(path.read_bytes())
+    for offset in range(24):
+        content[place + offset] ^= 255
+    path.write_bytes(bytes(content))
+    with pytest.raises(SchemaError, match=r"s\.parquet"):
+        list(scores.read(str(path)))
+
+
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    write(str(path), [[score("a", 200)]], k=4)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SchemaError, match=r"s\.parquet"):
+        list(scores.read(str(path)))
+
+
+def test_a_foreign_schema_is_an_error_that_names_the_column(tmp_path: Path) -> None:
+    path = f"{tmp_path}/w.parquet"
+    with parquet.writer(path, windows.SCHEMA, {"k": 4}) as tables:
+        tables.write(windows.to_table([window("a")]))
+    with pytest.raises(SchemaError, match="'token_ids'"):
+        list(scores.read(path))
+
+
+def test_the_writers_entry_is_the_files(tmp_path: Path) -> None:
+    path = f"{tmp_path}/w.parquet"
+    with parquet.writer(path, windows.SCHEMA, {"tokens": 7}) as tables:
+        tables.write(windows.to_table([window("a"), window("b")]))
+    assert tables.entry == FileEntry(
+        name="w.parquet",
+        rows=2,
+        tokens=7,
+        bytes=files.size(path),
+        sha256=files.checksum(path),
+    )
+
+
+def piece(**more: object) -> Slice:
+    digest = windows.slice_digest([windows.ids_digest(["a", "b"])])
+    fields = {
+        "index": 0,
+        "file": "w.parquet",
+        "row_group_start": 0,
+        "row_group_stop": 1,
+        "windows": 2,
+        "text_bytes": 6,
+        "digest": digest,
+    }
+    return Slice(**{**fields, **more})  # type: ignore[arg-type]
+
+
+def test_a_slice_reads_its_windows_and_refuses_others(tmp_path: Path) -> None:
+    with parquet.writer(f"{tmp_path}/w.parquet", windows.SCHEMA, {}) as tables:
+        tables.write(windows.to_table([window("a"), window("b")]))
+    (group,) = windows.read_slice(str(tmp_path), piece())
+    assert [w.window_id for w in group] == ["a", "b"]
+    with pytest.raises(SchemaError, match="slice 0"):
+        list(windows.read_slice(str(tmp_path), piece(digest="other")))
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    slices = [piece(), piece(index=1)]
+    plan.write(str(tmp_path), slices)
+    assert plan.read(str(tmp_path)) == slices
+    with pytest.raises(SchemaError, match=r"plan\.jsonl"):
+        plan.from_line('{"index": 0}')
+
+
+@pytest.mark.parametrize(
+    ("chosen", "indices"), [(None, [0, 1, 2]), ("1", [1]), ("1-2", [1, 2])]
+)
+def test_slices_are_chosen_by_an_inclusive_range(
+    chosen: str | None, indices: list[int]
+) -> None:
+    slices = [piece(index=i) for i in range(3)]
+    assert [s.index for s in plan.select(slices, chosen)] == indices
+
+
+@pytest.mark.parametrize("chosen", ["x", "2-1", "0-3", "-1", "1-"])
+def test_a_range_outside_the_plan_is_refused(chosen: str) -> None:
+    with pytest.raises(ValueError, match="--slices"):
+        plan.select([piece(index=i) for i in range(3)], chosen)
+
+
+def made(**more: object) -> Manifest:
+    fields = {
+        "stage": "scores",
+        "fingerprint": "f",
+        "settings": {"top_k": 10},
+        "inputs": {"model": "m"},
+        "origins": {},
+        "counts": {"windows": 2},
+        "files": (FileEntry(name="a", rows=1, tokens=None, bytes=2, sha256="s"),),
+        "code_version": "0",
+    }
+    return Manifest(**{**fields, **more})  # type: ignore[arg-type]
+
+
+def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
+    manifest.write(str(tmp_path), made())
+    assert manifest.read(str(tmp_path), "scores") == made()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"schema_version": 99}, "99"),
+        ({"stage": "fused"}, "'fused'"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_foreign_manifest_is_refused_by_name(
+    edit: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    manifest.write(str(tmp_path), made())
+    path = f"{tmp_path}/manifest.json"
+    files.write_json(path, {**files.read_json(path), **edit})
+    with pytest.raises(SchemaError, match=message):
+        manifest.read(str(tmp_path), "scores")
+
+
+def test_an_unfinished_folder_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match="repeated command goes on"):
+        manifest.read(str(tmp_path), "scores")
+
+
+def test_other_settings_are_refused_by_key(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match=r"top_k = 10, and now it is 11.*--overwrite"):
+        manifest.refuse_other("here", made(), {"top_k": 11, "model": "m"})

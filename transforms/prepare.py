@@ -1,0 +1,317 @@
+"""Cuts the documents of a corpus into windows, one input file at a time.
+
+A unit is one input file: it is read in order, and gives one windows file a split. Two
+passes over the corpus: the first collects the shingles of the protected splits (dev,
+held-out), the second cuts, and leaves out of the other splits what nearly repeats them.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from schemas import documents, files, manifest, parquet, windows
+from schemas.documents import Document, Fields, Reject
+from schemas.windows import Window
+from transforms import tokenizer
+from transforms.functional import splits
+from transforms.functional import windows as cutting
+from transforms.functional.splits import ProtectedIndex, Split
+from transforms.tokenizer import Tokenizer
+
+NEAR_DUPLICATE = "near_duplicate"
+"""Reason of documents left out because dev or held-out text nearly repeats them."""
+
+REJECTS = "rejects"
+INDEX = "protected"
+
+_INDEX_GROUP = 1024  # documents of a row group
+_INDEX_SCHEMA = pa.schema([("shingle", pa.uint64()), ("document", pa.uint32())])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One input file: its number, its path, and its name in document ids."""
+
+    index: int
+    path: str
+    label: str
+
+    @property
+    def part(self) -> str:
+        """Name of the windows file that a split gets of it."""
+        return f"part-{self.index:06d}.parquet"
+
+    def to_line(self) -> str:
+        """Writes the unit as a line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_line(cls, line: str) -> "Unit":
+        """Reads a unit from a line of JSON."""
+        return cls(**json.loads(line))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a corpus is cut.
+
+    Attributes:
+      output: folder that gets a windows folder for each split.
+      fields: where a record's text, id and domain stand.
+      splits: the splits and their shares.
+      protected: splits whose near-duplicates leave the others.
+      tokenizers: models whose tokenizers every window must fit.
+      max_tokens: tokens of a window at most, start token and EOS included.
+      max_bytes: bytes of a window at most, or None.
+      group_windows: windows of a row group.
+      fingerprint: digest of all that shapes the output.
+      overwrite: whether files of other settings are written anew.
+    """
+
+    output: str
+    fields: Fields
+    splits: tuple[Split, ...]
+    protected: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+    max_tokens: int
+    max_bytes: int | None
+    group_windows: int
+    fingerprint: str
+    overwrite: bool = False
+
+    def folder(self, split: str) -> str:
+        """Returns the windows folder of a split."""
+        return files.join(self.output, split)
+
+    def unit_fingerprint(self, unit: Unit) -> str:
+        """Digests all that shapes the files of a unit."""
+        return files.digest([self.fingerprint, unit.index, unit.label])
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer(name: str) -> Tokenizer:
+    return tokenizer.load(name)
+
+
+def index_unit(cut: Cut, unit: Unit) -> bool:
+    """Writes the shingles of a unit's protected documents; False if they are there."""
+    path = files.join(cut.output, INDEX, unit.part)
+    fingerprint = cut.unit_fingerprint(unit)
+    if parquet.done(path, fingerprint, overwrite=cut.overwrite):
+        return False
+    protected = (
+        np.unique(splits.shingles(record.text))
+        for record in documents.read(unit.path, cut.fields, unit.label)
+        if isinstance(record, Document) and _split(cut, record) in cut.protected
+    )
+    with parquet.writer(path, _INDEX_SCHEMA, {"fingerprint": fingerprint}) as tables:
+        tables.footer["documents"] = 0
+        while group := list(itertools.islice(protected, _INDEX_GROUP)):
+            first = tables.footer["documents"]
+            numbers = np.arange(first, first + len(group), dtype=np.uint32)
+            owners = np.repeat(numbers, [len(shingles) for shingles in group])
+            tables.write(
+                pa.table([np.concatenate(group), owners], schema=_INDEX_SCHEMA)
+            )
+            tables.footer["documents"] += len(group)
+    return True
+
+
+def _split(cut: Cut, document: Document) -> str:
+    return splits.assign_split(document.text, cut.splits)
+
+
+@functools.lru_cache(maxsize=1)
+def _protected_index(folder: str, _: str) -> ProtectedIndex:
+    """Reads the shingles of all units; the fingerprint is there for the cache."""
+    shingles, owners, before = [], [], 0
+    for name in files.names(folder, ".parquet"):
+        path = files.join(folder, name)
+        for table in parquet.read(path, _INDEX_SCHEMA):
+            shingles.append(table["shingle"].to_numpy())
+            owners.append(table["document"].to_numpy().astype(np.int64) + before)
+        before += parquet.footer(path)["documents"]
+    empty = np.zeros(0, np.int64)
+    return ProtectedIndex.build(
+        np.concatenate([np.zeros(0, np.uint64), *shingles]),
+        np.concatenate([empty, *owners]),
+    )
+
+
+def cut_unit(cut: Cut, unit: Unit) -> bool:
+    """Writes a unit's windows, a file for each split; False if they are all there."""
+    fingerprint = cut.unit_fingerprint(unit)
+    paths = {s.name: files.join(cut.folder(s.name), unit.part) for s in cut.splits}
+    done = [
+        parquet.done(path, fingerprint, overwrite=cut.overwrite)
+        for path in paths.values()
+    ]
+    if all(done):
+        return False
+    for split in cut.splits:
+        manifest.forget_entry(cut.folder(split.name), unit.part)
+    lines: list[str] = []
+    with contextlib.ExitStack() as stack:
+        parts = {
+            name: _Part(
+                stack.enter_context(
+                    parquet.writer(path, windows.SCHEMA, {"fingerprint": fingerprint})
+                ),
+                cut.group_windows,
+            )
+            for name, path in paths.items()
+        }
+        for record in _placed(cut, unit):
+            if isinstance(record, Reject):
+                lines.append(json.dumps(dataclasses.asdict(record)) + "\n")
+            else:
+                split, document = record
+                parts[split].add(cut_document(document, cut))
+        for part in parts.values():
+            part.close()
+        # Before the parts are published: a unit whose parts are there is whole.
+        rejects = files.join(cut.output, REJECTS, f"part-{unit.index:06d}.jsonl")
+        files.write_bytes(rejects, "".join(lines).encode())
+    for split, part in parts.items():
+        assert part.tables.entry is not None
+        manifest.keep_entry(cut.folder(split), part.tables.entry)
+    return True
+
+
+def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
+    """Yields a unit's documents with their splits, and what is left out."""
+    guarded = [s for s in cut.splits if s.name not in cut.protected]
+    index = None
+    if cut.protected and guarded:
+        index = _protected_index(files.join(cut.output, INDEX), cut.fingerprint)
+    for row, record in enumerate(documents.read(unit.path, cut.fields, unit.label)):
+        if isinstance(record, Reject):
+            yield record
+            continue
+        split = _split(cut, record)
+        guard = index if split not in cut.protected else None
+        if guard is None or not guard.is_near_duplicate(splits.shingles(record.text)):
+            yield split, record
+            continue
+        yield Reject(
+            file=files.name_of(unit.path),
+            row=row,
+            doc_id=record.doc_id,
+            reason=NEAR_DUPLICATE,
+            detail=f"of a protected document; it would be in {split}",
+        )
+
+
+def cut_document(document: Document, cut: Cut) -> list[Window]:
+    """Cuts a document into its windows, in order."""
+    counters = [_tokenizer(name).count_window for name in cut.tokenizers]
+    pieces = list(
+        cutting.cut_document(
+            document.text, counters, max_tokens=cut.max_tokens, max_bytes=cut.max_bytes
+        )
+    )
+    made, start = [], 0
+    for place, piece in enumerate(pieces):
+        made.append(
+            Window(
+                window_id=cutting.window_id(piece, document.doc_id, start),
+                doc_id=document.doc_id,
+                text=piece,
+                byte_start=start,
+                ends_document=place == len(pieces) - 1,
+                domain=document.domain,
+            )
+        )
+        start += len(piece.encode())
+    return made
+
+
+def reason_of(line: bytes) -> str:
+    """Returns the reason of a line of a rejects file."""
+    return str(json.loads(line)["reason"])
+
+
+class _Part:
+    """The windows file of one split, written a row group at a time."""
+
+    def __init__(self, tables: parquet.TableWriter, group_windows: int) -> None:
+        self.tables = tables
+        self._size = group_windows
+        self._waiting: list[Window] = []
+        self._groups: list[dict[str, Any]] = []
+        self._counts: Counter[str] = Counter()
+
+    def add(self, document: Sequence[Window]) -> None:
+        """Takes the windows of one document."""
+        self._counts["documents"] += 1
+        self._waiting += document
+        while len(self._waiting) >= self._size:
+            self._flush(self._waiting[: self._size])
+            self._waiting = self._waiting[self._size :]
+
+    def close(self) -> None:
+        """Writes what waits, and the footer."""
+        if self._waiting:
+            self._flush(self._waiting)
+        self.tables.footer.update(
+            documents=self._counts["documents"],
+            windows=self.tables.rows,
+            text_bytes=sum(group["text_bytes"] for group in self._groups),
+            groups=self._groups,
+        )
+
+    def _flush(self, group: list[Window]) -> None:
+        self.tables.write(windows.to_table(group))
+        self._groups.append(
+            {
+                "windows": len(group),
+                "text_bytes": sum(len(w.text.encode()) for w in group),
+                "digest": windows.ids_digest(w.window_id for w in group),
+            }
+        )
+
+
+class _DoUnit(beam.DoFn):
+    """Indexes or cuts one unit."""
+
+    def __init__(self, cut: Cut, step: str) -> None:
+        self._cut, self._step = cut, step
+
+    def process(self, line: str) -> Iterator[str]:
+        unit = Unit.from_line(line)
+        {"index": index_unit, "cut": cut_unit}[self._step](self._cut, unit)
+        beam.metrics.Metrics.counter(Cut, "units").inc()
+        yield unit.part
+
+
+@dataclasses.dataclass
+class DoUnits(beam.PTransform):
+    """Reads a list of units and indexes or cuts each; yields the names of the parts.
+
+    Attributes:
+      units: a file with a unit a line.
+      cut: how the corpus is cut.
+      step: "index" or "cut".
+    """
+
+    units: str
+    cut: Cut
+    step: str
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection[str]:
+        return (
+            root
+            | "Read units" >> beam.io.ReadFromText(self.units)
+            # The list is one small file: without this all units go to one worker.
+            | "Spread units" >> beam.Reshuffle()
+            | "Do units" >> beam.ParDo(_DoUnit(self.cut, self.step))
+        )

@@ -1,0 +1,100 @@
+"""Scores the slices of a windows folder with one model."""
+
+import dataclasses
+import functools
+import threading
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from schemas import files, parquet, scores, windows
+from schemas.errors import FusionError
+from schemas.plan import Slice
+from schemas.scores import Score
+from transforms import scorer
+from transforms.scorer import Scorer, ScorerSettings
+
+_LOADING = threading.Lock()
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(settings: ScorerSettings) -> Scorer:
+    return scorer.load(settings)
+
+
+def shared_scorer(settings: ScorerSettings) -> Scorer:
+    """Returns the process's scorer of these settings; loads it once for all threads."""
+    with _LOADING:
+        return _loaded(settings)
+
+
+def unload() -> None:
+    """Lets go of the process's model, before another is loaded."""
+    with _LOADING:
+        _loaded.cache_clear()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreSlices:
+    """Writes what a model says of each window of a slice, in the order of the windows.
+
+    Attributes:
+      windows: the windows folder.
+      output: the scores folder.
+      settings: the model and how it is run.
+      identity: digest of the settings, the model and the tokenizer.
+      max_reject_fraction: share of a slice's windows that may fail.
+      overwrite: whether files of other settings are written anew.
+    """
+
+    windows: str
+    output: str
+    settings: ScorerSettings
+    identity: str
+    max_reject_fraction: float = 0.0
+    overwrite: bool = False
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the files."""
+        return scores.SCHEMA
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the writer."""
+        return scores.WRITER_OPTIONS
+
+    def fingerprint(self, piece: Slice) -> str:
+        """Digests all that shapes the file of a slice."""
+        return files.digest([scores.STAGE, self.identity, piece.digest])
+
+    def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
+        """Scores a slice; a row group of scores for each row group of windows."""
+        groups = list(windows.read_slice(self.windows, piece))
+        model = shared_scorer(self.settings)
+        batch = model.score([window for group in groups for window in group])
+        self._check(piece, batch.scores)
+        start = 0
+        for group in groups:
+            tables.write(scores.to_table(batch.scores[start : start + len(group)]))
+            start += len(group)
+        tables.footer.update(
+            k=self.settings.top_k,
+            windows=len(batch.scores),
+            failed=sum(s.error is not None for s in batch.scores),
+            tokens=sum(max(0, len(s.token_ids) - 1) for s in batch.scores),
+            halved_batches=batch.halved_batches,
+        )
+
+    def _check(self, piece: Slice, scored: list[Score]) -> None:
+        errors = [s.error for s in scored if s.error is not None]
+        if len(errors) > self.max_reject_fraction * len(scored):
+            # Digits are places and sizes: without them like errors count as one.
+            reasons = Counter("".join(c for c in e if not c.isdigit()) for e in errors)
+            raise FusionError(
+                f"at most {self.max_reject_fraction:g} of the windows of slice"
+                f" {piece.index} may fail, got {len(errors)} of {len(scored)}:"
+                f" {errors[0]} ({len(reasons)} kinds of error); mend the cause, or"
+                " allow a share by --max_reject_fraction"
+            )
