@@ -1,4 +1,4 @@
-"""A model's tokenizer, with exact byte spans.
+r"""A model's tokenizer, with exact byte spans.
 
     tokenizer = load("models/smollm2")
     window = tokenizer.encode_window("Häuser\n", ends_document=True)

@@ -145,10 +145,10 @@ def special_ids(spec: Spec) -> set[int]:
 
 
 def token_bytes(spec: Spec) -> list[bytes | None]:
-    """Lists the bytes that each id stands for inside running text.
+    r"""Lists the bytes that each id stands for inside running text.
 
     Returns:
-      One entry an id: the bytes ("▁the" is b" the", "<0x0A>" is b"\\n"), or None
+      One entry an id: the bytes ("▁the" is b" the", "<0x0A>" is b"\n"), or None
       for control tokens and ids without a token.
     """
     table: list[bytes | None] = [None] * id_space(spec)
@@ -162,9 +162,10 @@ def token_bytes(spec: Spec) -> list[bytes | None]:
     for token in spec["added_tokens"]:
         text = token["content"]
         table[token["id"]] = (text.replace(space, " ") if space else text).encode()
-    for index in special_ids(spec) | {unknown_id(spec)}:
-        if index is not None:
-            table[index] = None
+    for control in special_ids(spec):
+        table[control] = None
+    if (unknown := unknown_id(spec)) is not None:
+        table[unknown] = None
     return table
 
 
