@@ -120,14 +120,13 @@ def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
 def cut_of(config: PrepareConfig, inputs: Mapping[str, Any]) -> Cut:
     """Returns how the corpus is to be cut."""
     named = splits.parse_splits(config.splits)
-    names = {split.name for split in named}
     return Cut(
         output=config.output,
         fields=Fields(
             text=config.text_field, id=config.id_field, domain=config.domain_field
         ),
-        splits=tuple(named),
-        protected=tuple(name for name in config.protected if name in names),
+        splits=named,
+        protected=tuple(name for name in config.protected if name in named),
         tokenizers=config.models,
         max_tokens=config.max_tokens,
         max_bytes=config.max_bytes,
@@ -152,14 +151,14 @@ def prepare_corpus(
     units = units_of(config)
     inputs = inputs_of(config, units)
     cut = cut_of(config, inputs)
-    folders = {split.name: cut.folder(split.name) for split in cut.splits}
+    folders = {split: cut.folder(split) for split in cut.splits}
     if all(_whole(config, folder, split, inputs) for split, folder in folders.items()):
         return {s: manifest.read(f, windows.STAGE) for s, f in folders.items()}
     listed = files.join(config.output, UNITS)
     files.write_bytes(listed, "".join(u.to_line() + "\n" for u in units).encode())
     if cut.protected and len(cut.protected) < len(cut.splits):
         launch.run(lambda root: root | DoUnits(listed, cut, "index"), runner_flags)
-    last = folders[cut.splits[-1].name]
+    last = list(folders.values())[-1]
     with launch.Progress(
         "prepare", len(units), lambda: len(files.names(last, ".parquet"))
     ):
@@ -196,7 +195,7 @@ def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
         for line in files.read_bytes(files.join(folder, name)).splitlines():
             reasons[prepare.reason_of(line)] += 1
     kept = sum(
-        parquet.footer(files.join(config.output, split.name, unit.part))["documents"]
+        parquet.footer(files.join(config.output, split, unit.part))["documents"]
         for split in splits.parse_splits(config.splits)
         for unit in units
     )

@@ -11,7 +11,7 @@ import functools
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -24,7 +24,7 @@ from schemas.windows import Window
 from transforms import tokenizer
 from transforms.functional import splits
 from transforms.functional import windows as cutting
-from transforms.functional.splits import ProtectedIndex, Split
+from transforms.functional.splits import ProtectedIndex
 from transforms.tokenizer import Tokenizer
 
 NEAR_DUPLICATE = "near_duplicate"
@@ -34,6 +34,7 @@ REJECTS = "rejects"
 INDEX = "protected"
 
 _INDEX_GROUP = 1024  # documents of a row group
+# `document` numbers the documents of a row group; each has one shingle or more.
 _INDEX_SCHEMA = pa.schema([("shingle", pa.uint64()), ("document", pa.uint32())])
 
 
@@ -79,7 +80,7 @@ class Cut:
 
     output: str
     fields: Fields
-    splits: tuple[Split, ...]
+    splits: Mapping[str, float]
     protected: tuple[str, ...]
     tokenizers: tuple[str, ...]
     max_tokens: int
@@ -109,20 +110,17 @@ def index_unit(cut: Cut, unit: Unit) -> bool:
     if parquet.done(path, fingerprint, overwrite=cut.overwrite):
         return False
     protected = (
-        np.unique(splits.shingles(record.text))
+        splits.shingles(record.text)
         for record in documents.read(unit.path, cut.fields, unit.label)
         if isinstance(record, Document) and _split(cut, record) in cut.protected
     )
     with parquet.writer(path, _INDEX_SCHEMA, {"fingerprint": fingerprint}) as tables:
-        tables.footer["documents"] = 0
         while group := list(itertools.islice(protected, _INDEX_GROUP)):
-            first = tables.footer["documents"]
-            numbers = np.arange(first, first + len(group), dtype=np.uint32)
+            numbers = np.arange(len(group), dtype=np.uint32)
             owners = np.repeat(numbers, [len(shingles) for shingles in group])
             tables.write(
                 pa.table([np.concatenate(group), owners], schema=_INDEX_SCHEMA)
             )
-            tables.footer["documents"] += len(group)
     return True
 
 
@@ -133,32 +131,27 @@ def _split(cut: Cut, document: Document) -> str:
 @functools.lru_cache(maxsize=1)
 def _protected_index(folder: str, _: str) -> ProtectedIndex:
     """Reads the shingles of all units; the fingerprint is there for the cache."""
-    shingles, owners, before = [], [], 0
+    rows: list[np.ndarray] = []
     for name in files.names(folder, ".parquet"):
-        path = files.join(folder, name)
-        for table in parquet.read(path, _INDEX_SCHEMA):
-            shingles.append(table["shingle"].to_numpy())
-            owners.append(table["document"].to_numpy().astype(np.int64) + before)
-        before += parquet.footer(path)["documents"]
-    empty = np.zeros(0, np.int64)
-    return ProtectedIndex.build(
-        np.concatenate([np.zeros(0, np.uint64), *shingles]),
-        np.concatenate([empty, *owners]),
-    )
+        for table in parquet.read(files.join(folder, name), _INDEX_SCHEMA):
+            owners = table["document"].to_numpy()
+            borders = np.flatnonzero(np.diff(owners)) + 1
+            rows += np.split(table["shingle"].to_numpy(), borders)
+    return ProtectedIndex.build(rows)
 
 
 def cut_unit(cut: Cut, unit: Unit) -> bool:
     """Writes a unit's windows, a file for each split; False if they are all there."""
     fingerprint = cut.unit_fingerprint(unit)
-    paths = {s.name: files.join(cut.folder(s.name), unit.part) for s in cut.splits}
+    paths = {name: files.join(cut.folder(name), unit.part) for name in cut.splits}
     done = [
         parquet.done(path, fingerprint, overwrite=cut.overwrite)
         for path in paths.values()
     ]
     if all(done):
         return False
-    for split in cut.splits:
-        manifest.forget_entry(cut.folder(split.name), unit.part)
+    for name in cut.splits:
+        manifest.forget_entry(cut.folder(name), unit.part)
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
         parts = {
@@ -189,7 +182,7 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
 
 def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
     """Yields a unit's documents with their splits, and what is left out."""
-    guarded = [s for s in cut.splits if s.name not in cut.protected]
+    guarded = [name for name in cut.splits if name not in cut.protected]
     index = None
     if cut.protected and guarded:
         index = _protected_index(files.join(cut.output, INDEX), cut.fingerprint)
@@ -199,7 +192,10 @@ def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
             continue
         split = _split(cut, record)
         guard = index if split not in cut.protected else None
-        if guard is None or not guard.is_near_duplicate(splits.shingles(record.text)):
+        if (
+            guard is None
+            or not guard.overlap(splits.shingles(record.text)).is_near_copy
+        ):
             yield split, record
             continue
         yield Reject(
@@ -213,17 +209,15 @@ def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
 
 def cut_document(document: Document, cut: Cut) -> list[Window]:
     """Cuts a document into its windows, in order."""
-    counters = [_tokenizer(name).count_window for name in cut.tokenizers]
+    counters = [_tokenizer(name).count for name in cut.tokenizers]
     pieces = list(
-        cutting.cut_document(
-            document.text, counters, max_tokens=cut.max_tokens, max_bytes=cut.max_bytes
-        )
+        cutting.cut_document(document.text, counters, cut.max_tokens, cut.max_bytes)
     )
     made, start = [], 0
     for place, piece in enumerate(pieces):
         made.append(
             Window(
-                window_id=cutting.window_id(piece, document.doc_id, start),
+                window_id=cutting.window_id(document.doc_id, start, piece),
                 doc_id=document.doc_id,
                 text=piece,
                 byte_start=start,
