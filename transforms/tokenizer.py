@@ -231,7 +231,7 @@ def _load_folder(folder: Path, name: str) -> Tokenizer:
         return _load_by_transformers(folder, name)
     fast = FastTokenizer.from_file(str(file))
     found = roles.read_roles(folder, fast.token_to_id)
-    backend = tokenizer_backends.FastBackend(json.loads(fast.to_str()))
+    backend = tokenizer_backends.FastBackend(fast)
     return _assemble(name, backend, found)
 
 
@@ -249,8 +249,7 @@ def _load_by_transformers(folder: Path, name: str, **options: str) -> Tokenizer:
     )
     backend: tokenizer_backends.Backend
     if loaded.is_fast:
-        spec = json.loads(loaded.backend_tokenizer.to_str())
-        backend = tokenizer_backends.FastBackend(spec)
+        backend = tokenizer_backends.FastBackend(loaded.backend_tokenizer)
     else:
         backend = tokenizer_backends.SlowBackend(loaded, _identity(loaded, folder))
     return _assemble(name, backend, found)

@@ -57,24 +57,38 @@ class FastBackend:
     """A tokenizer of the `tokenizers` library.
 
     Args:
-      spec: the parsed JSON, as the library itself writes it.
+      tokenizer: owned from here on; what is not the text's own tokenization (start
+        token, padding, truncation, BPE dropout) is switched off in it.
 
     Raises:
       ValueError: if it cannot keep text from becoming a control token.
     """
 
-    def __init__(self, spec: tokenizer_json.Spec) -> None:
-        spec = tokenizer_json.canonical(spec)
-        guarded = tokenizer_json.with_guard(spec)
-        running = tokenizer_json.without_prefix(guarded)
-        self.has_dummy_prefix = running != guarded
+    def __init__(self, tokenizer: Any) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.post_processor = None
+        if hasattr(tokenizer.model, "dropout"):
+            tokenizer.model.dropout = None
+        written = tokenizer.to_str()  # in one order, whatever file it came from
+        spec = json.loads(written)
+        running = tokenizer_json.without_prefix(spec)
+        self.has_dummy_prefix = running != spec
         self.token_bytes = tokenizer_json.token_bytes(spec)
         self.controls = frozenset(tokenizer_json.special_ids(spec))
-        self.identity = json.dumps(spec, sort_keys=True).encode()
+        self.identity = written.encode()
         self._space = tokenizer_json.space_letter(spec)
-        self._tokenizer = _build(guarded)
-        self._running = _build(running) if self.has_dummy_prefix else self._tokenizer
-        self._normalizer = _build(tokenizer_json.only_normalizer(spec)).normalizer
+        self._tokenizer = _read_text_as_text(tokenizer, spec)
+        self._running = self._tokenizer
+        if self.has_dummy_prefix:
+            self._running = _read_text_as_text(Tokenizer.from_str(written), running)
+        self._normalizer = _steps(tokenizer_json.only_normalizer(spec)).normalizer
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores what the library's own pickling forgets."""
+        self.__dict__.update(state)
+        self._tokenizer.encode_special_tokens = True
+        self._running.encode_special_tokens = True
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenizes texts, each from its own beginning."""
@@ -187,10 +201,18 @@ class SlowBackend:
         return text.encode()
 
 
-def _build(spec: tokenizer_json.Spec) -> Any:
-    tokenizer = Tokenizer.from_str(json.dumps(spec))
-    tokenizer.encode_special_tokens = True  # what spells one is text
+def _read_text_as_text(tokenizer: Any, spec: tokenizer_json.Spec) -> Any:
+    """Gives a tokenizer the steps of `spec`, and a guard for special spellings."""
+    steps = _steps(tokenizer_json.only_steps(tokenizer_json.with_guard(spec)))
+    tokenizer.normalizer = steps.normalizer
+    tokenizer.pre_tokenizer = steps.pre_tokenizer
+    tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _steps(spec: tokenizer_json.Spec) -> Any:
+    """Builds a tokenizer for the sake of its normalizer and pre-tokenizer."""
+    return Tokenizer.from_str(json.dumps(spec))
 
 
 def _read_latin(piece: str) -> bytes | None:

@@ -33,19 +33,6 @@ def byte_letters() -> dict[str, int]:
     return letters | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
-def canonical(spec: Spec) -> dict[str, Any]:
-    """Drops what is not the text's own tokenization.
-
-    Start and end tokens, padding, truncation and offset trimming are left to the
-    caller, and dropout (of BPE training) would make tokenization random.
-    """
-    neutral = {"truncation": None, "padding": None, "post_processor": None}
-    model = dict(spec["model"])
-    if "dropout" in model:
-        model["dropout"] = None
-    return {**spec, **neutral, "model": model}
-
-
 def without_prefix(spec: Spec) -> dict[str, Any]:
     """Makes the tokenizer read a text as if it stood inside running text.
 
@@ -71,20 +58,20 @@ def without_prefix(spec: Spec) -> dict[str, Any]:
     }
 
 
+def only_steps(spec: Spec) -> dict[str, Any]:
+    """Keeps normalizer and pre-tokenizer alone, over an empty vocabulary."""
+    empty = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
+    return {**spec, "added_tokens": [], "decoder": None, "model": empty}
+
+
 def only_normalizer(spec: Spec) -> dict[str, Any]:
-    """Keeps the normalizer alone, without its prefix, over an empty vocabulary."""
+    """Keeps the normalizer alone, without its prefix, still writing letters."""
 
     def edit(step: dict[str, Any]) -> dict[str, Any] | None:
         return None if step["type"] in ("Prepend", "ByteLevel") else step
 
-    return {
-        **canonical(spec),
-        "added_tokens": [],
-        "normalizer": _edit_steps(spec["normalizer"], "normalizers", edit),
-        "pre_tokenizer": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {}, "unk_token": ""},
-    }
+    normalizer = _edit_steps(spec["normalizer"], "normalizers", edit)
+    return {**only_steps(spec), "normalizer": normalizer, "pre_tokenizer": None}
 
 
 def with_guard(spec: Spec) -> dict[str, Any]:
