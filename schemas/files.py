@@ -73,6 +73,13 @@ def names(folder: str, suffix: str = "") -> list[str]:
     return sorted(n for n in map(name_of, found) if n.endswith(suffix))
 
 
+def find(folder: str, name: str) -> list[str]:
+    """Finds the files of that name in a folder and those below it, sorted."""
+    fs, plain = filesystem(folder)
+    found = [path for path in fs.find(plain) if name_of(path) == name]
+    return sorted(fs.unstrip_protocol(f) if _remote(fs) else f for f in found)
+
+
 def expand(patterns: Iterable[str]) -> list[str]:
     """Expands globs and folders into files, sorted by name, each once.
 
