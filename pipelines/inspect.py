@@ -83,7 +83,7 @@ class Page:
         sources: Sequence[str],
         top: int,
     ) -> Iterator[str]:
-        """Shows a packed row: its windows, and the fused distribution at each position."""
+        """Shows a packed row: its windows, and what was fused at each position."""
         starts = itertools.accumulate([0, *row.segment_lengths.tolist()])
         for segment, (start, stop) in enumerate(itertools.pairwise(starts)):
             weights = row.weights[segment]
@@ -117,7 +117,7 @@ class Page:
 
 
 def shown(own: Tokenizer, token_id: int) -> str:
-    """Writes a token visibly: its text quoted, or its id where it is a control token."""
+    """Writes a token visibly: its text quoted, or the id of a control token."""
     piece = own.token_bytes[token_id] if token_id < own.size else None
     if piece is None:
         names = {own.bos_id: "<BOS>", own.eos_id: "<EOS>"}
