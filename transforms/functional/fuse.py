@@ -118,11 +118,10 @@ def avg_ce_weights(costs: Costs, *, temperature: float = 1.0) -> Costs:
         return min_ce_weights(costs)
     usable = np.isfinite(costs)
     best = np.min(costs, axis=-1, keepdims=True, where=usable, initial=np.inf)
-    above = np.subtract(costs, best, out=np.full(costs.shape, np.inf), where=usable)
+    above = np.where(usable, np.where(usable, costs, 0.0) - best, 0.0)
     with np.errstate(over="ignore"):  # a quotient beyond float64 weighs nothing
-        weights = np.exp(-(above / temperature)) * usable
-    total = weights.sum(axis=-1, keepdims=True)
-    weights /= np.where(total > 0.0, total, 1.0)
+        weights: Costs = np.where(usable, np.exp(-above / temperature), 0.0)
+    weights /= np.maximum(weights.sum(axis=-1, keepdims=True), 1e-300)
     return weights
 
 

@@ -292,22 +292,21 @@ def keep(ids, masses, probs, count, out_ids, out_probs):
     `ids` and `probs` are used as scratch. Masses are rounded to float32 before they are
     sorted, so that ties are those a reader sees.
     """
+    total = 0.0
+    for i in range(count):
+        total += masses[i]
     live = 0
     for i in range(count):
-        prob = np.float32(masses[i])
+        prob = np.float32(masses[i] / max(total, 1.0))  # rounding alone takes it over 1
         if prob > 0.0:
             ids[live], probs[live] = ids[i], prob
             live += 1
     _sort(ids, probs, live)
-    kept = min(live, out_ids.size)
-    total = 0.0
-    for i in range(kept):
-        total += probs[i]
-    over = max(total, 1.0)  # rounding alone takes it over 1
-    for i in range(kept):
-        out_ids[i] = ids[i]
-        out_probs[i] = np.float32(probs[i] / over)
-    return np.float32(max(0.0, 1.0 - total))
+    tail = 1.0
+    for i in range(min(live, out_ids.size)):
+        out_ids[i], out_probs[i] = ids[i], probs[i]
+        tail -= probs[i]
+    return np.float32(max(0.0, tail))
 
 
 @numba.njit(cache=True, nogil=True)

@@ -13,7 +13,7 @@ one small Parquet file::
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from transforms.functional import kernels
 
 FORMAT = "fusebeam.vocabulary_map.1"
 """Name and version of the file, in its metadata."""
+
+File = Any
+"""A path, or a binary file in the wide sense: what fsspec opens is no `typing.IO`."""
 
 ROLES = ("pad_id", "unk_id", "bos_id", "eos_id")
 """Roles by which control tokens map. A later role wins where one id has several: what
@@ -166,7 +169,7 @@ def build_map(source: TokenizerLike, target: TokenizerLike) -> VocabularyMap:
     )
 
 
-def save_map(vocabulary: VocabularyMap, sink: str | IO[bytes]) -> None:
+def save_map(vocabulary: VocabularyMap, sink: File) -> None:
     """Writes a map as Parquet, one row a source token; the same map, the same bytes."""
     columns = {"target_ids": _lists(*vocabulary.mid)}
     if vocabulary.start_offsets is not None:
@@ -189,7 +192,7 @@ def save_map(vocabulary: VocabularyMap, sink: str | IO[bytes]) -> None:
 
 
 def load_map(
-    source: str | IO[bytes], *, source_fingerprint: str, target_fingerprint: str
+    source: File, *, source_fingerprint: str, target_fingerprint: str
 ) -> VocabularyMap:
     """Reads a map, and makes sure that it is between these two tokenizers.
 

@@ -1,0 +1,215 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from transforms.functional import fuse
+from transforms.functional.project import Projected
+
+seeds = st.integers(0, 2**32 - 1)
+costs_in_bits = st.lists(
+    st.one_of(st.floats(0, 50), st.sampled_from([np.nan, np.inf])),
+    min_size=1,
+    max_size=6,
+).map(np.array)
+
+
+def random_projected(rng: np.random.Generator, t: int, k: int, v: int) -> Projected:
+    ids, probs = np.full((t, k), -1, np.int32), np.zeros((t, k), np.float32)
+    covered = rng.random(t) < 0.7
+    for row in np.flatnonzero(covered):
+        kept = int(rng.integers(1, k + 1))
+        ids[row, :kept] = rng.choice(v, kept, replace=False)
+        probs[row, :kept] = np.sort(rng.dirichlet(np.ones(kept + 1))[:kept])[::-1]
+    gold = np.where(covered, np.log(rng.uniform(1e-3, 1, t)), np.nan)
+    tail = np.where(covered, 1 - probs.sum(axis=1), 0).astype(np.float32)
+    return Projected(
+        ids=ids, probs=probs, tail=tail, covered=covered, gold_logprob=gold
+    )
+
+
+def random_sources(seed: int) -> tuple[list[Projected], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    t, k, v, s = (int(rng.integers(1, high)) for high in (6, 5, 12, 5))
+    sources = [random_projected(rng, t, k, max(v, k)) for _ in range(s)]
+    weights = rng.dirichlet(np.ones(s), t if rng.integers(2) else None)
+    return sources, weights * (rng.random(s) < 0.8)
+
+
+def dense(ids: np.ndarray, probs: np.ndarray, v: int) -> np.ndarray:
+    out = np.zeros((len(ids), v))
+    rows, columns = np.nonzero(ids >= 0)
+    np.add.at(out, (rows, ids[rows, columns]), probs[rows, columns])
+    return out
+
+
+@given(seeds)
+def test_fusing_equals_the_dense_mixture_over_the_sources_that_speak(seed):
+    sources, weights = random_sources(seed)
+    t, k = sources[0].ids.shape
+    shares = np.broadcast_to(weights, (t, len(sources))) * np.stack(
+        [source.covered for source in sources], axis=1
+    )
+    total = shares.sum(axis=1)
+    fused = fuse.fuse_rows(sources, weights, k=len(sources) * k)
+    assert_array_equal(fused.covered, total > 0)
+    shares = shares / np.where(total > 0, total, 1)[:, None]
+    expected = sum(
+        shares[:, [s]] * dense(source.ids, source.probs, 20)
+        for s, source in enumerate(sources)
+    )
+    assert_allclose(dense(fused.ids, fused.probs, 20), expected, atol=1e-6)
+    gold = np.nansum(
+        shares * np.exp(np.stack([s.gold_logprob for s in sources], axis=1)), axis=1
+    )
+    spoken = fused.covered
+    assert_allclose(np.exp(fused.gold_logprob[spoken]), gold[spoken], rtol=1e-9)
+    assert_array_equal(fused.chosen[spoken], shares[spoken].argmax(axis=1))
+    assert_array_equal(fused.chosen[~spoken], -1)
+
+
+@given(seeds, st.integers(1, 8))
+def test_fused_mass_and_tail_sum_to_one_in_falling_order(seed, k):
+    sources, weights = random_sources(seed)
+    fused = fuse.fuse_rows(sources, weights, k=k)
+    total = fused.probs.sum(axis=1, dtype=np.float64) + fused.tail
+    assert_allclose(total, fused.covered, atol=1e-6)
+    assert (np.diff(fused.probs, axis=1) <= 0).all()
+    tied = (np.diff(fused.probs, axis=1) == 0) & (fused.ids[:, 1:] >= 0)
+    assert (np.diff(fused.ids, axis=1)[tied] > 0).all()
+
+
+@given(seeds)
+def test_the_order_of_the_sources_does_not_matter(seed):
+    sources, weights = random_sources(seed)
+    order = np.random.default_rng(seed).permutation(len(sources))
+    k = sources[0].ids.shape[1]
+    one = fuse.fuse_rows(sources, weights, k=4 * k)
+    other = fuse.fuse_rows([sources[s] for s in order], weights[..., order], k=4 * k)
+    assert_allclose(
+        dense(one.ids, one.probs, 20), dense(other.ids, other.probs, 20), atol=1e-6
+    )
+    assert_allclose(one.gold_logprob, other.gold_logprob, rtol=1e-9, atol=1e-12)
+
+
+@given(seeds)
+def test_a_lone_source_passes_unchanged(seed):
+    source = random_sources(seed)[0][0]
+    fused = fuse.fuse_rows([source], np.array([0.3]), k=source.ids.shape[1])
+    assert_array_equal(
+        dense(fused.ids, fused.probs, 20), dense(source.ids, source.probs, 20)
+    )
+    assert_array_equal(fused.gold_logprob, source.gold_logprob)
+    assert_allclose(fused.tail, source.tail, atol=1e-6)
+
+
+def test_min_ce_leaves_empty_what_its_source_does_not_cover():
+    rng = np.random.default_rng(0)
+    speaks, silent = (random_projected(rng, 40, 3, 9) for _ in range(2))
+    weights = fuse.min_ce_weights(np.array([2.0, 1.0]))
+    fused = fuse.fuse_rows([speaks, silent], weights, k=3)
+    assert_array_equal(fused.covered, silent.covered)
+    assert (speaks.covered & ~silent.covered).any()
+
+
+def test_a_gold_token_that_no_source_allows_costs_infinitely_much():
+    source = random_projected(np.random.default_rng(1), 5, 2, 4)
+    source.gold_logprob[source.covered] = -np.inf
+    fused = fuse.fuse_rows([source, source], np.array([0.5, 0.5]), k=2)
+    assert_array_equal(fused.gold_logprob, source.gold_logprob)
+
+
+@given(costs_in_bits)
+def test_weights_sum_to_one_over_the_finite_costs(costs):
+    for weights in (fuse.min_ce_weights(costs), fuse.avg_ce_weights(costs)):
+        assert weights.sum() == pytest.approx(float(np.isfinite(costs).any()))
+        assert (weights[~np.isfinite(costs)] == 0).all()
+
+
+@given(costs_in_bits)
+def test_temperature_zero_is_min_ce_and_infinity_the_mean(costs):
+    usable = np.isfinite(costs)
+    cold = fuse.avg_ce_weights(costs, temperature=0.0)
+    assert_array_equal(cold, fuse.min_ce_weights(costs))
+    if usable.any():
+        assert cold.argmax() == np.nanargmin(np.where(usable, costs, np.nan))
+        hot = fuse.avg_ce_weights(costs, temperature=np.inf)
+        assert_allclose(hot, usable / usable.sum())
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=5, unique=True))
+def test_a_falling_temperature_tends_to_min_ce(costs):
+    bits = np.array(costs) / 1e3
+    nearly_cold = fuse.avg_ce_weights(bits, temperature=1e-5)
+    assert_allclose(nearly_cold, fuse.min_ce_weights(bits), atol=1e-12)
+
+
+def test_equally_cheap_sources_leave_min_ce_to_the_first():
+    costs = np.array([[2.0, 1.0, 1.0], [np.nan, 3.0, 3.0], [np.nan] * 3])
+    assert fuse.min_ce_weights(costs).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_one_bit_of_difference_at_temperature_one_weighs_e_to_one():
+    weights = fuse.avg_ce_weights(np.array([1.0, 2.0]))
+    assert weights[0] / weights[1] == pytest.approx(np.e)
+
+
+def test_bits_per_byte_of_one_nat_over_two_bytes():
+    assert fuse.bits_per_byte(np.log(2.0), 2) == pytest.approx(0.5)
+    assert np.isnan(fuse.bits_per_byte(0.0, 0))
+
+
+def test_position_costs_by_hand():
+    # source |abcd|ef|EOS with 4, 1, 3 bits; target |ab|cde|f|EOS
+    costs = fuse.position_costs(
+        np.array([0, 2, 5, 6, 6], np.int32),
+        np.array([0, 4, 6, 6], np.int32),
+        -np.log(2.0) * np.array([4.0, 1.0, 3.0]),
+        eos=True,
+    )
+    assert_allclose(costs, [1.0, 2.5 / 3, 0.5, 3.0])
+
+
+def test_position_costs_of_a_lone_dummy_go_to_the_token_behind_it():
+    costs = fuse.position_costs(
+        np.array([0, 0, 2, 3], np.int32),
+        np.array([0, 0, 2, 3], np.int32),
+        -np.log(2.0) * np.array([1.0, 3.0, 5.0]),
+        eos=False,
+    )
+    assert_allclose(costs, [np.nan, 2.0, 5.0])
+
+
+def test_position_costs_are_missing_where_the_source_has_none():
+    costs = fuse.position_costs(
+        np.array([0, 2, 4, 6], np.int32),
+        np.array([0, 3, 6], np.int32),
+        np.array([np.nan, -np.log(2.0) * 3]),
+        eos=False,
+    )
+    assert_allclose(costs, [np.nan, np.nan, 1.0])
+
+
+@given(seeds)
+def test_position_costs_spend_all_of_the_sources_bits(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 30))
+    target, source = (
+        np.unique([0, n, *rng.integers(0, n + 1, 6)]).astype(np.int32) for _ in range(2)
+    )
+    gold = -rng.uniform(0, 9, source.size - 1)
+    costs = fuse.position_costs(target, source, gold, eos=False)
+    assert (costs * np.diff(target)).sum() == pytest.approx(-gold.sum() / np.log(2.0))
+
+
+def test_misfits_are_refused():
+    source = random_projected(np.random.default_rng(2), 4, 2, 6)
+    with pytest.raises(ValueError, match="got none"):
+        fuse.fuse_rows([], np.array([1.0]), k=1)
+    with pytest.raises(ValueError, match="k must be positive"):
+        fuse.fuse_rows([source], np.array([1.0]), k=0)
+    with pytest.raises(ValueError, match=r"weights must have shape \(1,\) or \(4, 1\)"):
+        fuse.fuse_rows([source], np.array([0.5, 0.5]), k=1)
+    with pytest.raises(ValueError, match="temperature must be 0 or more, got -1"):
+        fuse.avg_ce_weights(np.array([1.0]), temperature=-1.0)
