@@ -1,0 +1,181 @@
+"""fusebeam run: all stages of a recipe, on this machine.
+
+    prepare → score the target and every source → fuse → train every arm → evaluate
+
+Each stage skips what is done, so the same command goes on where it stopped.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import fuse, launch, prepare, recipe, score
+from pipelines.recipe import Arm, Recipe
+from schemas import files, settings
+from schemas.manifest import Manifest
+from train import evaluate, trainer
+
+RESULT = "evaluation.json"
+CHOICE = "choice.json"
+
+
+def run(plan: Recipe, runner_flags: Sequence[str] = ()) -> dict[str, Any]:
+    """Does all stages of a recipe.
+
+    Returns:
+      What `evaluation.json` holds: bits per byte by model and domain, and bytes.
+    """
+    start = time.monotonic()
+    with _Stage("prepare") as stage:
+        for split, made in prepare.prepare_corpus(plan.prepare, runner_flags).items():
+            stage.say(f"{split}: {_counts(made, 'documents', 'windows', 'text_bytes')}")
+    for name in ("target", *plan.sources):
+        with _Stage(f"score {name}") as stage:
+            stage.say(_scored(score.score_windows(plan.score(name), runner_flags)))
+    with _Stage("fuse") as stage:
+        fused = fuse.fuse_scores(plan.fuse, runner_flags)
+        assert fused is not None
+        stage.say(_counts(fused, "windows", "tokens", "positions", "covered"))
+    models = {"untouched": plan.target}
+    for arm in plan.arms:
+        with _Stage(f"train {arm.name}") as stage:
+            models[arm.name] = train_arm(plan, arm, stage)
+    models |= {f"source:{name}": model for name, model in plan.sources.items()}
+    with _Stage("evaluate") as stage:
+        result = evaluate_all(plan, models)
+    files.write_json(plan.folder(RESULT), result)
+    print()
+    print(taught_table(fused))
+    print()
+    print(evaluate.table(result))
+    print(f"\ndone in {launch.clock(time.monotonic() - start)}: {plan.folder(RESULT)}")
+    return result
+
+
+class _Stage:
+    """Says when a stage begins, what it came to, and how long it took."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._start = name, time.monotonic()
+
+    def __enter__(self) -> "_Stage":
+        print(f"── {self._name}", flush=True)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.say(f"({launch.clock(time.monotonic() - self._start)})")
+
+    def say(self, text: str) -> None:
+        """Prints a line of the stage."""
+        print(f"   {text}", flush=True)
+
+
+def _counts(made: Manifest, *names: str) -> str:
+    return ", ".join(f"{made.counts[n]:,} {n.replace('_', ' ')}" for n in names)
+
+
+def _scored(made: Manifest | None) -> str:
+    assert made is not None
+    return _counts(made, "windows", "tokens", "failed")
+
+
+def train_arm(plan: Recipe, arm: Arm, stage: _Stage) -> str:
+    """Trains an arm, at each of its rates where it has several.
+
+    Of several rates the one with the fewest bits per byte on the dev split is taken;
+    `choice.json` beside the model tells them all.
+
+    Returns:
+      The folder of the trained model.
+    """
+    if not arm.rates:
+        result = trainer.train(plan.train(arm))
+        stage.say(f"{result.steps:,} steps, {result.tokens:,} tokens")
+        return result.output
+    scores: dict[float, float] = {}
+    trials: dict[float, str] = {}
+    for rate in arm.rates:
+        result = trainer.train(plan.train(arm, rate))
+        trials[rate] = result.output
+        found = evaluate.evaluate_model(
+            plan.evaluate(f"{arm.name}.{rate:g}", result.output, "dev")
+        )
+        scores[rate] = evaluate.bits_per_byte(found)["all"]
+        stage.say(f"learning rate {rate:g}: {scores[rate]:.4f} bits per byte on dev")
+    best = min(scores, key=lambda rate: scores[rate])
+    stage.say(f"dev chose {best:g}")
+    folder = plan.folder("models", arm.name)
+    _adopt(trials[best], folder)
+    choice = {
+        "chosen": best,
+        "dev_bits_per_byte": {f"{r:g}": s for r, s in scores.items()},
+    }
+    files.write_json(files.join(folder, CHOICE), choice)
+    return folder
+
+
+def _adopt(trial: str, folder: str) -> None:
+    """Copies a trial's folder, unless it is there already; whole or not at all."""
+    marks = [files.join(place, "manifest.json") for place in (trial, folder)]
+    if files.exists(marks[1]) and len({files.checksum(mark) for mark in marks}) == 1:
+        return
+    copy = Path(f"{folder}.partial")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(trial, copy)
+    shutil.rmtree(folder, ignore_errors=True)
+    copy.rename(folder)
+
+
+def evaluate_all(plan: Recipe, models: Mapping[str, str]) -> dict[str, Any]:
+    """Evaluates every model on the held-out split."""
+    found = {}
+    for name, model in models.items():
+        config = plan.evaluate(name.replace(":", "."), model, "heldout")
+        found[name] = evaluate.evaluate_model(config)
+    return evaluate.summarize(found)
+
+
+def taught_table(fused: Manifest) -> str:
+    """Writes which share of a domain's windows each source taught most."""
+    rows: dict[str, dict[str, int]] = {}
+    for key, count in fused.counts.items():
+        if key.startswith("taught:"):
+            _, domain, name = key.split(":", 2)
+            rows.setdefault(domain, {})[name] = count
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = [f"{'taught by':<18}" + "".join(f"{name:>14}" for name in names)]
+    for domain, row in sorted(rows.items()):
+        total = sum(row.values()) or 1
+        shares = "".join(f"{row.get(name, 0) / total:>14.0%}" for name in names)
+        lines.append(f"{domain:<18}{shares}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="fusebeam run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help="the TOML file")
+    parser.add_argument("--output", help="takes the place of the recipe's output")
+    words = settings.snake_case_flags(sys.argv[1:] if argv is None else list(argv))
+    unseen: list[str] = []
+    if "--" in words:
+        place = words.index("--")
+        words, unseen = words[:place], words[place + 1 :]
+    given, rest = parser.parse_known_args(words)
+    flags = launch.check_runner_flags(rest, ["output"]) + unseen
+    run(recipe.read(given.recipe, given.output), flags)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
