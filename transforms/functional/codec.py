@@ -18,6 +18,7 @@ all but switched off, which also makes it fast.
 """
 
 import dataclasses
+import itertools
 import struct
 
 import numpy as np
@@ -31,6 +32,7 @@ from transforms.functional.ranks import RankTable
 VERSION = 1
 MAX_K = 255
 
+_SLACK = 0.01  # sources may round their logprobs, and their tails with them
 _HEAD = struct.Struct("<BBxxIII")
 _PARAMETERS = zstandard.ZstdCompressionParameters.from_level(
     3,
@@ -72,7 +74,7 @@ def encode_rows(rows: Distributions, token_ids: TokenIds, table: RankTable) -> b
 
     Raises:
       ValueError: if the arrays do not fit each other, an id is not of the vocabulary,
-        or a probability is not in [0, 1] or rises along its row.
+        or probabilities are not in [0, 1], rise along a row, or miss sum 1.
     """
     _check_rows(rows, token_ids, table)
     t, k = rows.ids.shape
@@ -122,6 +124,12 @@ def _check_rows(rows: Distributions, token_ids: TokenIds, table: RankTable) -> N
     sound[:, 1:] &= rows.probs[:, 1:] <= rows.probs[:, :-1]
     if not ((unused | sound).all() and ((rows.tail >= 0) & (rows.tail <= 1)).all()):
         raise ValueError("probabilities must be in [0, 1], the kept ones never rising")
+    total = rows.probs.sum(axis=1, where=~unused) + rows.tail
+    if (np.abs(total - 1)[rows.counts > 0] > _SLACK).any():
+        raise ValueError(
+            f"kept probabilities and tail must sum to 1 within {_SLACK} where a"
+            " position keeps anything"
+        )
 
 
 def _plane_starts(counts: Counts, k: int) -> np.ndarray:
@@ -137,7 +145,7 @@ def _plane_starts(counts: Counts, k: int) -> np.ndarray:
 def _rank_groups(k: int) -> list[tuple[int, int]]:
     """Returns ranges of ranks that share blocks: 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ..."""
     borders = sorted(b for j in range(8) for b in (1 << j, 3 << j) if b < k)
-    return list(zip(borders, [*borders[1:], k], strict=True))
+    return list(itertools.pairwise([*borders, k]))
 
 
 def _compress(streams: list[bytes]) -> bytes:
@@ -178,8 +186,8 @@ def decode_rows(frame: bytes, token_ids: TokenIds, table: RankTable) -> Distribu
     starts = _plane_starts(counts, k)
     m = int(np.count_nonzero(counts))
     tails, rises, places = (streams.take(n) for n in (m, int(starts[-1]), m))
-    flags = streams.take(m * -(-k // 8)).reshape(-1, m)
-    names, ranks = streams.take(n_names), streams.take(3 * n_spelt).reshape(3, -1)
+    flags = streams.take(m * -(-k // 8)).reshape(-(-k // 8), m)
+    names, ranks = streams.take(n_names), streams.take(3 * n_spelt).reshape(3, n_spelt)
     streams.end()
     probs, tail = np.zeros((t, k), np.float32), np.zeros(t, np.float32)
     if not levels.restore_rows(counts, starts, tails, rises, probs, tail):
