@@ -7,7 +7,7 @@ or retried job does only what is missing, on any runner, or with none.
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import apache_beam as beam
 import pyarrow as pa
@@ -16,6 +16,7 @@ from schemas import files, manifest, parquet, plan
 from schemas.plan import Slice
 
 
+@runtime_checkable
 class SliceWork(Protocol):
     """What is done with one slice; its fields are its settings, so that it pickles."""
 
