@@ -1,0 +1,180 @@
+"""Causal language models: loaded safely, and run in two halves.
+
+The logits of a batch are the largest thing a language model makes: 4,096 positions over
+a vocabulary of 262,144 are 4 GB. So a batch goes through the model's body once, and the
+features that come out go through its head a few positions at a time. The head's own
+code runs, caps and scales included, on a stand-in for the body. Where a model cannot be
+cut like that, which is tried on a dozen tokens, its logits are its features.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+
+from transforms import checkpoint
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_LONGEST = ("max_position_embeddings", "max_seq_len", "n_positions")
+"""What configurations call the longest input."""
+_PROBE_TOKENS = (12, 5)
+"""Tokens of the trial, and of its beginning, which must not feel what follows."""
+
+
+def choose_device(device: str) -> torch.device:
+    """Resolves `auto` to CUDA where there is one.
+
+    Raises:
+      ValueError: if the device is unknown or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device} must be there, but there are {torch.cuda.device_count()}"
+            " CUDA devices; use --device=cpu"
+        )
+    return torch.device(device)
+
+
+def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """Resolves `auto`: bfloat16 on a GPU that multiplies it, else float32.
+
+    A CPU without hardware for bfloat16 is 60 times slower at it, and float16 overflows
+    in some models: neither is chosen unasked.
+    """
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    if device.type != "cuda":
+        return torch.float32
+    fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_model(
+    model: str, *, dtype: torch.dtype, device: torch.device, allow_pickle: bool = False
+) -> Any:
+    """Loads a causal language model for inference; none of its own code is run.
+
+    Args:
+      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
+      dtype: number format of the weights.
+      device: where it is to run.
+      allow_pickle: whether weights may be pickles, which run code when read.
+
+    Raises:
+      FileNotFoundError: if a path does not exist.
+      ValueError: if there are no weights that may be read.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig  # takes seconds
+
+    found = checkpoint.locate(model, allow_pickle=allow_pickle)
+    options: dict[str, Any] = {"use_safetensors": None if allow_pickle else True}
+    if found.gguf_file is not None:
+        # Unpacked: torch does not multiply the blocks of a GGUF file.
+        packing = GgufConfig(dequantize=True)
+        options = {"gguf_file": found.gguf_file, "quantization_config": packing}
+    loaded = AutoModelForCausalLM.from_pretrained(
+        str(found.folder),
+        dtype=dtype,
+        trust_remote_code=False,
+        local_files_only=True,
+        **options,
+    )
+    return loaded.to(device).eval()
+
+
+def longest_input(model: Any) -> int | None:
+    """Returns how many tokens a model can read, or None where nothing bounds them."""
+    config = model.config.get_text_config()
+    found = [getattr(config, name, None) for name in _LONGEST]
+    return next((n for n in found if isinstance(n, int) and n > 0), None)
+
+
+class Halves:
+    """A model that gives logits for some of a batch's positions at a time.
+
+    Attributes:
+      width: logits at each position; token ids are below it.
+      device: where it runs.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._body: Any = model.base_model
+        self.device: torch.device = next(model.parameters()).device
+        self._cut = self._body is not model
+        with torch.inference_mode():
+            self.width = self._probe()
+
+    def features(self, input_ids: Int64[Tensor, "b t"]) -> Float[Tensor, "b t f"]:
+        """Runs the body. Rows may be padded on the right: nothing looks ahead."""
+        if not self._cut:
+            return self._model(input_ids=input_ids, use_cache=False).logits
+        return self._body(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def logits(self, features: Float[Tensor, "p f"]) -> Float32[Tensor, "p v"]:
+        """Runs the head on the features of some positions."""
+        if not self._cut:
+            return features.float()
+        ids = torch.zeros(1, len(features), dtype=torch.int64, device=self.device)
+        with _standing_in(self._body, features[None]):
+            return self._model(input_ids=ids, use_cache=False).logits[0].float()
+
+    def _probe(self) -> int:
+        """Tries whether the model is causal, and whether it can be cut.
+
+        Raises:
+          ValueError: if a token's logits depend on what follows it.
+        """
+        many, few = _PROBE_TOKENS
+        ids = torch.arange(many, device=self.device)[None]
+        whole = self._model(input_ids=ids, use_cache=False).logits[0].float()
+        begin = self._model(input_ids=ids[:, :few], use_cache=False).logits[0].float()
+        if not _agree(begin, whole[:few], self._model.dtype):
+            raise ValueError(
+                f"a {type(self._model).__name__} must not look ahead to score text, but"
+                " its logits depend on later tokens; choose a causal language model"
+            )
+        self._cut = self._cut and _agree(
+            self.logits(self.features(ids)[0]), whole, self._model.dtype
+        )
+        return whole.shape[-1]
+
+
+@contextlib.contextmanager
+def _standing_in(body: nn.Module, features: Float[Tensor, "1 p f"]) -> Iterator[None]:
+    """Makes a body return given features instead of running."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    output = BaseModelOutputWithPast(last_hidden_state=features)
+    before = vars(body).get("forward")  # a wrapper of accelerate's, if there is one
+    vars(body)["forward"] = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        del vars(body)["forward"]
+        if before is not None:
+            vars(body)["forward"] = before
+
+
+def _agree(
+    left: Float32[Tensor, "p v"], right: Float32[Tensor, "q w"], dtype: torch.dtype
+) -> bool:
+    """Says whether logits are equal but for rounding, which depends on shapes."""
+    if left.shape != right.shape:
+        return False
+    off = (left.log_softmax(-1) - right.log_softmax(-1)).abs().mean()
+    return bool(off < (1e-3 if dtype == torch.float32 else 0.1))

@@ -1,0 +1,121 @@
+"""The files of a model: where they are, and a fingerprint of what they say."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+_SAFE = "model*.safetensors"
+_PICKLED = "pytorch_model*.bin"
+_BLOCK_BYTES = 2**20
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model on the local disk.
+
+    Attributes:
+      folder: holds the files.
+      gguf_file: name of the one file that is the model, or None.
+      commit: the hub's hash of the files, or None where they come from a folder.
+    """
+
+    folder: Path
+    gguf_file: str | None = None
+    commit: str | None = None
+
+
+def locate(
+    model: str, *, allow_pickle: bool = False, config_only: bool = False
+) -> Checkpoint:
+    """Finds a model's files; what is on the hub is fetched, or found in its cache.
+
+    Args:
+      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
+      allow_pickle: whether weights may be pickles, which run code when read.
+      config_only: fetches no weights from the hub.
+
+    Returns:
+      The model's place.
+
+    Raises:
+      FileNotFoundError: if a path does not exist.
+      ValueError: if there are no weights that may be read.
+    """
+    path = Path(model)
+    if path.is_dir():
+        _check_weights(model, path, allow_pickle)
+        return Checkpoint(folder=path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"no GGUF file at {model}")
+        return Checkpoint(folder=path.parent, gguf_file=path.name)
+    if path.exists() or path.is_absolute() or len(path.parts) > 2 or model[:1] in ".~":
+        raise FileNotFoundError(
+            f"a model must be a folder, a .gguf file or a name on the hub, got {model}"
+        )
+    from huggingface_hub import snapshot_download
+
+    weights = [_SAFE, _PICKLED] if allow_pickle else [_SAFE]
+    wanted = [CONFIG] if config_only else ["*.json", *weights]
+    folder = Path(snapshot_download(model, allow_patterns=wanted))
+    if not config_only:
+        _check_weights(model, folder, allow_pickle)
+    return Checkpoint(folder=folder, commit=folder.name)
+
+
+def _check_weights(model: str, folder: Path, allow_pickle: bool) -> None:
+    patterns = (_SAFE, _PICKLED) if allow_pickle else (_SAFE,)
+    if any(any(folder.glob(pattern)) for pattern in patterns):
+        return
+    found = "pickled weights only" if any(folder.glob(_PICKLED)) else "no weights"
+    raise ValueError(
+        f"{model} must hold weights as {_SAFE}, it holds {found}; load it with"
+        " transformers where you trust it, and save it with save_pretrained"
+    )
+
+
+def fingerprint(model: str, *, allow_pickle: bool = False) -> str:
+    """Digests what a model computes: its configuration and its weights.
+
+    A folder's files are read whole, a block at a time; of a model on the hub, which is
+    not fetched for this, the commit is digested.
+
+    Args:
+      model: as for `locate`.
+      allow_pickle: as for `locate`.
+
+    Returns:
+      32 hexadecimal digits.
+    """
+    found = locate(model, allow_pickle=allow_pickle, config_only=True)
+    digest = hashlib.blake2b(digest_size=16)
+    if found.commit is not None:
+        digest.update(f"{model}@{found.commit}".encode())
+        return digest.hexdigest()
+    if found.gguf_file is not None:
+        _digest_file(digest, found.folder / found.gguf_file)
+        return digest.hexdigest()
+    digest.update(_config(found.folder / CONFIG))
+    for path in sorted(found.folder.glob(_SAFE)) or sorted(found.folder.glob(_PICKLED)):
+        digest.update(f"\n{path.name} {path.stat().st_size}\n".encode())
+        _digest_file(digest, path)
+    return digest.hexdigest()
+
+
+def _config(path: Path) -> bytes:
+    """Returns the configuration without what has no part in the model's output."""
+    if not path.is_file():
+        raise FileNotFoundError(f"a model folder must hold {CONFIG}, none at {path}")
+    config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    return json.dumps(config, sort_keys=True).encode()
+
+
+def _digest_file(digest: hashlib.blake2b, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)

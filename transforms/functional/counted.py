@@ -1,0 +1,53 @@
+"""Which tokens of a window count: those that hold bytes of its loss spans."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+
+from schemas.arrays import ByteEnds
+
+
+def counted_tokens(
+    byte_ends: ByteEnds, loss_spans: Sequence[int] | None
+) -> Bool[np.ndarray, " n"]:
+    """Marks the tokens whose bytes count.
+
+    A token that holds bytes of a loss span and others besides counts whole: without it
+    a span could be had for less than it costs. Tokens without bytes (the start token,
+    EOS) never count.
+
+    Args:
+      byte_ends: end offset of each token; the first token begins at 0.
+      loss_spans: [start, stop) byte spans, flat, in rising order; None = all bytes.
+
+    Returns:
+      One truth value for each token.
+
+    Example:
+      >>> counted_tokens(np.array([0, 3, 5, 9, 9], np.int32), [4, 5])
+      array([False, False,  True, False, False])
+    """
+    starts = np.concatenate([[0], byte_ends[:-1]]).astype(np.int64)
+    if loss_spans is None:
+        return byte_ends > starts
+    # counted bytes in front of an offset: a broken line through the spans' borders
+    spans = np.array(loss_spans, np.int64).reshape(-1, 2)
+    widths = spans[:, 1] - spans[:, 0]
+    borders = np.concatenate([[0], spans.ravel()])
+    before = np.concatenate([[0], np.repeat(np.cumsum(widths), 2)])
+    before[1::2] -= widths
+    marks = np.interp(np.stack([starts, byte_ends]), borders, before)
+    return marks[1] > marks[0]
+
+
+def counted_bytes(n_bytes: int, loss_spans: Sequence[int] | None) -> int:
+    """Returns how many bytes of a window count.
+
+    Example:
+      >>> counted_bytes(9, None), counted_bytes(9, [0, 2, 5, 6])
+      (9, 3)
+    """
+    if loss_spans is None:
+        return n_bytes
+    return sum(loss_spans[1::2]) - sum(loss_spans[::2])

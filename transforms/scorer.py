@@ -1,0 +1,332 @@
+"""Scores windows with a causal language model: no Beam, whatever runs it.
+
+    scorer = load(ScorerSettings(model="models/smollm2"))
+    scored = scorer.score(windows)
+
+Logits stay on the device, some positions at a time; what is kept of them leaves it.
+Batches are a pure function of the windows, and the result depends on nothing else but
+model, settings and hardware.
+"""
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from schemas import scores
+from schemas.arrays import TokenIds
+from schemas.errors import AlignmentError
+from schemas.scores import Score
+from schemas.windows import Window
+from transforms import allocator, causal, checkpoint, logits, tokenizer
+from transforms.causal import Dtype
+from transforms.functional import batches, counted
+from transforms.logits import Kept
+from transforms.tokenizer import Encoding, Tokenizer
+
+_CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
+"""Size of the logits that exist at once; on a CPU they should stay in its cache."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScorerSettings:
+    """Which model scores, and how it is run.
+
+    Attributes:
+      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
+      tokenizer: the same for its tokenizer; None = the model's own.
+      top_k: entries kept for each position; 0 = none.
+      dtype: number format of the weights; `auto` is bfloat16 on a GPU that has it.
+      device: `cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one.
+      batch_tokens: tokens of a forward pass, padding included.
+      threads: threads of the CPU's arithmetic; None = torch's choice.
+      tune_allocator: whether glibc keeps large blocks, which is faster on a CPU.
+      allow_pickle: whether weights may be pickles, which run code when read.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    top_k: int = 10
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    batch_tokens: int = 4096
+    threads: int | None = None
+    tune_allocator: bool = True
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what needs no model."""
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
+        if self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be positive, got {self.batch_tokens}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be positive, got {self.threads}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scored:
+    """Scores of windows, in their order.
+
+    Attributes:
+      scores: one for each window; one that failed has an error.
+      halved_batches: how often memory ran out and a batch was cut in two. Equal
+        windows give equal bytes only where it is 0.
+    """
+
+    scores: list[Score]
+    halved_batches: int
+
+
+def load(settings: ScorerSettings) -> "Scorer":
+    """Loads model and tokenizer; sets the process's threads and allocator.
+
+    Raises:
+      FileNotFoundError: if a path does not exist.
+      ValueError: if the device is not there, or the model has no weights that may be
+        read or is not causal.
+    """
+    device = causal.choose_device(settings.device)
+    if device.type == "cpu":
+        if settings.tune_allocator:
+            allocator.keep_large_blocks()
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+    model = causal.load_model(
+        settings.model,
+        dtype=causal.choose_dtype(settings.dtype, device),
+        device=device,
+        allow_pickle=settings.allow_pickle,
+    )
+    return Scorer(
+        model,
+        tokenizer.load(settings.tokenizer or settings.model),
+        top_k=settings.top_k,
+        batch_tokens=settings.batch_tokens,
+    )
+
+
+def resolved(settings: ScorerSettings) -> dict[str, Any]:
+    """Makes definite, for this machine, what the settings leave to it."""
+    device = causal.choose_device(settings.device)
+    threads = settings.threads or torch.get_num_threads()
+    dtype = causal.choose_dtype(settings.dtype, device)
+    return {
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": threads if device.type == "cpu" else None,
+    }
+
+
+def model_fingerprint(model: str, *, allow_pickle: bool = False) -> str:
+    """Digests a model's configuration and weights; see `checkpoint.fingerprint`."""
+    return checkpoint.fingerprint(model, allow_pickle=allow_pickle)
+
+
+class Scorer:
+    """A model and its tokenizer, ready to score; threads may share it.
+
+    Ids from the tokenizer's size on, by which some models' logits are padded, have
+    their part in the log-sum-exp, as in the model itself, but are never kept.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        top_k: int = 10,
+        batch_tokens: int = 4096,
+    ) -> None:
+        """Wraps a loaded model.
+
+        Args:
+          model: a causal language model of transformers, in evaluation mode.
+          tokenizer: its tokenizer.
+          top_k: entries to keep for each position; 0 = none, which is faster.
+          batch_tokens: tokens of a forward pass, padding included.
+
+        Raises:
+          ValueError: if the model is not causal.
+        """
+        self.tokenizer = tokenizer
+        self._halves = causal.Halves(model)
+        self._longest = causal.longest_input(model)
+        self._n_ids = min(self._halves.width, tokenizer.size)
+        self._k = top_k
+        self._batch_tokens = batch_tokens
+        chunk_bytes = _CHUNK_BYTES[self._halves.device.type]
+        self._chunk = max(1, chunk_bytes // (4 * self._halves.width))
+        self._lock = threading.Lock()
+
+    def score(self, windows: Sequence[Window]) -> Scored:
+        """Scores the windows of a slice.
+
+        A window fails, and no other with it, where its tokens do not tile its bytes,
+        it is longer than the model's context, a logit is not finite, or memory does
+        not hold it.
+        """
+        found = [self._checked(e) for e in _encode(self.tokenizer, windows)]
+        sound = {p: e for p, e in enumerate(found) if isinstance(e, Encoding)}
+        kept, halved = self._run(sound)
+        made = [
+            self._record(window, found[place], kept.get(place))
+            for place, window in enumerate(windows)
+        ]
+        return Scored(scores=made, halved_batches=halved)
+
+    def _checked(self, encoding: Encoding | str) -> Encoding | str:
+        """Returns the tokens of a window, or why the model cannot read them."""
+        if isinstance(encoding, str):
+            return encoding
+        highest, length = encoding.token_ids.max(), len(encoding.token_ids) - 1
+        if highest >= self._halves.width:
+            return (
+                f"token ids must be below {self._halves.width}, the model's logits, got"
+                f" {highest} from tokenizer {self.tokenizer.name}; name the model's own"
+                " tokenizer, or leave this document out"
+            )
+        if self._longest is not None and length > self._longest:
+            return (
+                f"a window must fit the model's context of {self._longest} tokens, got"
+                f" {length}; prepare windows with a smaller max_tokens, and name this"
+                " model's tokenizer there"
+            )
+        return encoding
+
+    def _run(self, sound: dict[int, Encoding]) -> tuple[dict[int, Kept | str], int]:
+        """Runs the model over windows by their places; counts the halved batches."""
+        places = list(sound)
+        lengths = [len(sound[place].token_ids) - 1 for place in places]
+        plan = batches.plan_batches(lengths, self._batch_tokens)
+        waiting = deque([places[i] for i in batch] for batch in plan)
+        kept: dict[int, Kept | str] = {}
+        halved, too_large = 0, float("inf")
+        while waiting:
+            batch = waiting.popleft()
+            encodings = [sound[place] for place in batch]
+            size = len(batch) * max(len(e.token_ids) - 1 for e in encodings)
+            rows = None
+            if len(batch) == 1 or size < too_large:
+                rows = self._run_batch(encodings)
+            if rows is not None:
+                kept.update(zip(batch, rows, strict=True))
+            elif len(batch) == 1:
+                kept[batch[0]] = _does_not_fit(size)
+            else:
+                too_large = min(too_large, size)
+                middle = len(batch) // 2
+                waiting.extendleft([batch[middle:], batch[:middle]])
+                halved += 1
+        return kept, halved
+
+    def _run_batch(self, encodings: Sequence[Encoding]) -> list[Kept] | None:
+        """Runs the model over one batch; None where memory does not hold it."""
+        try:
+            with self._lock:
+                kept = self._forward([e.token_ids for e in encodings])
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            kept = None
+        if kept is None:  # the error, which held on to the tensors, is gone
+            if self._halves.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return None
+        ends = np.cumsum([len(e.token_ids) - 1 for e in encodings])
+        return logits.split(kept, ends)
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[TokenIds]) -> Kept:
+        """Keeps what is to be kept of all positions of a batch, row after row."""
+        device = self._halves.device
+        lengths = torch.tensor([len(row) - 1 for row in rows])
+        ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)  # (b, t)
+        for into, row in zip(ids, rows, strict=True):
+            into[: len(row) - 1] = torch.from_numpy(row[:-1])
+        real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten()
+        gold = torch.from_numpy(np.concatenate([row[1:] for row in rows])).long()
+        features = self._halves.features(ids.to(device)).flatten(0, 1)
+        if not real.all():
+            features = features[real.to(device)]  # (p, f)
+        parts = zip(
+            torch.split(features, self._chunk),
+            torch.split(gold.to(device), self._chunk),
+            strict=True,
+        )
+        return logits.to_arrays(
+            [
+                logits.reduce_logits(
+                    self._halves.logits(part), next_ids, self._n_ids, self._k
+                )
+                for part, next_ids in parts
+            ]
+        )
+
+    def _record(
+        self, window: Window, encoding: Encoding | str, kept: Kept | str | None
+    ) -> Score:
+        """Makes the row of a window from its tokens and what was kept, or an error."""
+        n_bytes = counted.counted_bytes(len(window.text.encode()), window.loss_spans)
+        if isinstance(kept, Kept) and not kept.finite.all():
+            kept = _not_finite(kept)
+        if isinstance(encoding, str) or isinstance(kept, str):
+            error = encoding if isinstance(encoding, str) else kept
+            return scores.failed(window.window_id, n_bytes, str(error), self._k)
+        assert kept is not None
+        counts = counted.counted_tokens(encoding.byte_ends, window.loss_spans)[1:]
+        return Score(
+            window_id=window.window_id,
+            token_ids=encoding.token_ids,
+            byte_ends=encoding.byte_ends,
+            top_ids=kept.top_ids,
+            top_logprobs=kept.top_logprobs,
+            logsumexp=kept.logsumexp,
+            gold_logprob=kept.gold_logprob,
+            nll_nats=-float(kept.gold_logprob[counts].sum(dtype=np.float64)),
+            n_bytes=n_bytes,
+        )
+
+
+def _encode(
+    tokenizer: Tokenizer, windows: Sequence[Window]
+) -> Iterator[Encoding | str]:
+    """Tokenizes windows; yields the error of one whose tokens do not tile it."""
+    try:
+        yield from tokenizer.encode_windows(
+            [window.text for window in windows],
+            [window.ends_document for window in windows],
+        )
+    except AlignmentError as error:
+        if len(windows) == 1:
+            yield str(error)
+            return
+        middle = len(windows) // 2
+        yield from _encode(tokenizer, windows[:middle])
+        yield from _encode(tokenizer, windows[middle:])
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Tells a lack of memory from other errors; torch's CPU has no class for it."""
+    return isinstance(
+        error, torch.OutOfMemoryError | MemoryError
+    ) or "DefaultCPUAllocator" in str(error)
+
+
+def _does_not_fit(length: int) -> str:
+    return (
+        f"memory must hold one window, but not even {length} tokens alone fit; prepare"
+        " windows with a smaller max_tokens, or choose a smaller dtype or model"
+    )
+
+
+def _not_finite(kept: Kept) -> str:
+    at = int(kept.finite.argmin())
+    return (
+        f"non-finite logits at position {at} of {len(kept.finite)}; if the model is"
+        " sound in float32, score it with --dtype=float32"
+    )
