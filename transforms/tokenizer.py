@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from schemas.arrays import ByteEnds, TokenIds
 from schemas.errors import AlignmentError
 from transforms import roles, tokenizer_backends
-from transforms.functional import spans
+from transforms.functional import control, spans
 
 _HUB_FILES = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja")
 
@@ -87,30 +87,38 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         """Tokenizes many texts, as `encode` does one."""
-        batch = self._backend.ids(texts)
-        return [self._span(text, ids) for text, ids in zip(texts, batch, strict=True)]
+        return self._encode(self._backend.beginning, texts)
 
-    def encode_window(self, text: str, ends_document: bool) -> Encoding:
+    def encode_window(
+        self, text: str, ends_document: bool, control_spans: Sequence[int] | None = None
+    ) -> Encoding:
         """Tokenizes a window, with the start token, and EOS where its document ends.
 
         The start token has the empty span at 0, EOS the empty span at the end. A
         model without EOS gets none.
 
+        Args:
+          text: the window's text.
+          ends_document: whether EOS follows.
+          control_spans: start, stop, ... in bytes: what a chat template wrote. Inside
+            them, and nowhere else, spellings of control tokens are control tokens.
+
+        Returns:
+          The tokens and their spans.
+
         Raises:
           AlignmentError: if spans cannot tile the window's bytes.
         """
-        return self.encode_windows([text], [ends_document])[0]
+        if control_spans:
+            return self._frame(self._encode_chat(text, control_spans), ends_document)
+        return self._frame(self.encode(text), ends_document)
 
     def encode_windows(
         self, texts: Sequence[str], ends_document: Sequence[bool]
     ) -> list[Encoding]:
-        """Tokenizes many windows, as `encode_window` does one."""
-        return [
-            self._frame(encoding, ends)
-            for encoding, ends in zip(
-                self.encode_batch(texts), ends_document, strict=True
-            )
-        ]
+        """Tokenizes many windows without control spans, as `encode_window` does one."""
+        batch = zip(self.encode_batch(texts), ends_document, strict=True)
+        return [self._frame(encoding, ends) for encoding, ends in batch]
 
     def encode_middle(self, text: str) -> TokenIds:
         """Tokenizes a text as if it stood inside running text: no dummy prefix."""
@@ -118,25 +126,50 @@ class Tokenizer:
 
     def encode_middle_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         """Tokenizes many texts, as `encode_middle` does one."""
-        batch = self._backend.ids_in_running_text(texts)
+        batch = self._backend.middle.ids(texts)
         return [np.array(ids, np.int32) for ids in batch]
 
     def count(self, text: str) -> int:
         """Counts a text's tokens, without start token and EOS."""
-        return self._backend.count(text)
+        return self._backend.beginning.count(text)
+
+    def _encode_chat(self, text: str, control_spans: Sequence[int]) -> Encoding:
+        """Tokenizes the texts between control tokens, and puts all in order."""
+        raw = text.encode()
+        found = control.find_control_tokens(text, control_spans, self._backend.controls)
+        ids: list[TokenIds] = []
+        ends: list[ByteEnds] = []
+        reader, start = self._backend.beginning, 0
+        for token in [*found, None]:
+            stop = len(raw) if token is None else token.start
+            (between,) = self._encode(reader, [raw[start:stop].decode()])
+            ids.append(between.token_ids)
+            ends.append(between.byte_ends + np.int32(start))
+            if token is not None:
+                ids.append(np.array([token.token_id], np.int32))
+                ends.append(np.array([token.stop], np.int32))
+                reader, start = self._backend.behind_control, token.stop
+        return Encoding(token_ids=np.concatenate(ids), byte_ends=np.concatenate(ends))
 
     def _frame(self, encoding: Encoding, ends_document: bool) -> Encoding:
         ids, ends = encoding.token_ids, encoding.byte_ends
         behind = [] if self.eos_id is None or not ends_document else [self.eos_id]
         n_bytes = ends[-1] if len(ends) else 0
-        return Encoding(
-            token_ids=np.concatenate([[self.start_id], ids, behind]).astype(np.int32),
-            byte_ends=np.concatenate([[0], ends, [n_bytes] * len(behind)]).astype(
-                np.int32
-            ),
-        )
+        ids = np.concatenate([[self.start_id], ids, behind])
+        ends = np.concatenate([[0], ends, [n_bytes] * len(behind)])
+        return Encoding(token_ids=ids.astype(np.int32), byte_ends=ends.astype(np.int32))
 
-    def _span(self, text: str, ids: list[int]) -> Encoding:
+    def _encode(
+        self, reader: tokenizer_backends.Reader, texts: Sequence[str]
+    ) -> list[Encoding]:
+        return [
+            self._span(reader, text, ids)
+            for text, ids in zip(texts, reader.ids(texts), strict=True)
+        ]
+
+    def _span(
+        self, reader: tokenizer_backends.Reader, text: str, ids: list[int]
+    ) -> Encoding:
         """Finds the spans by the tokens' bytes, or else by their characters."""
         raw = text.encode()
         spelled = self._spell(ids)
@@ -145,22 +178,28 @@ class Tokenizer:
             flat = np.array(ids, np.int32)
             ends = spans.ends_from_lengths(self._lengths[flat], prefix)
             return Encoding(token_ids=flat, byte_ends=ends)
-        return self._span_by_chars(text)
+        return self._span_by_chars(reader, text)
 
-    def _span_by_chars(self, text: str) -> Encoding:
-        found = self._backend.char_spans(text)
+    def _span_by_chars(self, reader: tokenizer_backends.Reader, text: str) -> Encoding:
+        found = reader.char_spans(text)
         if found is None:
             raise self._misfit(text, 0, "its tokens spell other bytes")
-        if not self._backend.controls.isdisjoint(found.ids):
+        controls = {one.token_id for one in self._backend.controls}
+        if not controls.isdisjoint(found.ids):
             raise self._misfit(text, 0, "text became a control token")
-        self._check_gaps(text, found)
+        self._check_gaps(reader, text, found)
         flat = np.array(found.ids, np.int32)
         ends = spans.ends_from_offsets(
             found.starts, found.stops, spans.char_borders(text), self._lengths[flat]
         )
         return Encoding(token_ids=flat, byte_ends=ends)
 
-    def _check_gaps(self, text: str, found: tokenizer_backends.CharSpans) -> None:
+    def _check_gaps(
+        self,
+        reader: tokenizer_backends.Reader,
+        text: str,
+        found: tokenizer_backends.CharSpans,
+    ) -> None:
         """Makes sure that characters without a token were composed, not dropped.
 
         A normalizer that makes "é" of "e" and a combining accent reports the "e"
@@ -171,12 +210,13 @@ class Tokenizer:
         gaps = spans.uncovered_chars(found.starts, found.stops, len(text))
         if not gaps:
             return
-        whole = self._backend.normalized(text)
+        whole = reader.normalized(text)
         if self._spell(found.ids) not in (whole, b" " + whole):
             raise self._misfit(text, gaps[0][1], "characters were dropped")
         for group, start, stop in gaps:
-            with_gap = self._backend.normalized(text[group:stop])
-            if with_gap == self._backend.normalized(text[group:start]):
+            if reader.normalized(text[group:stop]) == reader.normalized(
+                text[group:start]
+            ):
                 raise self._misfit(text, start, "characters were dropped")
 
     def _spell(self, ids: Iterable[int]) -> bytes:

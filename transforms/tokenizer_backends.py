@@ -9,13 +9,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 from tokenizers import Tokenizer
 
 from transforms.functional import tokenizer_json
+from transforms.functional.control import Spelling
 
 _PROBE = "Ab, ä中😀\n  x\ty"  # a letter of each UTF-8 length, and white space
 
@@ -29,19 +30,12 @@ class CharSpans:
     stops: Int64[np.ndarray, " n"]
 
 
-class Backend(Protocol):
-    """What `transforms.tokenizer` needs of a library."""
-
-    has_dummy_prefix: bool
-    token_bytes: list[bytes | None]
-    controls: frozenset[int]
-    identity: bytes
+@runtime_checkable  # for the tests' type checks
+class Reader(Protocol):
+    """Tokenizes texts that all stand in the same place of a window."""
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenizes texts, each from its own beginning."""
-
-    def ids_in_running_text(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenizes texts without a dummy prefix."""
+        """Tokenizes texts."""
 
     def count(self, text: str) -> int:
         """Counts the tokens of a text."""
@@ -51,6 +45,28 @@ class Backend(Protocol):
 
     def normalized(self, text: str) -> bytes:
         """Returns the bytes that the tokens of a text should spell, prefix apart."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What `transforms.tokenizer` needs of a library.
+
+    Attributes:
+      beginning: reads a text that begins a window.
+      middle: reads a text as if inside running text: no dummy prefix.
+      behind_control: reads what follows a control token.
+      token_bytes: the bytes each id stands for; None for control tokens.
+      controls: the control tokens as they are written.
+      identity: all that tokenization depends on.
+    """
+
+    beginning: Reader
+    middle: Reader
+    behind_control: Reader
+    has_dummy_prefix: bool
+    token_bytes: list[bytes | None]
+    controls: tuple[Spelling, ...]
+    identity: bytes
 
 
 class FastBackend:
@@ -64,6 +80,10 @@ class FastBackend:
       ValueError: if it cannot keep text from becoming a control token.
     """
 
+    beginning: Reader
+    middle: Reader
+    behind_control: Reader
+
     def __init__(self, tokenizer: Any) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -75,29 +95,36 @@ class FastBackend:
         running = tokenizer_json.without_prefix(spec)
         self.has_dummy_prefix = running != spec
         self.token_bytes = tokenizer_json.token_bytes(spec)
-        self.controls = frozenset(tokenizer_json.special_ids(spec))
+        self.controls = tokenizer_json.control_spellings(spec)
         self.identity = written.encode()
-        self._space = tokenizer_json.space_letter(spec)
-        self._tokenizer = _read_text_as_text(tokenizer, spec)
-        self._running = self._tokenizer
+        self.beginning = self.middle = FastReader(tokenizer, spec)
         if self.has_dummy_prefix:
-            self._running = _read_text_as_text(Tokenizer.from_str(written), running)
-        self._normalizer = _steps(tokenizer_json.only_normalizer(spec)).normalizer
+            self.middle = FastReader(Tokenizer.from_str(written), running)
+        repeats = tokenizer_json.repeats_prefix(spec)
+        self.behind_control = self.beginning if repeats else self.middle
+
+
+class FastReader:
+    """Runs the `tokenizers` library with the steps of `spec`, and a guard."""
+
+    def __init__(self, tokenizer: Any, spec: tokenizer_json.Spec) -> None:
+        guarded = tokenizer_json.with_guard(spec)
+        steps = _build(tokenizer_json.only_steps(guarded))
+        tokenizer.normalizer = steps.normalizer
+        tokenizer.pre_tokenizer = steps.pre_tokenizer
+        tokenizer.encode_special_tokens = True  # what spells one is text
+        self._tokenizer = tokenizer
+        self._normalizer = _build(tokenizer_json.only_normalizer(spec)).normalizer
+        self._space = tokenizer_json.space_letter(spec)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what the library's own pickling forgets."""
         self.__dict__.update(state)
         self._tokenizer.encode_special_tokens = True
-        self._running.encode_special_tokens = True
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenizes texts, each from its own beginning."""
+        """Tokenizes texts."""
         batch = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in batch]
-
-    def ids_in_running_text(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenizes texts without a dummy prefix."""
-        batch = self._running.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in batch]
 
     def count(self, text: str) -> int:
@@ -134,59 +161,60 @@ class SlowBackend:
       ValueError: if no reading gives the probe text back.
     """
 
-    def __init__(self, tokenizer: Any, identity: bytes) -> None:
-        self._tokenizer = tokenizer
-        self.controls = frozenset(tokenizer.all_special_ids)
-        pieces = {index: piece for piece, index in tokenizer.get_vocab().items()}
-        self.identity = json.dumps(sorted(pieces.items())).encode() + identity
-        self.token_bytes = self._read(pieces)
-        table = self.token_bytes
-        first = b"".join(table[index] or b"" for index in self.ids(["a"])[0])
-        self.has_dummy_prefix = first == b" a"
+    beginning: Reader
+    middle: Reader
+    behind_control: Reader
 
-    def _read(self, pieces: dict[int, str]) -> list[bytes | None]:
-        wanted = _PROBE.encode()
-        probe = self.ids([_PROBE])[0]
-        for reading in _READINGS:
-            table: list[bytes | None] = [None] * (1 + max(pieces))
-            for index, piece in pieces.items():
-                if index not in self.controls:
-                    table[index] = reading(piece)
-            spelled = b"".join(table[index] or b"" for index in probe)
-            if spelled in (wanted, b" " + wanted):
-                return table
-        raise ValueError(
-            f"tokens of {type(self._tokenizer).__name__} must spell a text byte for "
-            "byte, but none of the known readings gives a probe text back; convert the "
-            "tokenizer to a tokenizer.json, or leave this model out"
+    def __init__(self, tokenizer: Any, identity: bytes) -> None:
+        pieces = {index: piece for piece, index in tokenizer.get_vocab().items()}
+        special = dict(
+            zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
         )
+        self.controls = tuple(
+            Spelling(text=text, token_id=index)
+            for index, text in special.items()
+            if index != tokenizer.unk_token_id
+        )
+        self.identity = json.dumps(sorted(pieces.items())).encode() + identity
+        self.beginning = SlowReader(tokenizer)
+        text_pieces = {i: piece for i, piece in pieces.items() if i not in special}
+        self.token_bytes = _read_pieces(self.beginning, text_pieces, 1 + max(pieces))
+        (first,) = self.beginning.ids(["a"])
+        spelled = b"".join(self.token_bytes[index] or b"" for index in first)
+        self.has_dummy_prefix = spelled == b" a"
+        self.middle = self.behind_control = self.beginning
+        if self.has_dummy_prefix:
+            self.middle = SlowReader(tokenizer, lead="\n")
+
+
+class SlowReader:
+    """Runs a Python tokenizer.
+
+    Args:
+      tokenizer: a transformers `PreTrainedTokenizer`.
+      lead: a text to put in front of each text, whose tokens are taken away again:
+        it takes the dummy prefix upon itself.
+    """
+
+    def __init__(self, tokenizer: Any, lead: str = "") -> None:
+        self._tokenizer = tokenizer
+        self._lead = lead
+        self._lead_ids = self._read(lead) if lead else []
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenizes texts, each from its own beginning."""
-        return [
-            self._tokenizer.convert_tokens_to_ids(
-                self._tokenizer.tokenize(text, split_special_tokens=True)
-            )
-            for text in texts
-        ]
-
-    def ids_in_running_text(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenizes texts without a dummy prefix.
+        """Tokenizes texts.
 
         Raises:
-          ValueError: if the tokens of a text cannot be told from the line end that
-            is put in front of it to take the prefix.
+          ValueError: if the lead and the text behind it share a token.
         """
-        if not self.has_dummy_prefix:
-            return self.ids(texts)
-        line_end = self.ids(["\n"])[0]
-        batch = self.ids(["\n" + text for text in texts])
-        if any(ids[: len(line_end)] != line_end for ids in batch):
+        size = len(self._lead_ids)
+        batch = [self._read(self._lead + text) for text in texts]
+        if any(ids[:size] != self._lead_ids for ids in batch):
             raise ValueError(
                 f"{type(self._tokenizer).__name__} must keep a line end apart from "
                 "the text behind it; convert the tokenizer to a tokenizer.json"
             )
-        return [ids[len(line_end) :] for ids in batch]
+        return [ids[size:] for ids in batch]
 
     def count(self, text: str) -> int:
         """Counts the tokens of a text."""
@@ -200,19 +228,33 @@ class SlowBackend:
         """Returns the bytes of the text: readings know no normalizer."""
         return text.encode()
 
-
-def _read_text_as_text(tokenizer: Any, spec: tokenizer_json.Spec) -> Any:
-    """Gives a tokenizer the steps of `spec`, and a guard for special spellings."""
-    steps = _steps(tokenizer_json.only_steps(tokenizer_json.with_guard(spec)))
-    tokenizer.normalizer = steps.normalizer
-    tokenizer.pre_tokenizer = steps.pre_tokenizer
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+    def _read(self, text: str) -> list[int]:
+        tokens = self._tokenizer.tokenize(text, split_special_tokens=True)
+        return self._tokenizer.convert_tokens_to_ids(tokens)
 
 
-def _steps(spec: tokenizer_json.Spec) -> Any:
-    """Builds a tokenizer for the sake of its normalizer and pre-tokenizer."""
+def _build(spec: tokenizer_json.Spec) -> Any:
     return Tokenizer.from_str(json.dumps(spec))
+
+
+def _read_pieces(
+    reader: Reader, pieces: dict[int, str], size: int
+) -> list[bytes | None]:
+    """Finds the reading of token strings that gives a probe text back."""
+    wanted = _PROBE.encode()
+    (probe,) = reader.ids([_PROBE])
+    for reading in _READINGS:
+        table: list[bytes | None] = [None] * size
+        for index, piece in pieces.items():
+            table[index] = reading(piece)
+        spelled = b"".join(table[index] or b"" for index in probe)
+        if spelled in (wanted, b" " + wanted):
+            return table
+    raise ValueError(
+        "tokens must spell a text byte for byte, but no known reading of this "
+        "tokenizer's token strings gives a probe text back; convert it to a "
+        "tokenizer.json, or leave this model out"
+    )
 
 
 def _read_latin(piece: str) -> bytes | None:

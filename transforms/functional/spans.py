@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from schemas.arrays import ByteEnds
+from schemas.errors import AlignmentError
 
 
 def ends_from_lengths(lengths: Int64[np.ndarray, " n"], prefix: int) -> ByteEnds:
@@ -88,12 +89,17 @@ def ends_from_offsets(
       The end offset of each token.
 
     Raises:
-      ValueError: if `starts` fall.
+      AlignmentError: if `starts` fall.
     """
     if len(starts) == 0:
         return np.zeros(0, np.int32)
     if (np.diff(starts) < 0).any():
-        raise ValueError("offsets of tokens must not fall from token to token")
+        at = int(np.flatnonzero(np.diff(starts) < 0)[0]) + 1
+        raise AlignmentError(
+            "a tokenizer must report its tokens in the order of the text, but token "
+            f"{at} starts at character {starts[at]} and the one before it at "
+            f"{starts[at - 1]}; leave this model out"
+        )
     firsts = _group_firsts(starts, stops)
     sizes = np.diff(np.append(firsts, len(starts)))
     lows = borders[starts[firsts]]

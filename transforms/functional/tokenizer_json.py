@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from transforms.functional.control import Spelling
+
 Spec = Mapping[str, Any]
 """The parsed JSON of a tokenizer."""
 
@@ -129,6 +131,27 @@ def special_ids(spec: Spec) -> set[int]:
     """Returns the ids of control tokens, which no text may become."""
     ids = {token["id"] for token in spec["added_tokens"] if token["special"]}
     return ids - {unknown_id(spec)}
+
+
+def control_spellings(spec: Spec) -> tuple[Spelling, ...]:
+    """Lists the control tokens as a chat template may write them."""
+    ids = special_ids(spec)
+    return tuple(
+        Spelling(
+            text=token["content"],
+            token_id=token["id"],
+            lstrip=token["lstrip"],
+            rstrip=token["rstrip"],
+        )
+        for token in spec["added_tokens"]
+        if token["id"] in ids
+    )
+
+
+def repeats_prefix(spec: Spec) -> bool:
+    """Tells whether the dummy prefix comes again behind every control token."""
+    steps = _steps(spec["pre_tokenizer"], "pretokenizers")
+    return not any(step.get("prepend_scheme") == "first" for step in steps)
 
 
 def token_bytes(spec: Spec) -> list[bytes | None]:
