@@ -1,0 +1,91 @@
+"""Fused folders with random distributions, for the trainer's tests."""
+
+from pathlib import Path
+
+import numpy as np
+
+from schemas import files, fused, manifest, parquet
+from schemas.fused import FusedRow
+from schemas.manifest import Manifest
+from transforms.functional import codec, ranks
+from transforms.functional.codec import Distributions
+
+
+def distributions(
+    rng: np.random.Generator, tokens: int, k: int, vocabulary: int
+) -> Distributions:
+    """Random rows, some of them empty, some shorter than k."""
+    counts = rng.integers(0, k + 1, tokens).astype(np.int32)
+    used = np.arange(k) < counts[:, None]
+    ids = np.argsort(rng.random((tokens, vocabulary)), -1)[:, :k]
+    mass = rng.random((tokens, k + 1)) ** 4 * np.append(used, np.ones((tokens, 1)), 1)
+    mass /= mass.sum(-1, keepdims=True)
+    probs = -np.sort(-np.where(used, mass[:, :k], 0), -1)
+    return Distributions(
+        counts=counts,
+        ids=np.where(used, ids, -1).astype(np.int32),
+        probs=probs.astype(np.float32),
+        tail=np.where(counts > 0, mass[:, k], 0).astype(np.float32),
+    )
+
+
+def table(vocabulary: int) -> ranks.RankTable:
+    return ranks.rank_by_frequency(np.arange(vocabulary, dtype=np.int64))
+
+
+def fused_row(
+    rng: np.random.Generator, lengths: list[int], vocabulary: int, k: int = 4
+) -> FusedRow:
+    n = sum(lengths)
+    ids = rng.integers(3, vocabulary, n).astype(np.int32)
+    mask = rng.random(n) < 0.9
+    mask[np.cumsum(lengths) - 1] = False
+    rows = distributions(rng, n, k, vocabulary)
+    return FusedRow(
+        input_ids=ids,
+        segment_lengths=np.array(lengths, np.int32),
+        loss_mask=mask,
+        distribution=codec.encode_rows(rows, ids, table(vocabulary)),
+        window_ids=tuple(f"w{rng.integers(1 << 30)}" for _ in lengths),
+        domains=(None,) * len(lengths),
+        weights=np.ones((len(lengths), 1), np.float32),
+        counted=int(mask.sum()),
+        covered=int((mask & (rows.counts > 0)).sum()),
+    )
+
+
+def write(
+    folder: Path,
+    *,
+    vocabulary: int,
+    files_of: tuple[tuple[int, ...], ...] = ((4, 3), (2,)),
+) -> Path:
+    """Writes a fused folder; `files_of` gives the rows of each group of each file."""
+    rng = np.random.default_rng(7)
+    entries = []
+    for number, groups in enumerate(files_of):
+        path = files.join(str(folder), f"slice-{number:06d}.parquet")
+        footer = {"ranks": ranks.dump_ranks(table(vocabulary))}
+        with parquet.writer(
+            path, fused.SCHEMA, footer, **fused.WRITER_OPTIONS
+        ) as tables:
+            for size in groups:
+                rows = [
+                    fused_row(rng, [5, 1, int(rng.integers(6, 20))], vocabulary)
+                    for _ in range(size)
+                ]
+                tables.write(fused.to_table(rows))
+        assert tables.entry is not None
+        entries.append(tables.entry)
+    made = Manifest(
+        stage=fused.STAGE,
+        fingerprint="f" * 32,
+        settings={"fusion": "mince", "sources": ["one", "two"]},
+        inputs={"windows": "w" * 32},
+        origins={},
+        counts={},
+        files=entries,
+        code_version="0",
+    )
+    manifest.write(str(folder), made)
+    return folder

@@ -1,0 +1,130 @@
+"""Settings of the trainer."""
+
+import dataclasses
+from typing import Literal
+
+from schemas.settings import setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of one training run; every field is a flag and a recipe key."""
+
+    data: str = setting(help="fused folder to train on", shapes_output=False)
+    model: str = setting(
+        help="target model: folder, or id on the Hugging Face hub", shapes_output=False
+    )
+    output: str = setting(
+        help="folder that the trained model is written to", shapes_output=False
+    )
+
+    clm_weight: float = setting(
+        0.9, help="share of the CLM loss, in [0, 1]; 1 = no fusion"
+    )
+    clm_schedule: Literal["constant", "linear"] = setting(
+        "constant", help="how the share goes on: as it is, or rising to 1 at the end"
+    )
+    fusion_loss: Literal["ce", "kl"] = setting(
+        "ce", help="cross-entropy or Kullback-Leibler divergence to the fused rows"
+    )
+    tail: Literal["bucket", "renormalise"] = setting(
+        "bucket",
+        help="one bucket for the mass outside the kept entries, or rows renormalized"
+        " over them as FuseLLM does",
+    )
+    label_smoothing: float = setting(
+        0.0, help="share of the CLM target spread over the vocabulary, in [0, 1)"
+    )
+
+    learning_rate: float = setting(1e-5, help="highest learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = setting(
+        "cosine", help="how the learning rate goes on after the warm-up"
+    )
+    warmup_ratio: float = setting(
+        0.01, help="share of the steps in which the learning rate rises, in [0, 1]"
+    )
+    epochs: float = setting(1.0, help="passes over the data")
+    max_steps: int | None = setting(
+        None, help="optimizer steps; given, it takes the place of --epochs"
+    )
+    batch_size: int = setting(
+        16, help="packed rows of one optimizer step, over all processes"
+    )
+    accumulation: int = setting(
+        1, help="parts that a step's rows are processed in, one after another"
+    )
+    weight_decay: float = setting(0.1, help="weight decay of AdamW")
+    beta1: float = setting(0.9, help="decay of AdamW's first moment, in [0, 1)")
+    beta2: float = setting(0.95, help="decay of AdamW's second moment, in [0, 1)")
+    clip: float | None = setting(1.0, help="largest norm of the gradient")
+    seed: int = setting(42, help="of the order of the data and of dropout")
+    gradient_checkpointing: bool = setting(
+        False, help="compute activations twice rather than keep them"
+    )
+
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", help="of the arithmetic; weights are kept in float32 while they train"
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", help="where to train")
+    threads: int | None = setting(
+        None, help="CPU threads; they shape the last bits (default: torch's choice)"
+    )
+
+    save_steps: int = setting(
+        500, help="optimizer steps between checkpoints", shapes_output=False
+    )
+    checkpoints: str | None = setting(
+        None,
+        help="local folder for checkpoints while training (default: OUTPUT.partial)",
+        shapes_output=False,
+    )
+    logging_steps: int = setting(
+        10, help="optimizer steps between lines of metrics.jsonl", shapes_output=False
+    )
+    report_to: tuple[str, ...] = setting(
+        (), help="trackers that transformers knows, as tensorboard", shapes_output=False
+    )
+    readers: int = setting(
+        0, help="processes that read data; 0 = the trainer's own", shapes_output=False
+    )
+    keep_malloc: bool = setting(
+        False, help="leave the allocator of glibc as it is", shapes_output=False
+    )
+    overwrite: bool = setting(
+        False, help="replace an output of other settings", shapes_output=False
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range.
+
+        Raises:
+          ValueError: naming the setting, its range and what came.
+        """
+        for name in ("clm_weight", "warmup_ratio"):
+            _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", self)
+        for name in ("label_smoothing", "beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", self)
+        for name in ("learning_rate", "epochs"):
+            _require(getattr(self, name) > 0, name, "above 0", self)
+        for name in ("batch_size", "accumulation", "save_steps", "logging_steps"):
+            _require(getattr(self, name) >= 1, name, "at least 1", self)
+        for name in ("readers", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, name, "at least 0", self)
+        for name in ("max_steps", "threads", "clip"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, "above 0, or left out", self)
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulation, got {self.batch_size}"
+                f" and {self.accumulation}"
+            )
+        if "://" in self.output and self.checkpoints is None:
+            raise ValueError(
+                f"checkpoints must name a local folder where output is remote, got"
+                f" output {self.output!r} alone"
+            )
+
+
+def _require(holds: bool, name: str, law: str, config: TrainConfig) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {law}, got {getattr(config, name)!r}")

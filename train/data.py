@@ -1,0 +1,278 @@
+"""Fused shards as batches of tensors.
+
+    dataset = FusedDataset("runs/demo/fused")
+    collate = Collator(keep_packed=True, vocabulary=32_000)
+    batch = collate([dataset[17], dataset[3]])
+
+A batch holds packed rows, documents one behind another::
+
+    input_ids     <s> a b c </s>  <s> d e </s>
+    position_ids    0 1 2 3    4    0 1 2    3     restart: segments do not attend
+    loss_mask       1 1 1 1    0    1 1 1    0     position p predicts p + 1
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Int32, Int64
+from torch import Tensor
+
+from schemas import files, fused, manifest, parquet
+from schemas.errors import SchemaError
+from schemas.manifest import Manifest
+from train import order
+from transforms.functional import codec, ranks
+from transforms.functional.codec import Distributions
+from transforms.functional.ranks import RankTable
+
+_READERS = 16
+_COLUMNS = ("input_ids", "segment_lengths", "loss_mask", "distribution")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Example:
+    """One packed row.
+
+    Attributes:
+      input_ids: tokens of its segments, end to end.
+      segment_lengths: tokens of each segment; they sum to t.
+      loss_mask: which positions count; never the last of a segment.
+      rows: what fusion says of each position's next token.
+    """
+
+    input_ids: Int32[np.ndarray, " t"]
+    segment_lengths: Int32[np.ndarray, " s"]
+    loss_mask: Bool[np.ndarray, " t"]
+    rows: Distributions
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Group:
+    """A row group in memory, still encoded."""
+
+    path: str
+    start: int
+    columns: dict[str, list[Any]]
+    table: RankTable
+
+
+class FusedDataset(torch.utils.data.Dataset[Example]):
+    """Random access to the packed rows of a fused folder, by their global index.
+
+    Row groups are read whole, kept encoded, and decoded row by row.
+
+    Attributes:
+      manifest: the folder's manifest.
+      group_rows: how many rows each row group holds, in the order of the files.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.manifest: Manifest = manifest.read(folder, fused.STAGE)
+        self._paths = [files.join(folder, f.name) for f in self.manifest.files]
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+            counts = list(pool.map(_row_groups, self._paths))
+        for entry, found in zip(self.manifest.files, counts, strict=True):
+            if sum(found) != entry.rows:
+                raise SchemaError(
+                    f"{files.join(folder, entry.name)} must hold {entry.rows} rows, as"
+                    f" its folder's manifest says, it holds {sum(found)}; fuse again"
+                )
+        self._places = [
+            (path, group, sum(found[:group]))
+            for path, found in zip(self._paths, counts, strict=True)
+            for group in range(len(found))
+        ]
+        flat = list(itertools.chain.from_iterable(counts))
+        self.group_rows: Int64[np.ndarray, " g"] = np.array(flat, np.int64)
+        self._ends = np.cumsum(self.group_rows)
+        self._groups: collections.OrderedDict[int, _Group] = collections.OrderedDict()
+        self._tables: dict[str, RankTable] = {}
+        if not len(self):
+            raise SchemaError(f"{folder} must hold at least one row, it holds none")
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that shapes the data."""
+        return self.manifest.fingerprint
+
+    def __len__(self) -> int:
+        """Counts the packed rows."""
+        return int(self.group_rows.sum())
+
+    def __getitem__(self, index: int) -> Example:
+        """Decodes one row.
+
+        Raises:
+          SchemaError: if it is corrupt; names the file and the row.
+        """
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        found = self._read(group)
+        row = int(index - (self._ends[group] - self.group_rows[group]))
+        try:
+            return _decode({n: c[row] for n, c in found.columns.items()}, found.table)
+        except SchemaError as error:
+            raise SchemaError(
+                f"{found.path}, row {found.start + row}: {error}"
+            ) from error
+
+    def _read(self, group: int) -> _Group:
+        """Returns a row group, the least recently used making room for it."""
+        if group in self._groups:
+            self._groups.move_to_end(group)
+            return self._groups[group]
+        path, number, start = self._places[group]
+        if path not in self._tables:
+            self._tables[path] = _rank_table(path)
+        (table,) = parquet.read(path, fused.SCHEMA, [number], _COLUMNS)
+        columns = {name: _split(table.column(name)) for name in _COLUMNS}
+        found = _Group(
+            path=path, start=start, columns=columns, table=self._tables[path]
+        )
+        self._groups[group] = found
+        if len(self._groups) > order.BLOCK_GROUPS + 1:
+            self._groups.popitem(last=False)
+        return found
+
+
+def _row_groups(path: str) -> list[int]:
+    found = parquet.metadata(path)
+    return [found.row_group(g).num_rows for g in range(found.num_row_groups)]
+
+
+def _rank_table(path: str) -> RankTable:
+    text = parquet.footer(path).get("ranks")
+    if not isinstance(text, str):
+        raise SchemaError(
+            f"the footer of {path} must hold a rank table; run fuse again"
+        )
+    try:
+        return ranks.load_ranks(text)
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}") from error
+
+
+def _split(column: pa.ChunkedArray) -> list[Any]:
+    """Cuts a column into one array, or one bytes object, a row."""
+    flat = column.combine_chunks()
+    if isinstance(flat, pa.ChunkedArray):
+        flat = flat.chunk(0)
+    if pa.types.is_binary(flat.type):
+        return [value.as_py() for value in flat]
+    values = flat.values.to_numpy(zero_copy_only=False)
+    bounds = flat.offsets.to_numpy()
+    return [values[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
+def _decode(row: dict[str, Any], table: RankTable) -> Example:
+    ids, lengths, mask = (row[n] for n in ("input_ids", "segment_lengths", "loss_mask"))
+    if not lengths.sum() == len(ids) == len(mask) or (lengths < 1).any():
+        raise SchemaError(
+            f"segments must sum to the row's {len(ids)} tokens, they sum to"
+            f" {lengths.sum()}, and the loss mask holds {len(mask)}; run fuse again"
+        )
+    mask = mask.copy()
+    mask[np.cumsum(lengths) - 1] = False  # there is no next token
+    return Example(
+        input_ids=ids,
+        segment_lengths=lengths,
+        loss_mask=mask,
+        rows=codec.decode_rows(row["distribution"], ids, table),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Collator:
+    """Turns rows into one batch of tensors, padded to the longest.
+
+    Attributes:
+      keep_packed: False for a model in which segments of a row would see each other:
+        every segment becomes a row of its own.
+      vocabulary: how many ids the model has.
+    """
+
+    keep_packed: bool
+    vocabulary: int
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Collates rows.
+
+        Raises:
+          SchemaError: if a token is beyond the model's vocabulary.
+        """
+        pieces = [p for e in examples for p in ([e] if self.keep_packed else split(e))]
+        t = max(len(p.input_ids) for p in pieces)
+        k = max(p.rows.ids.shape[1] for p in pieces)
+        batch = _blank(len(pieces), t, k)
+        for row, piece in enumerate(pieces):
+            self._check(piece)
+            n, width = len(piece.input_ids), piece.rows.ids.shape[1]
+            batch["input_ids"][row, :n] = piece.input_ids
+            batch["position_ids"][row] = positions(piece.segment_lengths, t)
+            batch["loss_mask"][row, :n] = piece.loss_mask
+            batch["top_ids"][row, :n, :width] = piece.rows.ids
+            batch["probs"][row, :n, :width] = piece.rows.probs
+            batch["tail"][row, :n] = piece.rows.tail
+        tokens = sum(len(e.input_ids) for e in examples)
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        return {**tensors, "tokens": torch.tensor(tokens)}
+
+    def _check(self, piece: Example) -> None:
+        top = max(piece.input_ids.max(), piece.rows.ids.max(initial=-1))
+        if top >= self.vocabulary or piece.input_ids.min() < 0:
+            raise SchemaError(
+                f"ids must be in [0, {self.vocabulary}), the model's vocabulary, got"
+                f" {top}; fuse for the tokenizer of this model"
+            )
+
+
+def _blank(b: int, t: int, k: int) -> dict[str, np.ndarray]:
+    return {
+        "input_ids": np.zeros((b, t), np.int64),
+        "position_ids": np.zeros((b, t), np.int64),
+        "loss_mask": np.zeros((b, t), bool),
+        "top_ids": np.full((b, t, k), -1, np.int64),
+        "probs": np.zeros((b, t, k), np.float32),
+        "tail": np.zeros((b, t), np.float32),
+    }
+
+
+def positions(
+    lengths: Int32[np.ndarray, " s"], size: int
+) -> Int64[np.ndarray, " size"]:
+    """Counts from 0 in every segment, padding being one more.
+
+    Example:
+      >>> positions(np.array([3, 2], np.int32), 7)
+      array([0, 1, 2, 0, 1, 0, 1])
+    """
+    spans = [*lengths.tolist(), size - int(lengths.sum())]
+    return np.concatenate([np.arange(n, dtype=np.int64) for n in spans])
+
+
+def split(example: Example) -> list[Example]:
+    """Cuts a packed row into its segments."""
+    ends = np.cumsum(example.segment_lengths)
+    pieces = []
+    for start, stop in zip(ends - example.segment_lengths, ends, strict=True):
+        part, rows = slice(start, stop), example.rows
+        pieces.append(
+            Example(
+                input_ids=example.input_ids[part],
+                segment_lengths=np.array([stop - start], np.int32),
+                loss_mask=example.loss_mask[part],
+                rows=Distributions(
+                    counts=rows.counts[part],
+                    ids=rows.ids[part],
+                    probs=rows.probs[part],
+                    tail=rows.tail[part],
+                ),
+            )
+        )
+    return pieces

@@ -1,0 +1,185 @@
+"""The trained model as a Hugging Face folder with a card and a manifest.
+
+It is written under a temporary name and renamed when it is whole. The manifest names
+settings and inputs and no time, so equal runs give equal folders, but for the speeds in
+metrics.jsonl.
+"""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from schemas import files, manifest
+from schemas.errors import SchemaError
+from schemas.manifest import FileEntry, Manifest
+from schemas.version import VERSION
+from train import checkpoints
+from train import model as models
+
+STAGE = "train"
+
+
+def finished(output: str, identity: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Says whether the output is there, made by the very run that `identity` names.
+
+    Raises:
+      SchemaError: if it is there but was made by another run, or is not ours, and
+        `overwrite` is off.
+    """
+    if not manifest.present(output):
+        if files.names(output) and not overwrite:
+            raise SchemaError(
+                f"{output} must be a new folder or one that train wrote, but holds"
+                " other files; choose another output, or pass --overwrite"
+            )
+        return False
+    found = manifest.read(output, STAGE)
+    if {**found.settings, **found.inputs} == dict(identity):
+        return True
+    if not overwrite:
+        manifest.refuse_other(output, found, identity)
+    return False
+
+
+def write_model(
+    folder: pathlib.Path,
+    model: Any,
+    state: Mapping[str, torch.Tensor],
+    *,
+    source: pathlib.Path,
+    dtype: torch.dtype,
+) -> None:
+    """Writes weights and configuration, and copies what training did not change.
+
+    Args:
+      folder: made anew.
+      model: whose weights `state` are.
+      state: the weights by name.
+      source: the folder that the target was loaded from.
+      dtype: type the weights are stored in: the target's own.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    stored = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
+    model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict=_tied(stored, state))
+    for path in models.companions(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _tied(
+    stored: dict[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Lets names that shared their weights share them again, so each is saved once."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    for name, value in state.items():
+        place = value.data_ptr(), value.shape
+        stored[name] = stored[first.setdefault(place, name)]
+    return stored
+
+
+def describe(
+    folder: pathlib.Path,
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    origins: Mapping[str, Any],
+    counts: Mapping[str, int],
+    data: Manifest,
+) -> None:
+    """Writes the card, then the manifest over all files of the folder."""
+    card = _card(settings, inputs, origins, counts, data)
+    (folder / "README.md").write_text(card)
+    entries = [
+        FileEntry(
+            name=path.name,
+            rows=0,
+            tokens=0,
+            bytes=path.stat().st_size,
+            sha256=files.checksum(str(path)),
+        )
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != checkpoints.METRICS
+    ]
+    written = Manifest(
+        stage=STAGE,
+        fingerprint=files.digest({"settings": settings, "inputs": inputs}),
+        settings=settings,
+        inputs=inputs,
+        origins=origins,
+        counts=counts,
+        files=entries,
+        code_version=VERSION,
+    )
+    manifest.write(str(folder), written)
+    checkpoints.flush(folder)
+
+
+def _card(
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    origins: Mapping[str, Any],
+    counts: Mapping[str, int],
+    data: Manifest,
+) -> str:
+    rows = "\n".join(f"| {key} | {settings[key]} |" for key in sorted(settings))
+    made = "\n".join(
+        f"| {key} | {value} |"
+        for key, value in sorted({**data.settings, **data.inputs}.items())
+    )
+    share = settings["clm_weight"]
+    how = (
+        "on text alone (causal language modeling, no fusion)"
+        if share == 1
+        else f"on text and on the fused distributions of other models ({share:g} to"
+        f" {1 - share:g})"
+    )
+    return f"""---
+library_name: transformers
+tags: [fusebeam]
+---
+# {origins["model"]}, continued {how}
+
+Trained with FuseBeam {VERSION} for {counts["steps"]:,} steps,
+{counts["tokens"]:,} tokens. The license of the target model and the terms of the
+sources apply.
+
+| what | |
+| --- | --- |
+| target | {origins["model"]} |
+| target's fingerprint | {inputs["model"]} |
+| fused data's fingerprint | {inputs["data"]} |
+
+## How it was trained
+
+| setting | value |
+| --- | --- |
+{rows}
+
+## How its data was fused
+
+| setting or input | value |
+| --- | --- |
+{made}
+"""
+
+
+def publish(folder: pathlib.Path, output: str) -> None:
+    """Moves a described folder to its final name."""
+    fs, plain = files.filesystem(output)
+    if "://" in output:
+        for path in sorted(folder.iterdir(), key=lambda p: p.name == manifest.NAME):
+            fs.put(str(path), files.join(plain, path.name), recursive=True)
+        return
+    final = pathlib.Path(plain)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():  # empty, or to be overwritten
+        shutil.rmtree(final)
+    os.rename(folder, final)

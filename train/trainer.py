@@ -1,0 +1,259 @@
+"""Continues the training of a target model on fused shards.
+
+    python -m train --data=runs/demo/fused --model=models/target --output=runs/demo/out
+
+A run that is killed at any instant goes on, when the same command is given again, from
+its last whole checkpoint; on a CPU it ends with the very bytes of an undisturbed run.
+A run that is finished is skipped.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import math
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+
+from schemas import files, manifest, settings
+from schemas.errors import SchemaError
+from train import checkpoints, loop, publish
+from train import model as models
+from train.config import TrainConfig
+from train.data import Collator, FusedDataset
+from train.loop import FusionTrainer, Report
+from train.loss import Objective
+from transforms import allocator, scorer, tokenizer
+from transforms.scorer import ScorerSettings
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+      output: the model's folder.
+      skipped: whether it was there already.
+      steps: optimizer steps of the whole run.
+      tokens: tokens trained on, over all passes.
+      metrics: the last line of metrics.jsonl; empty if skipped.
+    """
+
+    output: str
+    skipped: bool
+    steps: int
+    tokens: int
+    metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Run:
+    """A run whose settings are resolved and whose inputs are found.
+
+    Attributes:
+      config: as it was given.
+      source: local folder of the target.
+      dataset: what it is trained on.
+      settings: those that shape the weights, what was left to us made definite.
+      inputs: fingerprints of what the run starts from.
+      work: folder of all that is written on the way.
+      report: is given one line a logged step.
+    """
+
+    config: TrainConfig
+    source: pathlib.Path
+    dataset: FusedDataset
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    work: pathlib.Path
+    report: Report
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the final weights, flat."""
+        return {**self.settings, **self.inputs}
+
+
+def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
+    """Trains, resumes, or finds the run finished.
+
+    Args:
+      config: what to do.
+      progress: is given one line a logged step; standard error if None.
+
+    Raises:
+      SchemaError: if data, model and output do not fit each other.
+      FileNotFoundError: if there is no such model.
+      FloatingPointError: if the loss is no number.
+    """
+    if not config.keep_malloc and _resolved(config)["device"] == "cpu":
+        allocator.keep_large_blocks()
+    with _threads(config.threads), _quiet():
+        run = _resolve(config, progress or _print_line)
+        if publish.finished(config.output, run.identity, overwrite=config.overwrite):
+            shutil.rmtree(run.work, ignore_errors=True)
+            return _result(config, skipped=True, metrics={})
+        _check_tokenizer(run)
+        return _result(config, skipped=False, metrics=_finish(run))
+
+
+def _print_line(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _resolved(config: TrainConfig) -> dict[str, Any]:
+    """Returns device, dtype and threads, made definite for this machine."""
+    asked = ScorerSettings(
+        model=config.model,
+        device=config.device,
+        dtype=config.dtype,
+        threads=config.threads,
+    )
+    return scorer.resolved(asked)
+
+
+def _resolve(config: TrainConfig, report: Report) -> _Run:
+    source = models.folder_of(config.model)
+    dataset = FusedDataset(config.data)
+    return _Run(
+        config=config,
+        source=source,
+        dataset=dataset,
+        settings={
+            **settings.shaping(config),
+            **_resolved(config),
+        },
+        inputs={
+            "data": dataset.fingerprint,
+            "model": scorer.model_fingerprint(str(source)),
+        },
+        work=pathlib.Path(config.checkpoints or config.output.rstrip("/") + ".partial"),
+        report=report,
+    )
+
+
+def _result(
+    config: TrainConfig, *, skipped: bool, metrics: dict[str, float]
+) -> TrainResult:
+    counts = manifest.read(config.output, publish.STAGE).counts
+    return TrainResult(
+        output=config.output,
+        skipped=skipped,
+        steps=counts["steps"],
+        tokens=counts["tokens"],
+        metrics=metrics,
+    )
+
+
+def _check_tokenizer(run: _Run) -> None:
+    """Refuses data that was fused for another tokenizer than the target's."""
+    wanted = run.dataset.manifest.settings.get("target_tokenizer")
+    found = tokenizer.load(str(run.source)).fingerprint if wanted else None
+    if wanted != found:
+        raise SchemaError(
+            f"{run.config.data} must be fused for the tokenizer of {run.config.model}"
+            f" (fingerprint {found}), but is for another ({wanted}); fuse with the"
+            " scores of this target"
+        )
+
+
+def _steps(config: TrainConfig, rows: int) -> int:
+    """Counts the optimizer steps; the last one is full, too."""
+    return config.max_steps or math.ceil(config.epochs * rows / config.batch_size)
+
+
+def _finish(run: _Run) -> dict[str, float]:
+    """Trains from wherever the run stands to its end, and publishes the model."""
+    config, work = run.config, run.work
+    args = loop.arguments(
+        config,
+        work,
+        steps=_steps(config, len(run.dataset)),
+        device=run.settings["device"],
+        dtype=run.settings["dtype"],
+    )
+    first = args.process_index == 0
+    if first:
+        checkpoints.open_work(work, run.identity, anew=config.overwrite)
+        resume = checkpoints.latest(work)
+        checkpoints.rewind_metrics(work, checkpoints.step_of(resume) if resume else 0)
+    target, stored = models.load(run.source)
+    traits = models.probe(target)
+    models.give_objective(target, traits, _objective(config))
+    used_cache = target.config.use_cache
+    width = target.get_input_embeddings().weight.shape[0]
+    collate = Collator(keep_packed=traits.keeps_segments, vocabulary=width)
+    trainer = FusionTrainer(
+        config, target, args, run.dataset, collate, work=work, report=run.report
+    )
+    trainer.accelerator.wait_for_everyone()  # for the first to tidy up
+    trainer.run(checkpoints.latest(work))
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if first:
+        target.config.use_cache = used_cache  # the Trainer turned it off
+        folder = work / "model"
+        publish.write_model(folder, target, state, source=run.source, dtype=stored)
+        _describe(run, trainer, folder)
+        publish.publish(folder, config.output)
+        shutil.rmtree(work)
+    trainer.accelerator.wait_for_everyone()
+    return trainer.last_line
+
+
+def _objective(config: TrainConfig) -> Objective:
+    return Objective(
+        clm_weight=config.clm_weight,
+        fusion_loss=config.fusion_loss,
+        tail=config.tail,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:
+    shutil.copyfile(run.work / checkpoints.METRICS, folder / checkpoints.METRICS)
+    for logs in (run.work / "checkpoints").glob("runs"):  # TensorBoard's
+        shutil.copytree(logs, folder / "runs")
+    publish.describe(
+        folder,
+        settings=run.settings,
+        inputs=run.inputs,
+        origins={"model": files.name_of(run.config.model), "data": run.config.data},
+        counts={
+            "steps": trainer.state.global_step,
+            "tokens": int(trainer.state.num_input_tokens_seen),
+            "rows": trainer.state.global_step * run.config.batch_size,
+        },
+        data=run.dataset.manifest,
+    )
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Sets torch's threads for the length of a run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Turns off the progress bars and remarks of transformers, which are not ours."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+        gc.collect()  # the Trainer and its model refer to each other
