@@ -1,0 +1,106 @@
+import dataclasses
+
+import apache_beam as beam
+import pytest
+
+from pipelines import cli, launch
+from schemas.errors import FusionError, SchemaError
+from schemas.settings import setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    windows: str = setting(help="folder")
+    top_k: int = setting(10, help="entries")
+
+
+def parse(*argv: str) -> tuple[Config, list[str]]:
+    return launch.parse(Config, argv, prog="test", description="")
+
+
+def test_beam_flags_stand_among_ours() -> None:
+    config, flags = parse(
+        "--runner=FlinkRunner", "--windows=w", "--flink_master=host:1", "--top-k", "3"
+    )
+    assert config == Config(windows="w", top_k=3)
+    assert flags == ["--runner=FlinkRunner", "--flink_master=host:1"]
+
+
+def test_beam_flags_may_have_their_value_apart() -> None:
+    _, flags = parse("--windows", "w", "--runner", "DirectRunner")
+    assert flags == ["--runner", "DirectRunner"]
+
+
+def test_a_flag_that_nobody_knows_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(SystemExit, match=r"--flink_mastr.*did you mean --flink_master"):
+        parse("--windows=w", "--flink_mastr=x")
+
+
+def test_a_misspelt_flag_of_ours_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(SystemExit, match=r"--topk.*did you mean --top_k"):
+        parse("--windows=w", "--topk=x")
+
+
+def test_what_stands_behind_two_hyphens_goes_to_the_runner_unseen() -> None:
+    _, flags = parse("--windows=w", "--", "--max_bundle_size=1", "--only-java-knows")
+    assert flags == ["--max_bundle_size=1", "--only-java-knows"]
+
+
+def refuse(_: int) -> int:
+    raise SchemaError("part-3 must hold windows, it holds soup")
+
+
+@pytest.mark.parametrize("runner", ["FnApiRunner", "BundleBasedDirectRunner"])
+def test_a_steps_refusal_reaches_the_user_in_its_own_words(runner: str) -> None:
+    with pytest.raises(FusionError, match=r"^part-3 must hold windows, it holds soup$"):
+        launch.run(
+            lambda root: root | beam.Create([1]) | beam.Map(refuse),
+            [f"--runner={runner}"],
+        )
+
+
+def crash(_: int) -> int:
+    raise ZeroDivisionError("a slip of ours")
+
+
+def test_a_slip_of_ours_keeps_its_trace() -> None:
+    with pytest.raises(ZeroDivisionError, match="a slip of ours"):
+        launch.run(lambda root: root | beam.Create([1]) | beam.Map(crash), [])
+
+
+def test_progress_tells_rate_and_time_left() -> None:
+    shown = launch.Progress("score a", 10, lambda: 0, 5000.0, "bytes")
+    assert shown.line(0, 1.0) == "score a: 0/10"
+    assert shown.line(4, 2.0) == "score a: 4/10, 1,000 bytes/s, ETA 3s"
+
+
+def test_progress_counts_only_what_this_run_did() -> None:
+    shown = launch.Progress("score a", 10, lambda: 8, 5000.0, "bytes")
+    with shown:
+        assert shown.line(9, 2.0) == "score a: 9/10, 250 bytes/s, ETA 2s"
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_shows_its_help(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: fusebeam {command}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_lists_the_known_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["scor"]) == 2
+    assert "score" in capsys.readouterr().err
+
+
+def test_an_error_in_the_input_is_one_line_and_no_trace(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["verify", "/nowhere/at/all"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert len(shown.splitlines()) == 1
