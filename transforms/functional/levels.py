@@ -2,8 +2,8 @@
 
 With y[i] = log p[1] - log p[i], entry i has the level u(y[i]), rounded::
 
-    u(y) = (1 - exp(-y / 4)) / 0.015                       step 0.06 exp(y / 4) nats
-    u(y) = u(Y) + (y - Y) / 0.5 where y > Y = 8.48         step 0.5 nats
+    u(y) = (1 - exp(-y / 4)) / 0.0125                      step 0.05 exp(y / 4) nats
+    u(y) = u(Y) + (y - Y) / 0.5 where y > Y = 9.21         step 0.5 nats
 
 The tail has a level too, negative where it outweighs p[1]. Ratios survive rescaling:
 a row is scaled to sum 1 after decoding, p[1] costs nothing, and to round a decoded row
@@ -11,8 +11,8 @@ changes nothing. To second order the error of a row is
 
     KL(stored || original) <= 1/2 sum_i p[i] e[i]^2,   |e[i]| <= step(y[i]) / 2 nats
 
-so the step may grow as p falls. What lies more than 42 nats below p[1], or p[1] that
-far below the tail, is stored as if at 42. Levels rise along a row, and are kept as
+so the step may grow as p falls. What lies more than 36 nats below p[1], or p[1] that
+far below the tail, is stored as if at 36. Levels rise along a row, and are kept as
 `rises`, the steps from entry to entry, one plane for each rank.
 """
 
@@ -21,8 +21,8 @@ from typing import no_type_check
 import numba
 import numpy as np
 
-FINE, GROWTH, COARSE = 0.06, 0.25, 0.5  # nats, 1/nat, nats
-TOP = 126  # the level of 42 nats
+FINE, GROWTH, COARSE = 0.05, 0.25, 0.5  # nats, 1/nat, nats
+TOP = 126  # the level of 36 nats
 NO_TAIL = 128  # byte of a tail of zero mass; other bytes are signed levels
 
 
