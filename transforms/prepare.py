@@ -301,7 +301,7 @@ class DoUnits(beam.PTransform):
     cut: Cut
     step: str
 
-    def expand(self, root: beam.Pipeline) -> beam.PCollection[str]:
+    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[str]:
         return (
             root
             | "Read units" >> beam.io.ReadFromText(self.units)

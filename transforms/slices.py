@@ -92,7 +92,7 @@ class DoSlices(beam.PTransform):
     work: SliceWork
     chosen: str | None = None
 
-    def expand(self, root: beam.Pipeline) -> beam.PCollection[str]:
+    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[str]:
         chosen = plan.select(plan.read(self.windows), self.chosen)
         first, last = chosen[0].index, chosen[-1].index
         return (

@@ -1,0 +1,80 @@
+"""A corpus that went down the road once, for the tests that look at a stage of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines import fuse, prepare, score
+from pipelines.fuse import FuseConfig
+from pipelines.prepare import PrepareConfig
+from pipelines.score import ScoreConfig
+from schemas import files
+
+
+@pytest.fixture(scope="session")
+def road(
+    tmp_path_factory: pytest.TempPathFactory, corpus: list[str], models: dict[str, str]
+) -> str:
+    """Returns a run's folder: windows, scores of both models, and fused rows."""
+    out = str(tmp_path_factory.mktemp("road"))
+    prepare.prepare_corpus(
+        PrepareConfig(
+            inputs=tuple(corpus),
+            output=f"{out}/windows",
+            models=tuple(models.values()),
+            max_bytes=300,
+            id_field="name",
+            domain_field="kind",
+            splits="fusion=.8,dev=.2",
+            group_windows=8,
+            slice_bytes=4000,
+        )
+    )
+    for name in models:
+        score.score_windows(score_config(out, models, name))
+    fuse.fuse_scores(fuse_config(out, f"{out}/fused"))
+    return out
+
+
+def score_config(
+    road: str, models: dict[str, str], name: str, **more: object
+) -> ScoreConfig:
+    given = {
+        "windows": f"{road}/windows/fusion",
+        "model": models[name],
+        "output": f"{road}/scores/{name}",
+        "top_k": 6,
+        "batch_tokens": 1024,
+        "threads": 1,
+        **more,
+    }
+    return ScoreConfig(**given)  # type: ignore[arg-type]
+
+
+def fuse_config(road: str, output: str, **more: object) -> FuseConfig:
+    given = {
+        "windows": f"{road}/windows/fusion",
+        "target": f"{road}/scores/llama",
+        "sources": (f"neox={road}/scores/neox",),
+        "output": output,
+        "top_k": 6,
+        "seq_length": 600,
+        **more,
+    }
+    return FuseConfig(**given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[str], dict[str, str]]:
+    """Returns a function that digests every file of a folder but the temporary ones."""
+
+    def digest(folder: str) -> dict[str, str]:
+        root = Path(folder)
+        return {
+            str(path.relative_to(root)): files.checksum(str(path))
+            for path in sorted(root.rglob("*"))
+            if path.is_file() and ".tmp" not in path.parts
+        }
+
+    return digest

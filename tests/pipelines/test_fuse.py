@@ -1,0 +1,262 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from pipelines import fuse, score, verify
+from schemas import files, fused, manifest, parquet, plan, scores, windows
+from schemas.errors import FusionError, SchemaError
+from schemas.fused import FusedRow
+from tests.pipelines.conftest import fuse_config, score_config
+from transforms import tokenizer
+from transforms.functional import align, codec, project, ranks, vocabulary
+from transforms.functional.codec import Distributions
+
+Contents = Callable[[str], dict[str, str]]
+
+
+def rows(folder: str) -> Iterator[tuple[FusedRow, Distributions]]:
+    for name in files.names(folder, ".parquet"):
+        path = f"{folder}/{name}"
+        table = ranks.load_ranks(parquet.footer(path)["ranks"])
+        for group in fused.read(path):
+            for row in group:
+                yield (
+                    row,
+                    codec.decode_rows(row.distribution, row.input_ids, table),
+                )
+
+
+def windows_of(
+    folder: str,
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Returns token ids, kept ids and probabilities of every window of a folder."""
+    found = {}
+    for row, decoded in rows(folder):
+        start = 0
+        for name, length in zip(row.window_ids, row.segment_lengths, strict=True):
+            stop = start + int(length)
+            found[name] = (
+                row.input_ids[start:stop],
+                decoded.ids[start : stop - 1],
+                decoded.probs[start : stop - 1],
+            )
+            start = stop
+    return found
+
+
+def test_a_fused_window_is_what_the_pure_functions_make_of_its_scores(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    fuse.fuse_scores(fuse_config(road, out, include_target=False))
+    found = windows_of(out)
+    own, other = (tokenizer.load(models[name]) for name in ("llama", "neox"))
+    mapping = vocabulary.build_map(other, own)
+    source = f"{road}/windows/fusion"
+    seen = 0
+    for piece in plan.read(source):
+        groups = [windows.read_slice(source, piece)] + [
+            scores.read(f"{road}/scores/{n}/{piece.output}") for n in ("llama", "neox")
+        ]
+        for window, target, one in (
+            trio
+            for group in zip(*groups, strict=True)
+            for trio in zip(*group, strict=True)
+        ):
+            alignment = align.align_spans(
+                target.byte_ends, one.byte_ends, eos=window.ends_document
+            )
+            direct = project.project_rows(
+                alignment, one, mapping, target.token_ids, k=7
+            )
+            token_ids, ids, probs = found[window.window_id]
+            np.testing.assert_array_equal(token_ids, target.token_ids)
+            np.testing.assert_array_equal(ids, direct.ids[:, :6])
+            kept = direct.probs[:, :6]
+            # The codec's finest step is 0.06 nats; both sides sum to 1 with the tail.
+            np.testing.assert_allclose(probs, kept, rtol=0.3, atol=5e-3)
+            seen += 1
+    assert seen == len(found) > 50
+
+
+def test_mince_takes_the_cheapest_source_of_each_window(road: str) -> None:
+    cost = dict(
+        duckdb.sql(
+            f"select a.window_id, a.nll_nats <= b.nll_nats"
+            f" from '{road}/scores/neox/*.parquet' a"
+            f" join '{road}/scores/llama/*.parquet' b using (window_id)"
+        ).fetchall()
+    )
+    assert len(set(cost.values())) == 2
+    for row, _ in rows(f"{road}/fused"):
+        for name, weights in zip(row.window_ids, row.weights, strict=True):
+            assert weights.tolist() == ([1, 0] if cost[name] else [0, 1])
+
+
+def test_only_the_target_as_source_gives_its_own_distributions_back(
+    road: str, out: str
+) -> None:
+    fuse.fuse_scores(fuse_config(road, out, sources=(), top_k=6))
+    own = {
+        one.window_id: one
+        for piece in plan.read(f"{road}/windows/fusion")
+        for group in scores.read(f"{road}/scores/llama/{piece.output}")
+        for one in group
+    }
+    for name, (_, ids, _) in windows_of(out).items():
+        # The gold token is known even where it is not kept, and may take a place.
+        top = own[name].top_ids
+        gold = own[name].token_ids[1:, None]
+        kept = (ids[:, :, None] == np.hstack([top, gold])[:, None, :]).any(-1)
+        assert kept.all()
+        same = (ids == top).all(axis=1)
+        outside = ~(top == gold).any(axis=1)
+        assert (same | outside).all()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--runner=BundleBasedDirectRunner"],
+        ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_every_runner_gives_the_same_bytes(
+    flags: list[str], road: str, out: str, contents: Contents
+) -> None:
+    fuse.fuse_scores(fuse_config(road, out), flags)
+    assert contents(out) == contents(f"{road}/fused")
+
+
+@pytest.mark.parametrize("fusion", ["mince", "avgce"])
+@pytest.mark.parametrize("granularity", ["window", "position"])
+def test_every_way_of_fusing_keeps_every_window_and_all_mass(
+    fusion: str, granularity: str, road: str, out: str
+) -> None:
+    made = fuse.fuse_scores(
+        fuse_config(road, out, fusion=fusion, granularity=granularity)
+    )
+    assert made is not None
+    assert made.counts["windows"] == made.counts["failed"] + len(windows_of(out))
+    for row, decoded in rows(out):
+        total = decoded.probs.sum(axis=1) + decoded.tail
+        np.testing.assert_allclose(total[decoded.counts > 0], 1, atol=1e-4)
+        assert not decoded.counts[~row.loss_mask].any()
+    assert made.counts["covered"] == made.counts["positions"]  # the target covers all
+
+
+def test_the_last_window_of_a_document_predicts_its_end(
+    road: str, models: dict[str, str]
+) -> None:
+    eos = tokenizer.load(models["llama"]).eos_id
+    source = f"{road}/windows/fusion"
+    ends = {
+        w.window_id: w.ends_document
+        for w in windows.read_all(source, plan.read(source))
+    }
+    for name, (token_ids, _, _) in windows_of(f"{road}/fused").items():
+        assert (token_ids[-1] == eos) == ends[name]
+
+
+def test_a_changed_setting_never_mixes_with_old_files(road: str, out: str) -> None:
+    fuse.fuse_scores(fuse_config(road, out))
+    with pytest.raises(SchemaError, match="fusion = 'mince', and now it is 'avgce'"):
+        fuse.fuse_scores(fuse_config(road, out, fusion="avgce"))
+
+
+def test_scores_of_other_windows_are_refused_by_name(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    score.score_windows(
+        score_config(road, models, "neox", output=out, windows=f"{road}/windows/dev")
+    )
+    config = fuse_config(road, f"{out}.fused", sources=(f"neox={out}",))
+    with pytest.raises(SchemaError, match=f"{out} must be of the windows"):
+        fuse.fuse_scores(config)
+
+
+def test_a_slice_of_other_windows_is_refused_by_name(
+    road: str, out: str, tmp_path: Path
+) -> None:
+    swapped = tmp_path / "neox"
+    swapped.mkdir()
+    for path in Path(f"{road}/scores/neox").glob("*.*"):
+        (swapped / path.name).write_bytes(path.read_bytes())
+    first, second, *_ = sorted(swapped.glob("slice-*.parquet"))
+    first.write_bytes(second.read_bytes())
+    config = fuse_config(road, out, sources=(f"neox={swapped}",))
+    with pytest.raises(FusionError, match=r"slice-000000\.parquet must hold the win"):
+        fuse.fuse_scores(config)
+
+
+def test_a_row_longer_than_a_training_row_is_refused_with_the_cure(
+    road: str, out: str
+) -> None:
+    with pytest.raises(FusionError, match="seq_length"):
+        fuse.fuse_scores(fuse_config(road, out, seq_length=20))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"sources": ("neox",)}, "NAME=FOLDER"),
+        ({"sources": ("a=x", "a=y")}, "each name once"),
+        ({"sources": ("target=x",)}, "'target'"),
+        ({"sources": (), "include_target": False}, "at least one source"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_any_work(
+    more: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fuse_config("road", "out", **more)
+
+
+def test_a_finished_run_is_proved_whole(road: str) -> None:
+    lines = verify.verify([road])
+    assert len(lines) == 5
+    assert any("windows fused + 0 failed = all of" in line for line in lines)
+
+
+@pytest.mark.parametrize("stage", ["windows/fusion", "scores/neox", "fused"])
+def test_a_lost_file_is_found(road: str, stage: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for path in Path(f"{road}/{stage}").rglob("*.*"):
+        place = copy / path.relative_to(f"{road}/{stage}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            place.write_bytes(path.read_bytes())
+    verify.verify([str(copy)])
+    max(copy.glob("*.parquet")).unlink()
+    with pytest.raises(SchemaError, match="is not there"):
+        verify.verify([str(copy)])
+
+
+def test_a_lost_row_is_found_even_where_the_manifest_agrees(
+    road: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in Path(f"{road}/fused").glob("*.*"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    victim = max(copy.glob("*.parquet"))
+    (group,) = fused.read(str(victim))
+    footer = parquet.footer(str(victim))
+    with parquet.writer(str(victim), fused.SCHEMA, footer) as tables:
+        tables.write(fused.to_table(group[:-1]))
+    made = manifest.read(str(copy), fused.STAGE)
+    assert tables.entry is not None
+    entries = [e for e in made.files if e.name != victim.name] + [tables.entry]
+    value = files.read_json(f"{copy}/manifest.json")
+    value["files"] = [
+        {n: getattr(e, n) for n in ("name", "rows", "tokens", "bytes", "sha256")}
+        for e in entries
+    ]
+    files.write_json(f"{copy}/manifest.json", value)
+    with pytest.raises(SchemaError, match=r"must hold each of \d+ windows"):
+        verify.verify([str(copy)])

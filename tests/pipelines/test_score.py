@@ -1,0 +1,187 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+import safetensors.torch
+
+from pipelines import score
+from schemas import files, manifest, parquet, plan, scores, windows
+from schemas.errors import FusionError, SchemaError
+from schemas.scores import Score
+from tests.pipelines.conftest import score_config
+from transforms import scorer
+
+Contents = Callable[[str], dict[str, str]]
+
+
+def read(folder: str, source: str) -> list[Score]:
+    return [
+        one
+        for piece in plan.read(source)
+        for group in scores.read(f"{folder}/{piece.output}")
+        for one in group
+    ]
+
+
+def test_the_job_equals_the_scorer_called_directly(
+    road: str, models: dict[str, str]
+) -> None:
+    source = f"{road}/windows/fusion"
+    config = score_config(road, models, "neox")
+    model = scorer.load(config.scorer)
+    found = iter(read(config.output, source))
+    for piece in plan.read(source):
+        made = [w for group in windows.read_slice(source, piece) for w in group]
+        for direct in model.score(made).scores:
+            stored = next(found)
+            assert stored.window_id == direct.window_id
+            for name in ("token_ids", "top_ids", "top_logprobs", "gold_logprob"):
+                np.testing.assert_array_equal(
+                    getattr(stored, name), getattr(direct, name)
+                )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--runner=BundleBasedDirectRunner"],
+        ["--direct_running_mode=multi_threading", "--direct_num_workers=2"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_every_runner_gives_the_same_bytes(
+    flags: list[str],
+    road: str,
+    models: dict[str, str],
+    out: str,
+    contents: Contents,
+) -> None:
+    config = score_config(road, models, "llama", output=out)
+    score.score_windows(config, flags)
+    assert contents(out) == contents(f"{road}/scores/llama")
+
+
+def test_slices_done_apart_without_a_runner_give_the_same_bytes(
+    road: str, models: dict[str, str], out: str, contents: Contents
+) -> None:
+    last = len(plan.read(f"{road}/windows/fusion")) - 1
+    parts = (f"2-{last}", "0-1")
+    for part in parts:
+        made = score.score_windows(
+            score_config(road, models, "llama", output=out, slices=part)
+        )
+        assert (made is None) == (part == parts[0])
+    assert contents(out) == contents(f"{road}/scores/llama")
+
+
+def test_a_repeated_job_redoes_only_what_is_missing(
+    road: str, models: dict[str, str], out: str, contents: Contents
+) -> None:
+    config = score_config(road, models, "llama", output=out)
+    score.score_windows(config)
+    first, second, *_ = sorted(Path(out).glob("slice-*.parquet"))
+    stamp = first.stat().st_mtime_ns
+    second.unlink()
+    (Path(out) / "manifest.json").unlink()
+    score.score_windows(config)
+    assert contents(out) == contents(f"{road}/scores/llama")
+    assert first.stat().st_mtime_ns == stamp
+
+
+def test_a_changed_setting_never_mixes_with_old_files(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    score.score_windows(score_config(road, models, "llama", output=out))
+    other = score_config(road, models, "llama", output=out, top_k=5)
+    with pytest.raises(SchemaError, match="top_k = 6, and now it is 5"):
+        score.score_windows(other)
+    (Path(out) / "manifest.json").unlink()
+    with pytest.raises(FusionError, match=r"slice-0+\.parquet was made with other"):
+        score.score_windows(other)
+    again = score_config(road, models, "llama", output=out, top_k=5, overwrite=True)
+    score.score_windows(again)
+    assert parquet.footer(f"{out}/slice-000000.parquet")["k"] == 5
+
+
+def test_a_changed_model_never_mixes_with_old_files(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    score.score_windows(score_config(road, models, "llama", output=out))
+    with pytest.raises(SchemaError, match=r"model|tokenizer"):
+        score.score_windows(score_config(road, models, "neox", output=out))
+
+
+@pytest.fixture
+def broken(models: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """Returns a model whose logits are not numbers."""
+    for path in Path(models["llama"]).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    metadata = {"format": "pt"}
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", metadata)
+    return {"broken": str(tmp_path)}
+
+
+def test_windows_that_fail_stop_the_job_unless_a_share_is_allowed(
+    road: str, broken: dict[str, str], out: str
+) -> None:
+    with pytest.raises(FusionError, match=r"may fail.*--max_reject_fraction"):
+        score.score_windows(score_config(road, broken, "broken", output=out))
+
+
+def test_an_allowed_failure_keeps_its_row_with_nulls_and_a_reason(
+    road: str, broken: dict[str, str], out: str
+) -> None:
+    made = score.score_windows(
+        score_config(road, broken, "broken", output=out, max_reject_fraction=1.0)
+    )
+    assert made is not None
+    assert made.counts["failed"] == made.counts["windows"] > 0
+    rows = duckdb.sql(
+        f"select distinct top_ids is null, error from '{out}/*.parquet'"
+    ).fetchall()
+    assert all(null and "finite" in reason for null, reason in rows)
+
+
+def test_the_footer_and_the_manifest_tell_what_was_done(
+    road: str, models: dict[str, str]
+) -> None:
+    made = manifest.read(f"{road}/scores/llama", scores.STAGE)
+    footers = [parquet.footer(f"{road}/scores/llama/{e.name}") for e in made.files]
+    assert made.counts["windows"] == sum(f["windows"] for f in footers)
+    assert made.counts["tokens"] == sum(e.tokens or 0 for e in made.files)
+    assert made.settings["dtype"] == "float32"
+    assert made.settings["threads"] == 1
+    assert made.inputs["model"] == scorer.model_fingerprint(models["llama"])
+
+
+def test_a_corrupt_windows_file_is_named(
+    road: str, models: dict[str, str], out: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "windows"
+    copy.mkdir()
+    for path in Path(f"{road}/windows/fusion").glob("*.*"):
+        content = bytearray(path.read_bytes())
+        if path.name == "part-000001.parquet":
+            content[40:60] = bytes(20)
+        (copy / path.name).write_bytes(bytes(content))
+    config = score_config(road, models, "llama", output=out, windows=str(copy))
+    with pytest.raises(FusionError, match=r"part-000001\.parquet"):
+        score.score_windows(config)
+
+
+def test_duckdb_computes_the_bits_per_byte_that_the_manifest_files_hold(
+    road: str,
+) -> None:
+    (found,) = duckdb.sql(
+        "select sum(nll_nats) / ln(2) / sum(n_bytes) from"
+        f" '{road}/scores/neox/*.parquet'"
+    ).fetchone() or (None,)
+    rows = read(f"{road}/scores/neox", f"{road}/windows/fusion")
+    nats = sum(row.nll_nats or 0 for row in rows)
+    n_bytes = sum(row.n_bytes for row in rows)
+    assert found == pytest.approx(nats / np.log(2) / n_bytes)
+    assert files.exists(f"{road}/scores/neox/manifest.json")
