@@ -1,0 +1,139 @@
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+
+from pipelines import fuse, launch
+from schemas import files, parquet
+from schemas.errors import FusionError
+from schemas.plan import Slice
+from tests.pipelines.conftest import fuse_config
+from transforms import slices
+from transforms.fuse import FuseSlices
+
+Contents = Callable[[str], dict[str, str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flaky:
+    """Does the work of another, but breaks off in the middle of its first attempts."""
+
+    work: FuseSlices
+    attempts: str
+    failures: int
+    slice: int
+
+    @property
+    def output(self) -> str:
+        return self.work.output
+
+    @property
+    def overwrite(self) -> bool:
+        return False
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.work.schema
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.work.options
+
+    def fingerprint(self, piece: Slice) -> str:
+        return self.work.fingerprint(piece)
+
+    def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
+        self.work.fill(piece, tables)
+        if piece.index == self.slice:
+            tried = len(files.names(self.attempts))
+            files.write_bytes(f"{self.attempts}/{tried}", b"")
+            if tried < self.failures:
+                raise OSError("the disk went away")
+
+
+def flaky(road: str, out: str, tmp_path: Path, failures: int) -> Flaky:
+    config = fuse_config(road, out)
+    work = fuse.work_of(config, fuse.inputs_of(config))
+    attempts = str(tmp_path / "attempts")
+    return Flaky(work=work, attempts=attempts, failures=failures, slice=2)
+
+
+def run(work: Flaky, runner: str) -> None:
+    def build(root: beam.Pipeline) -> None:
+        _ = root | slices.DoSlices(work.work.windows, work)
+
+    launch.run(build, [f"--runner={runner}"])
+
+
+def test_a_slice_that_fails_twice_and_then_works_costs_nothing_else(
+    road: str, out: str, tmp_path: Path, contents: Contents
+) -> None:
+    work = flaky(road, out, tmp_path, failures=2)
+    run(work, "BundleBasedDirectRunner")
+    assert len(files.names(work.attempts)) == 3
+    data = {n: d for n, d in contents(f"{road}/fused").items() if "manifest" not in n}
+    assert contents(out) == data
+
+
+def test_a_slice_that_never_works_ends_the_job_and_leaves_no_half_file(
+    road: str, out: str, tmp_path: Path
+) -> None:
+    work = flaky(road, out, tmp_path, failures=99)
+    with pytest.raises(OSError, match="the disk went away"):
+        run(work, "FnApiRunner")
+    assert "slice-000002.parquet" not in files.names(out)
+    assert not [n for n in files.names(f"{out}/.tmp") if "slice-000002" in n]
+
+
+def test_what_was_done_before_a_failure_is_not_done_again(
+    road: str, out: str, tmp_path: Path, contents: Contents
+) -> None:
+    with pytest.raises(OSError, match="the disk went away"):
+        run(flaky(road, out, tmp_path, failures=1), "FnApiRunner")
+    stamps = {p: p.stat().st_mtime_ns for p in Path(out).glob("slice-*.parquet")}
+    assert stamps
+    fuse.fuse_scores(fuse_config(road, out))
+    assert contents(out) == contents(f"{road}/fused")
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+
+
+def test_two_attempts_at_once_end_with_one_whole_file(
+    road: str, out: str, tmp_path: Path, contents: Contents
+) -> None:
+    work = flaky(road, out, tmp_path, failures=0)
+    piece = next(iter(slices.plan.read(work.work.windows)))
+    path = f"{out}/{piece.output}"
+    footer = {"fingerprint": work.fingerprint(piece)}
+    with parquet.writer(path, work.schema, footer, **work.options):
+        slices.do_slice(work, piece)
+        whole = files.checksum(path)
+        # The slower attempt publishes last; done work is checked by its footer.
+    assert parquet.footer(path)["fingerprint"] == footer["fingerprint"]
+    Path(path).unlink()
+    assert slices.do_slice(work, piece)
+    assert files.checksum(path) == whole
+
+
+def test_a_truncated_output_is_named_and_its_cure_works(
+    road: str, out: str, contents: Contents
+) -> None:
+    fuse.fuse_scores(fuse_config(road, out))
+    path = Path(out) / "slice-000001.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    (Path(out) / "manifest.json").unlink()
+    with pytest.raises(FusionError, match=r"slice-000001\.parquet.*remove it"):
+        fuse.fuse_scores(fuse_config(road, out))
+    path.unlink()
+    fuse.fuse_scores(fuse_config(road, out))
+    assert contents(out) == contents(f"{road}/fused")
+
+
+def test_steps_pickle_and_need_no_fallback_coder(
+    road: str, out: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(flaky(road, out, tmp_path, failures=0), "BundleBasedDirectRunner")
+    assert not [r for r in caplog.records if "allback coder" in r.getMessage()]
