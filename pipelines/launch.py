@@ -92,6 +92,7 @@ def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> N
         raise RuntimeError(f"the job must end in state DONE, it ended in {state}")
 
 
+_OURS = ("schemas", "transforms", "pipelines", "train")
 _REFUSAL = re.compile(
     r"^(?:schemas\.errors\.\w+|FileNotFoundError|ValueError): (.*?)(?: \[while running"
     r" .*)?$",
@@ -106,11 +107,22 @@ def refusal(error: BaseException) -> str | None:
     """
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, FusionError):
+        if isinstance(link, FusionError) or _is_ours(link):
             return re.sub(r" \[while running .*$", "", str(link), flags=re.DOTALL)
         link = link.__cause__
     found = _REFUSAL.findall(str(error))
     return found[-1] if found else None
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Says whether our own code raised an error of misuse, and not a library's."""
+    if not isinstance(error, ValueError | FileNotFoundError):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return str(module).split(".")[0] in _OURS
 
 
 class Progress:

@@ -110,7 +110,7 @@ class Recipe:
 
     def train(self, arm: Arm, rate: float | None = None) -> TrainConfig:
         """Settings of the training of an arm, at one of its rates where it has any."""
-        where = ("models", arm.name)
+        where: tuple[str, ...] = ("models", arm.name)
         given: dict[str, Any] = {**self.tables["train"], **arm.settings}
         if rate is not None:
             given[SWEPT] = rate
@@ -195,7 +195,8 @@ def _arms(path: str, tables: Mapping[str, Any]) -> list[Arm]:
             raise ValueError(f"{path} must hold a table [arms.{name}], got {table!r}")
         if name == "untouched" or name.startswith("source:"):
             raise ValueError(f"{path}: no arm may be called {name!r}")
-        own, rates = dict(table), ()
+        own = dict(table)
+        rates: tuple[float, ...] = ()
         if isinstance(own.get(SWEPT), list):
             rates = tuple(float(rate) for rate in own.pop(SWEPT))
         arms.append(Arm(name=name, settings=own, rates=rates))

@@ -102,6 +102,7 @@ def finish(
     manifest.write(folder, made)
     for name in names:
         manifest.forget_entry(folder, name)
+    files.tidy(folder)
     return made
 
 

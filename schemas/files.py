@@ -243,6 +243,15 @@ def make_folder(path: str) -> None:
     fs.makedirs(plain, exist_ok=True)
 
 
+def tidy(folder: str) -> None:
+    """Removes a folder's place for temporary files if nothing is left in it."""
+    fs, plain = filesystem(join(folder, TEMPORARY))
+    if not _remote(fs):
+        # Not empty: another writer is at work, or died; its orphans harm nobody.
+        with contextlib.suppress(OSError):
+            os.rmdir(plain)
+
+
 def identity(path: str) -> str:
     """Returns what tells a file's content from another's, as cheaply as may be had.
 

@@ -111,9 +111,10 @@ def test_only_the_target_as_source_gives_its_own_distributions_back(
         gold = own[name].token_ids[1:, None]
         kept = (ids[:, :, None] == np.hstack([top, gold])[:, None, :]).any(-1)
         assert kept.all()
-        same = (ids == top).all(axis=1)
+        same = (np.sort(ids) == np.sort(top)).all(axis=1)
         outside = ~(top == gold).any(axis=1)
         assert (same | outside).all()
+        assert same.any()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,8 @@ def test_every_way_of_fusing_keeps_every_window_and_all_mass(
         total = decoded.probs.sum(axis=1) + decoded.tail
         np.testing.assert_allclose(total[decoded.counts > 0], 1, atol=1e-4)
         assert not decoded.counts[~row.loss_mask].any()
-    assert made.counts["covered"] == made.counts["positions"]  # the target covers all
+    if fusion == "avgce":  # the target has a weight, and covers all
+        assert made.counts["covered"] == made.counts["positions"]
 
 
 def test_the_last_window_of_a_document_predicts_its_end(

@@ -11,7 +11,7 @@ from schemas import files, manifest, parquet, plan, scores, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.scores import Score
 from tests.pipelines.conftest import score_config
-from transforms import scorer
+from transforms import scorer, tokenizer
 
 Contents = Callable[[str], dict[str, str]]
 
@@ -115,11 +115,12 @@ def test_a_changed_model_never_mixes_with_old_files(
 
 @pytest.fixture
 def broken(models: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """Returns a model whose logits are not numbers."""
+    """Returns a model whose logits are not numbers once it has read a space."""
     for path in Path(models["llama"]).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
-    weights["model.norm.weight"][:] = float("nan")
+    space = int(tokenizer.load(models["llama"]).encode_middle(" ")[0])
+    weights["model.embed_tokens.weight"][space] = float("nan")
     metadata = {"format": "pt"}
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors", metadata)
     return {"broken": str(tmp_path)}
@@ -176,10 +177,10 @@ def test_a_corrupt_windows_file_is_named(
 def test_duckdb_computes_the_bits_per_byte_that_the_manifest_files_hold(
     road: str,
 ) -> None:
-    (found,) = duckdb.sql(
+    ((found,),) = duckdb.sql(
         "select sum(nll_nats) / ln(2) / sum(n_bytes) from"
         f" '{road}/scores/neox/*.parquet'"
-    ).fetchone() or (None,)
+    ).fetchall()
     rows = read(f"{road}/scores/neox", f"{road}/windows/fusion")
     nats = sum(row.nll_nats or 0 for row in rows)
     n_bytes = sum(row.n_bytes for row in rows)
