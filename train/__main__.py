@@ -1,14 +1,15 @@
 """`python -m train`: the trainer's command line; also under torchrun and accelerate."""
 
 import sys
+from collections.abc import Sequence
 
 from schemas import settings
 from train import trainer
 from train.config import TrainConfig
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parses the flags and trains."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
     config = settings.parse_flags(
         TrainConfig,
         sys.argv[1:] if argv is None else argv,
@@ -17,14 +18,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     try:
         result = trainer.train(config)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     state = "was trained already" if result.skipped else "is trained"
     print(
         f"{result.output} {state}: {result.steps:,} steps, {result.tokens:,} tokens",
         file=sys.stderr,
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 
 from schemas import files
 from schemas.errors import SchemaError
@@ -103,8 +104,8 @@ def rewind_metrics(work: pathlib.Path, step: int) -> None:
     files.write_bytes(str(path), "".join(f"{line}\n" for line in kept).encode())
 
 
-def _step_of_line(line: str) -> float:
+def _step_of_line(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except ValueError:  # the line that was being written when the run was killed
-        return float("inf")
+        return sys.maxsize

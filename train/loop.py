@@ -18,6 +18,10 @@ from train.data import Collator, FusedDataset
 from train.order import StepBatches
 
 Report = Callable[[str], None]
+"""Is given one line for people, now and then."""
+
+Line = dict[str, float | int]
+"""One line of metrics.jsonl."""
 
 _FIELDS = transformers.TrainingArguments.__dataclass_fields__
 _CHECKPOINTING = next(  # transformers renamed it
@@ -93,7 +97,7 @@ class FusionTrainer(transformers.Trainer):
         self._config, self._work, self._report = config, work, report
         self._sums = torch.zeros(4, dtype=torch.float64)  # CLM, fusion, their counts
         self._begun = self._last = (0, 0.0)  # tokens, seconds
-        self.last_line: dict[str, float] = {}
+        self.last_line: Line = {}
 
     def get_train_dataloader(self) -> Any:
         """Returns this process's batches of the whole run, in `train.order`'s order."""
@@ -174,7 +178,7 @@ class FusionTrainer(transformers.Trainer):
         """Writes one line of metrics and reports it.
 
         Raises:
-          FloatingPointError: if the loss is no number.
+          ValueError: if the loss is no number.
         """
         if "loss" not in logs:  # the Trainer's closing summary
             return
@@ -182,7 +186,7 @@ class FusionTrainer(transformers.Trainer):
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, "mean")
         self._sums = torch.zeros_like(sums)
-        line = {
+        line: Line = {
             "step": self.state.global_step,
             "tokens": self.state.num_input_tokens_seen,
             "tokens_per_s": round(self._speed(), 1),
@@ -194,7 +198,7 @@ class FusionTrainer(transformers.Trainer):
             "train/gradient_norm": float(logs.get("grad_norm", 0.0)),
         }
         if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(
+            raise ValueError(
                 f"the loss must be finite, it is {logs['loss']} at step"
                 f" {self.state.global_step}; lower --learning_rate, or use --dtype"
                 " float32"
@@ -213,7 +217,7 @@ class FusionTrainer(transformers.Trainer):
         self._last = now
         return (now[0] - tokens) / max(now[1] - then, 1e-9)
 
-    def _spell(self, line: dict[str, float]) -> str:
+    def _spell(self, line: Line) -> str:
         done, total = self.state.global_step, self.args.max_steps
         step, then = self._begun
         left = (time.monotonic() - then) / max(done - step, 1) * (total - done)

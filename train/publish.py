@@ -119,6 +119,7 @@ def describe(
         code_version=VERSION,
     )
     manifest.write(str(folder), written)
+    shutil.rmtree(folder / files.TEMPORARY, ignore_errors=True)
     checkpoints.flush(folder)
 
 

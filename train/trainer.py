@@ -26,7 +26,7 @@ from train import checkpoints, loop, publish
 from train import model as models
 from train.config import TrainConfig
 from train.data import Collator, FusedDataset
-from train.loop import FusionTrainer, Report
+from train.loop import FusionTrainer, Line, Report
 from train.loss import Objective
 from transforms import allocator, scorer, tokenizer
 from transforms.scorer import ScorerSettings
@@ -48,7 +48,7 @@ class TrainResult:
     skipped: bool
     steps: int
     tokens: int
-    metrics: dict[str, float]
+    metrics: Line
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,7 +89,7 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
     Raises:
       SchemaError: if data, model and output do not fit each other.
       FileNotFoundError: if there is no such model.
-      FloatingPointError: if the loss is no number.
+      ValueError: if the loss is no number.
     """
     if not config.keep_malloc and _resolved(config)["device"] == "cpu":
         allocator.keep_large_blocks()
@@ -137,9 +137,7 @@ def _resolve(config: TrainConfig, report: Report) -> _Run:
     )
 
 
-def _result(
-    config: TrainConfig, *, skipped: bool, metrics: dict[str, float]
-) -> TrainResult:
+def _result(config: TrainConfig, *, skipped: bool, metrics: Line) -> TrainResult:
     counts = manifest.read(config.output, publish.STAGE).counts
     return TrainResult(
         output=config.output,
@@ -167,7 +165,7 @@ def _steps(config: TrainConfig, rows: int) -> int:
     return config.max_steps or math.ceil(config.epochs * rows / config.batch_size)
 
 
-def _finish(run: _Run) -> dict[str, float]:
+def _finish(run: _Run) -> Line:
     """Trains from wherever the run stands to its end, and publishes the model."""
     config, work = run.config, run.work
     args = loop.arguments(

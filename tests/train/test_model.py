@@ -1,0 +1,206 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from tests.train import shards
+from train import data
+from train import model as models
+from train.data import Collator, Example
+from train.loss import Objective
+from train.model import Traits
+
+SIZE = 50
+SHAPE = {
+    "vocab_size": SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GEMMA = {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}
+
+
+def llama() -> Any:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE))
+
+
+def neox() -> Any:
+    return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SHAPE))
+
+
+def qwen2() -> Any:
+    config = transformers.Qwen2Config(
+        **SHAPE, num_key_value_heads=2, tie_word_embeddings=True
+    )
+    return transformers.Qwen2ForCausalLM(config)
+
+
+def gemma3() -> Any:
+    config = transformers.Gemma3TextConfig(**SHAPE, **GEMMA)
+    return transformers.Gemma3ForCausalLM(config)
+
+
+def gemma2() -> Any:
+    config = transformers.Gemma2Config(**SHAPE, **GEMMA, final_logit_softcapping=2.0)
+    return transformers.Gemma2ForCausalLM(config)
+
+
+def granite() -> Any:
+    config = transformers.GraniteConfig(**SHAPE, logits_scaling=3.0)
+    return transformers.GraniteForCausalLM(config)
+
+
+def phi() -> Any:  # its head has a bias
+    return transformers.PhiForCausalLM(transformers.PhiConfig(**SHAPE))
+
+
+def bloom() -> Any:  # it takes no positions
+    config = transformers.BloomConfig(
+        vocab_size=SIZE, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2
+    )
+    return transformers.BloomForCausalLM(config)
+
+
+MODELS = [llama, neox, qwen2, gemma3, gemma2, granite, phi, bloom]
+every_model = pytest.mark.parametrize("make", MODELS, ids=lambda m: m.__name__)
+
+
+def example(seed: int, lengths: list[int]) -> Example:
+    rng = np.random.default_rng(seed)
+    n = sum(lengths)
+    mask = np.ones(n, bool)
+    mask[np.cumsum(lengths) - 1] = False
+    return Example(
+        input_ids=rng.integers(3, SIZE, n).astype(np.int32),
+        segment_lengths=np.array(lengths, np.int32),
+        loss_mask=mask,
+        rows=shards.distributions(rng, n, 4, SIZE),
+    )
+
+
+def packed_with(segment: Example, seed: int) -> Example:
+    """Puts a segment, the only one that counts, between two random neighbors."""
+    around = example(seed, [7, 9])
+    first, last = data.split(around)
+    parts = [first, segment, last]
+    counts = np.concatenate([np.zeros(7, bool), segment.loss_mask, np.zeros(9, bool)])
+    rows = [p.rows for p in parts]
+    return Example(
+        input_ids=np.concatenate([p.input_ids for p in parts]),
+        segment_lengths=np.concatenate([p.segment_lengths for p in parts]),
+        loss_mask=counts,
+        rows=type(rows[0])(
+            **{
+                name: np.concatenate([getattr(r, name) for r in rows])
+                for name in ("counts", "ids", "probs", "tail")
+            }
+        ),
+    )
+
+
+def losses(
+    model: Any, traits: Traits, examples: list[Example], objective: Objective
+) -> Tensor:
+    batch = Collator(keep_packed=traits.keeps_segments, vocabulary=SIZE)(examples)
+    count = torch.tensor(float(batch["loss_mask"].sum()))
+    covered = batch["loss_mask"] & (batch["top_ids"] >= 0).any(-1)
+    del batch["tokens"]
+    if "forward" not in vars(model):
+        models.give_objective(model, traits, objective)
+    found = model(
+        **batch,
+        clm_weight=objective.clm_weight,
+        clm_count=count,
+        fusion_count=covered.sum().float(),
+    )
+    return found["loss"]  # type: ignore[no-any-return]
+
+
+@every_model
+def test_a_segments_loss_does_not_depend_on_its_neighbors(
+    make: Callable[[], Any],
+) -> None:
+    torch.manual_seed(0)
+    model = make().train()
+    traits = models.probe(model)
+    segment = example(1, [11])
+    alone, *packed = (
+        losses(model, traits, [one], Objective(clm_weight=0.5))
+        for one in (segment, packed_with(segment, 2), packed_with(segment, 3))
+    )
+    for one in packed:
+        assert torch.allclose(one, alone, rtol=1e-5)
+
+
+def test_the_architectures_we_promise_are_trained_packed_and_in_chunks() -> None:
+    for make in (llama, neox, qwen2, gemma3):
+        torch.manual_seed(0)
+        assert models.probe(make()) == Traits(plain_head=True, keeps_segments=True)
+
+
+def test_logits_that_are_capped_or_scaled_are_noticed() -> None:
+    for make in (gemma2, granite):
+        assert not models.probe(make()).plain_head
+
+
+def test_a_model_that_mixes_segments_is_noticed() -> None:
+    assert not models.probe(bloom()).keeps_segments
+
+
+@every_model
+def test_clm_alone_is_the_models_own_loss_with_its_gradients(
+    make: Callable[[], Any],
+) -> None:
+    torch.manual_seed(0)
+    model = make().train()
+    one = example(4, [20])
+    ids = torch.from_numpy(one.input_ids).long()[None]
+    wanted = model(input_ids=ids, labels=ids, use_cache=False).loss
+    wanted.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    found = losses(model, models.probe(model), [one], Objective(clm_weight=1.0))
+    found.backward()
+    assert torch.allclose(found, wanted, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        scale = float(gradients[name].abs().max())
+        off = float((parameter.grad - gradients[name]).abs().max())
+        assert off <= 1e-4 * scale + 1e-7, name
+
+
+def test_probing_leaves_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = llama().train()
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    models.probe(model)
+    assert model.training
+    assert not model.lm_head._forward_hooks
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_weights_are_trained_in_float32_whatever_they_are_stored_in(
+    tmp_path: Path,
+) -> None:
+    llama().to(torch.bfloat16).save_pretrained(tmp_path)
+    model, stored = models.load(tmp_path)
+    assert stored == torch.bfloat16
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="must hold weights"):
+        models.folder_of(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no such model folder"):
+        models.folder_of(str(tmp_path / "nothing"))

@@ -1,0 +1,402 @@
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from schemas import manifest
+from schemas.errors import SchemaError
+from tests import tiny
+from tests.train import shards
+from train import checkpoints, loop, publish, trainer
+from train.config import TrainConfig
+
+Run = Callable[..., trainer.TrainResult]
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-NeoX with dropout, so that the state of random numbers matters."""
+    folder = tiny.neox(tmp_path_factory.mktemp("target"))
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"hidden_dropout": 0.2}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shards.write(tmp_path_factory.mktemp("data") / "fused", vocabulary=400)
+
+
+@pytest.fixture
+def config(target: Path, data: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        data=str(data),
+        model=str(target),
+        output=str(tmp_path / "out"),
+        batch_size=4,
+        accumulation=2,
+        max_steps=6,
+        learning_rate=1e-3,
+        save_steps=2,
+        logging_steps=1,
+        threads=1,
+        device="cpu",
+    )
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def weights(output: str) -> bytes:
+    return Path(output, "model.safetensors").read_bytes()
+
+
+def other(config: TrainConfig, name: str, **changes: Any) -> TrainConfig:
+    """The same run into another folder."""
+    output = str(Path(config.output).parent / name)
+    return dataclasses.replace(config, output=output, **changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    target: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> bytes:
+    """The weights of `config`'s run, never interrupted."""
+    output = str(tmp_path_factory.mktemp("undisturbed") / "out")
+    whole = TrainConfig(
+        data=str(data),
+        model=str(target),
+        output=output,
+        batch_size=4,
+        accumulation=2,
+        max_steps=6,
+        learning_rate=1e-3,
+        save_steps=100,
+        logging_steps=1,
+        threads=1,
+        device="cpu",
+    )
+    trainer.train(whole, silent)
+    return weights(output)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of ours catches it."""
+
+
+def kill_at(step: int, where: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Ends the process's work within or after the writing of a checkpoint."""
+
+    def complete(folder: Path) -> None:
+        reached = checkpoints.step_of(folder) == step
+        if not reached or where == "after":
+            original(folder)
+        if reached:
+            raise Killed
+
+    original = checkpoints.complete
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checkpoints, "complete", complete)
+
+    return patch
+
+
+@pytest.mark.parametrize("where", ["within", "after"])
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_run_killed_at_a_checkpoint_ends_with_the_same_bytes(
+    config: TrainConfig,
+    undisturbed: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    where: str,
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_at(step, where)(patched)
+        with pytest.raises(Killed):
+            trainer.train(config, silent)
+    assert not Path(config.output).exists()
+    trainer.train(config, silent)
+    assert weights(config.output) == undisturbed
+    lines = Path(config.output, "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_killed_between_naming_and_tidying_up_is_finished(
+    config: TrainConfig, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish_and_die(folder: Path, output: str) -> None:
+        original(folder, output)
+        raise Killed
+
+    original = publish.publish
+    with monkeypatch.context() as patched:
+        patched.setattr(publish, "publish", publish_and_die)
+        with pytest.raises(Killed):
+            trainer.train(config, silent)
+    assert trainer.train(config, silent).skipped
+    assert not Path(config.output + ".partial").exists()
+    assert weights(config.output) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_instant_ends_with_the_same_bytes(
+    config: TrainConfig, undisturbed: bytes
+) -> None:
+    flags = [
+        f"--{name}={value}"
+        for name, value in dataclasses.asdict(config).items()
+        if value is not None and value is not False and value != ()
+    ]
+    command = [sys.executable, "-m", "train", *flags]
+    metrics = Path(config.output + ".partial", "metrics.jsonl")
+    kills = 0
+    for lines in (1, 4):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            if metrics.exists() and len(metrics.read_text().splitlines()) >= lines:
+                time.sleep(0.01 * lines)
+                break
+            time.sleep(0.005)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills == 2
+    subprocess.run(command, check=True, capture_output=True)
+    assert weights(config.output) == undisturbed
+
+
+def test_two_equal_runs_write_equal_folders(
+    config: TrainConfig, undisturbed: bytes
+) -> None:
+    trainer.train(config, silent)
+    again = other(config, "again")
+    trainer.train(again, silent)
+    names = sorted(p.name for p in Path(config.output).iterdir())
+    assert names == sorted(p.name for p in Path(again.output).iterdir())
+    for name in names:
+        if name != "metrics.jsonl":  # it tells speeds
+            found = Path(again.output, name).read_bytes()
+            assert found == Path(config.output, name).read_bytes(), name
+    assert weights(config.output) == undisturbed
+
+
+def test_a_finished_run_is_skipped(config: TrainConfig) -> None:
+    first = trainer.train(config, silent)
+    at = Path(config.output, "model.safetensors").stat().st_mtime_ns
+    again = trainer.train(config, silent)
+    assert (first.skipped, again.skipped) == (False, True)
+    assert (first.steps, first.tokens) == (again.steps, again.tokens)
+    assert Path(config.output, "model.safetensors").stat().st_mtime_ns == at
+
+
+def test_other_settings_in_a_finished_folder_are_refused_by_name(
+    config: TrainConfig,
+) -> None:
+    trainer.train(config, silent)
+    changed = dataclasses.replace(config, clm_weight=0.5)
+    with pytest.raises(SchemaError, match=r"clm_weight = 0\.9, and now it is 0\.5"):
+        trainer.train(changed, silent)
+    before = weights(config.output)
+    trainer.train(dataclasses.replace(changed, overwrite=True), silent)
+    assert weights(config.output) != before
+
+
+def test_other_settings_in_an_unfinished_folder_are_refused_by_name(
+    config: TrainConfig, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_at(2, "after")(patched)
+        with pytest.raises(Killed):
+            trainer.train(dataclasses.replace(config, seed=1), silent)
+    with pytest.raises(SchemaError, match="seed = 1, and now it is 42"):
+        trainer.train(config, silent)
+    trainer.train(dataclasses.replace(config, overwrite=True), silent)
+    assert weights(config.output) == undisturbed
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(config: TrainConfig) -> None:
+    Path(config.output).mkdir()
+    Path(config.output, "thesis.tex").write_text("years of work")
+    with pytest.raises(SchemaError, match="holds other files"):
+        trainer.train(config, silent)
+
+
+def test_checkpoints_shape_nothing(config: TrainConfig, undisturbed: bytes) -> None:
+    often = dataclasses.replace(config, save_steps=1, logging_steps=3)
+    trainer.train(often, silent)
+    assert weights(often.output) == undisturbed
+
+
+def test_parts_of_a_step_add_up_to_the_step(config: TrainConfig) -> None:
+    found = []
+    config = dataclasses.replace(config, model=str(_plain(config)), max_steps=1)
+    for accumulation in (1, 2, 4):
+        run = other(config, f"in{accumulation}", accumulation=accumulation, max_steps=1)
+        metrics = trainer.train(
+            dataclasses.replace(run, model=str(_plain(run))), silent
+        )
+        found.append(metrics.metrics)
+    for one in found[1:]:
+        for key in ("loss", "clm_nats", "fusion_nats", "gradient_norm"):
+            name = f"train/{key}"
+            assert one[name] == pytest.approx(found[0][name], rel=1e-5)
+
+
+def _plain(config: TrainConfig) -> Path:
+    """A target without dropout."""
+    folder = Path(config.output).parent / "plain"
+    return folder if folder.exists() else tiny.neox(folder)
+
+
+def test_loss_logged_is_the_mix_of_its_parts(config: TrainConfig) -> None:
+    run = dataclasses.replace(config, clm_weight=0.25, clm_schedule="linear")
+    trainer.train(run, silent)
+    lines = Path(run.output, "metrics.jsonl").read_text().splitlines()
+    for number, line in enumerate(map(json.loads, lines)):
+        share = 0.25 + 0.75 * number / 6
+        mixed = share * line["train/clm_nats"] + (1 - share) * line["train/fusion_nats"]
+        assert line["train/loss"] == pytest.approx(mixed, rel=1e-5)
+
+
+def test_model_folder_is_an_ordinary_one(config: TrainConfig, target: Path) -> None:
+    trainer.train(config, silent)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(config.output)
+    assert loaded.config.use_cache
+    before = safetensors.torch.load_file(target / "model.safetensors")
+    after = safetensors.torch.load_file(f"{config.output}/model.safetensors")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert Path(config.output, name).read_bytes() == (target / name).read_bytes()
+    assert not list(Path(config.output).glob("*.bin"))
+
+
+def test_tied_and_narrow_weights_stay_tied_and_narrow(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = transformers.LlamaConfig(
+        vocab_size=400, intermediate_size=32, tie_word_embeddings=True, **shape
+    )
+    model = transformers.LlamaForCausalLM(llama).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "tied")
+    run = dataclasses.replace(config, model=str(tmp_path / "tied"), max_steps=2)
+    trainer.train(run, silent)
+    before = safetensors.torch.load_file(tmp_path / "tied" / "model.safetensors")
+    after = safetensors.torch.load_file(f"{run.output}/model.safetensors")
+    assert {n: v.dtype for n, v in after.items()} == {
+        n: v.dtype for n, v in before.items()
+    }
+    assert "lm_head.weight" not in after
+
+
+def test_card_and_manifest_name_target_sources_settings_and_data(
+    config: TrainConfig, target: Path
+) -> None:
+    result = trainer.train(config, silent)
+    card = Path(config.output, "README.md").read_text()
+    found = manifest.read(config.output, publish.STAGE)
+    for words in (
+        f"| target | {target.name} |",
+        found.inputs["model"],
+        found.inputs["data"],
+        "| clm_weight | 0.9 |",
+        "['one', 'two']",
+        f"{result.tokens:,} tokens",
+    ):
+        assert words in card
+    assert str(target.parent) not in card
+    assert found.counts["steps"] == 6
+    assert {"README.md", "model.safetensors"} <= {f.name for f in found.files}
+
+
+def test_data_fused_for_another_tokenizer_is_refused(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    folder = shards.write(tmp_path / "other", vocabulary=400)
+    path = folder / manifest.NAME
+    value = json.loads(path.read_text())
+    value["settings"]["target_tokenizer"] = "0" * 32
+    path.write_text(json.dumps(value))
+    with pytest.raises(SchemaError, match="must be fused for the tokenizer of"):
+        trainer.train(dataclasses.replace(config, data=str(folder)), silent)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(config: TrainConfig) -> None:
+    run = dataclasses.replace(config, learning_rate=1e30, clip=None)
+    with pytest.raises(ValueError, match="must be finite"):
+        trainer.train(run, silent)
+
+
+def test_progress_tells_step_loss_speed_and_time_left(config: TrainConfig) -> None:
+    lines: list[str] = []
+    trainer.train(config, lines.append)
+    assert len(lines) == 6
+    for number, line in enumerate(lines, 1):
+        assert re.match(rf"step {number}/6  loss \d.*tokens/s  ETA \d+:\d\d:\d\d", line)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("clm_weight", 1.5),
+        ("label_smoothing", 1.0),
+        ("learning_rate", 0.0),
+        ("batch_size", 0),
+        ("accumulation", 3),
+        ("clip", 0.0),
+        ("threads", 0),
+        ("output", "gs://bucket/out"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(
+    config: TrainConfig, setting: str, value: object
+) -> None:
+    with pytest.raises(ValueError, match=setting):
+        dataclasses.replace(config, **{setting: value})
+
+
+def test_data_is_read_by_other_processes_in_the_same_order(
+    config: TrainConfig, undisturbed: bytes
+) -> None:
+    trainer.train(dataclasses.replace(config, readers=1), silent)
+    assert weights(config.output) == undisturbed
+
+
+def test_activations_computed_twice_change_nothing(config: TrainConfig) -> None:
+    runs = [
+        other(config, f"twice{twice}", gradient_checkpointing=twice, max_steps=2)
+        for twice in (False, True)
+    ]
+    plain = str(_plain(config))
+    losses = [
+        trainer.train(dataclasses.replace(run, model=plain), silent).metrics
+        for run in runs
+    ]
+    assert losses[1]["train/loss"] == pytest.approx(losses[0]["train/loss"], rel=1e-6)
+
+
+def test_arguments_keep_the_words_of_the_settings(config: TrainConfig) -> None:
+    args = loop.arguments(
+        config, Path(config.output), steps=200, device="cpu", dtype="float32"
+    )
+    assert args.warmup_steps == 2
+    assert args.max_grad_norm == 1.0
+    assert (args.adam_beta1, args.adam_beta2) == (0.9, 0.95)
+    assert not args.bf16

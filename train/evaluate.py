@@ -1,0 +1,270 @@
+"""Bits per byte of models on windows that none of them was trained on.
+
+    python -m train.evaluate --name=fused --model=runs/demo/models/fused \
+        --windows=runs/demo/windows/heldout --output=runs/demo/evaluation
+
+    bits per byte = nats of all tokens that hold counted bytes / ln 2 / counted bytes
+
+Tokens differ between tokenizers, bytes do not: so sources, the target before and after,
+and merged models stand in one table. Sums are over bytes, so a long document weighs
+more than a short one.
+"""
+
+import dataclasses
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from schemas import files, manifest, plan, settings, windows
+from schemas.errors import SchemaError
+from schemas.scores import Score
+from schemas.settings import setting
+from schemas.windows import Window
+from transforms import scorer, tokenizer
+from transforms.scorer import Scorer, ScorerSettings
+
+VERSION = 1
+ALL = "all"
+"""What the sum over all domains is called; no domain may be called so."""
+
+Domains = dict[str, dict[str, Any]]
+"""By domain: nats (float), bytes, windows and failed windows (int)."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of the evaluation of one model."""
+
+    name: str = setting(help="name of the result's file", shapes_output=False)
+    model: str = setting(
+        help="model: folder, .gguf file, or id on the Hugging Face hub",
+        shapes_output=False,
+    )
+    windows: str = setting(help="windows folder to measure on", shapes_output=False)
+    output: str = setting(help="folder of results, NAME.json each", shapes_output=False)
+    tokenizer: str | None = setting(
+        None, help="whose tokenizer to use (default: the model's)", shapes_output=False
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", help="of the weights"
+    )
+    device: str = setting("auto", help="cpu, cuda, cuda:N, or auto")
+    batch_tokens: int = setting(4096, help="tokens of a forward pass, with padding")
+    threads: int | None = setting(None, help="CPU threads (default: torch's choice)")
+    keep_malloc: bool = setting(
+        False, help="leave the allocator of glibc as it is", shapes_output=False
+    )
+    overwrite: bool = setting(
+        False, help="replace a result of other settings", shapes_output=False
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name must be of letters, digits, and _.-, got {self.name!r}"
+            )
+        if self.batch_tokens < 1:
+            raise ValueError(
+                f"batch_tokens must be at least 1, got {self.batch_tokens}"
+            )
+
+
+def evaluate_model(
+    config: EvaluateConfig, progress: Callable[[str], None] | None = None
+) -> Domains:
+    """Measures a model, unless its result is there already.
+
+    Args:
+      config: what to measure.
+      progress: is given one line a slice of windows.
+
+    Raises:
+      SchemaError: if a result of other settings is there, or the windows are corrupt.
+    """
+    asked = _scorer_settings(config)
+    inputs = {
+        "windows": manifest.read(config.windows, windows.STAGE).fingerprint,
+        "model": scorer.model_fingerprint(config.model),
+        "tokenizer": tokenizer.load(config.tokenizer or config.model).fingerprint,
+    }
+    shaping = {**settings.shaping(config), **scorer.resolved(asked)}
+    path = files.join(config.output, f"{config.name}.json")
+    found = _done(path, {**shaping, **inputs}, overwrite=config.overwrite)
+    if found is not None:
+        return found
+    domains = measure(scorer.load(asked), config.windows, progress or _ignore)
+    result = {
+        "schema_version": VERSION,
+        "settings": shaping,
+        "inputs": inputs,
+        "domains": domains,
+    }
+    files.write_json(path, result)
+    return domains
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+def _scorer_settings(config: EvaluateConfig) -> ScorerSettings:
+    return ScorerSettings(
+        model=config.model,
+        tokenizer=config.tokenizer,
+        top_k=0,
+        dtype=config.dtype,
+        device=config.device,
+        batch_tokens=config.batch_tokens,
+        threads=config.threads,
+        tune_allocator=not config.keep_malloc,
+    )
+
+
+def _done(path: str, identity: Mapping[str, Any], *, overwrite: bool) -> Domains | None:
+    """Returns the result at `path` if it is what we would measure now."""
+    if not files.exists(path):
+        return None
+    found = dict(files.read_json(path))
+    if found.get("schema_version") != VERSION:
+        raise SchemaError(
+            f"{path} must be of schema version {VERSION}, got"
+            f" {found.get('schema_version')}; remove it"
+        )
+    had = {**found["settings"], **found["inputs"]}
+    keys = sorted({*had, *identity})
+    differing = [key for key in keys if had.get(key) != identity.get(key)]
+    if not differing:
+        domains: Domains = found["domains"]
+        return domains
+    if overwrite:
+        return None
+    key = differing[0]
+    raise SchemaError(
+        f"{path} was measured with {key} = {had.get(key)!r}, and now it is"
+        f" {identity.get(key)!r}; choose another name, or pass --overwrite"
+    )
+
+
+def measure(scoring: Scorer, folder: str, progress: Callable[[str], None]) -> Domains:
+    """Sums nats and bytes over the windows of a folder, by domain.
+
+    Raises:
+      SchemaError: if the windows are corrupt, or a domain is called `all`.
+    """
+    domains: Domains = {}
+    slices = plan.read(folder)
+    for number, piece in enumerate(slices, 1):
+        for group in windows.read_slice(folder, piece):
+            scored = scoring.score(group).scores
+            for window, score in zip(group, scored, strict=True):
+                _add(domains, window, score)
+        progress(f"slice {number}/{len(slices)}")
+    return dict(sorted(domains.items()))
+
+
+def _add(domains: Domains, window: Window, score: Score) -> None:
+    name = window.domain or windows.DEFAULT_DOMAIN
+    if name == ALL:
+        raise SchemaError(
+            f"no domain may be called {ALL!r}, the name of their sum, but window"
+            f" {window.window_id} has it; prepare with another label"
+        )
+    empty = {"nats": 0.0, "bytes": 0, "windows": 0, "failed": 0}
+    domain = domains.setdefault(name, empty)
+    domain["windows"] += 1
+    if score.error is not None:
+        domain["failed"] += 1
+        return
+    domain["nats"] += score.nll_nats
+    domain["bytes"] += score.n_bytes
+
+
+def bits_per_byte(domains: Domains) -> dict[str, float]:
+    """Returns bits per byte by domain, and over `all`, weighted by bytes.
+
+    Raises:
+      SchemaError: if windows failed: models would be compared on different text; or
+        if there are no bytes to measure on.
+    """
+    failed = {name: d["failed"] for name, d in domains.items() if d["failed"]}
+    if failed:
+        raise SchemaError(
+            f"every window must be scored, so that all models are measured on the same"
+            f" text, but of these domains some failed: {failed}; prepare windows that"
+            " fit this model's tokenizer and context"
+        )
+    nats = {name: d["nats"] for name, d in domains.items()}
+    size = {name: d["bytes"] for name, d in domains.items()}
+    nats[ALL], size[ALL] = math.fsum(nats.values()), sum(size.values())
+    if empty := [name for name in size if not size[name]]:
+        raise SchemaError(f"every domain must hold bytes that count, {empty} hold none")
+    return {name: nats[name] / math.log(2) / size[name] for name in nats}
+
+
+def summarize(found: Mapping[str, Domains]) -> dict[str, Any]:
+    """Puts the results of several models side by side.
+
+    Args:
+      found: what `evaluate_model` returned, by the name the model has in the table.
+
+    Returns:
+      `{"models": {name: {domain: bits per byte, ..., "all": ...}}, "bytes": {domain:
+      bytes}}`.
+
+    Raises:
+      SchemaError: if they were measured on different text.
+    """
+    sizes = {
+        name: {domain: d["bytes"] for domain, d in domains.items()}
+        for name, domains in found.items()
+    }
+    bits = {name: bits_per_byte(domains) for name, domains in found.items()}
+    first = next(iter(sizes), None)
+    for name, size in sizes.items():
+        if size != sizes[first]:  # type: ignore[index]
+            raise SchemaError(
+                f"all models must be measured on the same bytes, but {first} was on"
+                f" {sizes[first]} and {name} on {size}"  # type: ignore[index]
+            )
+    return {"models": bits, "bytes": sizes[first] if first is not None else {}}
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Writes bits per byte as text: a line a model, a column a domain."""
+    domains = [*summary["bytes"], ALL]
+    names = list(summary["models"])
+    wide = max(len(word) for word in ("bits per byte", *names))
+    size = {**summary["bytes"], ALL: sum(summary["bytes"].values())}
+    widths = [max(10, len(domain), len(f"{size[domain]:,}")) for domain in domains]
+
+    def line(head: str, cells: Sequence[str]) -> str:
+        right = "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
+        return f"{head:<{wide}}  {right}"
+
+    rows = [line("bits per byte", domains)]
+    for name in names:
+        bits = summary["models"][name]
+        rows.append(line(name, [f"{bits[domain]:.4f}" for domain in domains]))
+    return "\n".join([*rows, line("bytes", [f"{size[d]:,}" for d in domains])])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    config = settings.parse_flags(
+        EvaluateConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="fusebeam evaluate",
+        description="Measure the bits per byte of a model on windows.",
+    )
+    found = evaluate_model(config, lambda line: print(line, file=sys.stderr))
+    print(table(summarize({config.name: found})))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
