@@ -49,8 +49,13 @@ class PrepareConfig:
     domain_field: str | None = setting(
         None, help="field that labels it, for tables by domain"
     )
+    split_field: str | None = setting(
+        None, help="field that names a record's split; left out: by hash of its text"
+    )
     splits: str = setting(
-        "train=1", help="named shares of the documents, e.g. fusion=.8,dev=.1,test=.1"
+        "train=1",
+        help="named shares of the documents, e.g. fusion=.8,dev=.1,heldout=.1; with"
+        " --split_field the names alone",
     )
     protected: tuple[str, ...] = setting(
         ("dev", "heldout", "test"),
@@ -88,7 +93,14 @@ class PrepareConfig:
             raise ValueError(
                 f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
             )
-        splits.parse_splits(self.splits)
+        self.shares()
+
+    def shares(self) -> dict[str, float]:
+        """Returns the share of each split; equal ones where records name theirs."""
+        if self.split_field is None:
+            return splits.parse_splits(self.splits)
+        names = self.splits.split(",")
+        return splits.parse_splits(",".join(f"{n}={1 / len(names)}" for n in names))
 
 
 def units_of(config: PrepareConfig) -> list[Unit]:
@@ -119,11 +131,14 @@ def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
 
 def cut_of(config: PrepareConfig, inputs: Mapping[str, Any]) -> Cut:
     """Returns how the corpus is to be cut."""
-    named = splits.parse_splits(config.splits)
+    named = config.shares()
     return Cut(
         output=config.output,
         fields=Fields(
-            text=config.text_field, id=config.id_field, domain=config.domain_field
+            text=config.text_field,
+            id=config.id_field,
+            domain=config.domain_field,
+            split=config.split_field,
         ),
         splits=named,
         protected=tuple(name for name in config.protected if name in named),
@@ -196,7 +211,7 @@ def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
             reasons[prepare.reason_of(line)] += 1
     kept = sum(
         parquet.footer(files.join(config.output, split, unit.part))["documents"]
-        for split in splits.parse_splits(config.splits)
+        for split in config.shares()
         for unit in units
     )
     bad = sum(n for reason, n in reasons.items() if reason != prepare.NEAR_DUPLICATE)

@@ -151,6 +151,7 @@ def _records_in_corpus(made: Manifest) -> int:
         text=made.settings["text_field"],
         id=made.settings["id_field"],
         domain=made.settings["domain_field"],
+        split=made.settings["split_field"],
     )
     return sum(
         1

@@ -31,11 +31,12 @@ _PACKED_BYTES = 1 << 12  # unpacks to 128 MiB at the very most
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One record of a corpus: its id, its text, and a label or None."""
+    """One record of a corpus; label and split where it has them."""
 
     doc_id: str
     text: str
     domain: str | None = None
+    split: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +60,12 @@ class Reject:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fields:
-    """Names of the fields of a record: the text, and its id and domain, if any."""
+    """Names of a record's fields: its text; and its id, domain and split, if any."""
 
     text: str = "text"
     id: str | None = None
     domain: str | None = None
+    split: str | None = None
 
 
 def check_suffix(path: str) -> None:
@@ -125,7 +127,8 @@ def _whole(path: str, raw: Any) -> str | bytes:
 
 def _rows(path: str, raw: Any, fields: Fields) -> Iterator[dict[str, Any]]:
     file = pq.ParquetFile(raw)
-    wanted = [n for n in (fields.text, fields.id, fields.domain) if n is not None]
+    named = (fields.text, fields.id, fields.domain, fields.split)
+    wanted = [name for name in named if name is not None]
     for name in wanted:
         if name not in file.schema_arrow.names:
             raise SchemaError(
@@ -203,11 +206,12 @@ def _document(
         if fields.id is not None:
             doc_id = _id(content.get(fields.id), fields.id)
         domain = _domain(content, fields.domain)
+        split = _split(content, fields.split)
         text = _text(content.get(fields.text), fields.text)
     except _UnusableError as error:
         reason, detail = error.args
         return Reject(file=name, row=row, doc_id=doc_id, reason=reason, detail=detail)
-    return Document(doc_id=doc_id, text=text, domain=domain)
+    return Document(doc_id=doc_id, text=text, domain=domain, split=split)
 
 
 def _parsed(record: bytes | dict[str, Any]) -> dict[str, Any]:
@@ -237,6 +241,14 @@ def _domain(content: dict[str, Any], field: str | None) -> str | None:
         return domain
     detail = f"field {field!r} must be a string, and not 'all', which is the sum"
     raise _UnusableError("invalid_domain", detail)
+
+
+def _split(content: dict[str, Any], field: str | None) -> str | None:
+    if field is None:
+        return None
+    if isinstance(split := content.get(field), str) and split:
+        return split
+    raise _UnusableError("missing_split", f"field {field!r} must name a split")
 
 
 def _text(text: Any, field: str) -> str:

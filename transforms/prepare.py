@@ -125,7 +125,8 @@ def index_unit(cut: Cut, unit: Unit) -> bool:
 
 
 def _split(cut: Cut, document: Document) -> str:
-    return splits.assign_split(document.text, cut.splits)
+    """Returns the split that a document names, or that its text's hash gives it."""
+    return document.split or splits.assign_split(document.text, cut.splits)
 
 
 @functools.lru_cache(maxsize=1)
@@ -192,19 +193,26 @@ def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
             continue
         split = _split(cut, record)
         guard = index if split not in cut.protected else None
-        if (
-            guard is None
-            or not guard.overlap(splits.shingles(record.text)).is_near_copy
-        ):
+        if split not in cut.splits:
+            detail = f"split must be one of {', '.join(cut.splits)}, got {split!r}"
+            yield _left_out(unit, row, record, "unknown_split", detail)
+        elif guard and guard.overlap(splits.shingles(record.text)).is_near_copy:
+            detail = f"of a protected document; it would be in {split}"
+            yield _left_out(unit, row, record, NEAR_DUPLICATE, detail)
+        else:
             yield split, record
-            continue
-        yield Reject(
-            file=files.name_of(unit.path),
-            row=row,
-            doc_id=record.doc_id,
-            reason=NEAR_DUPLICATE,
-            detail=f"of a protected document; it would be in {split}",
-        )
+
+
+def _left_out(
+    unit: Unit, row: int, document: Document, reason: str, detail: str
+) -> Reject:
+    return Reject(
+        file=files.name_of(unit.path),
+        row=row,
+        doc_id=document.doc_id,
+        reason=reason,
+        detail=detail,
+    )
 
 
 def cut_document(document: Document, cut: Cut) -> list[Window]:

@@ -167,6 +167,27 @@ def test_a_changed_setting_is_refused_by_name_and_taken_on_request(
     assert max(len(w.text.encode()) for w in read(out, "base")) <= 200
 
 
+def test_records_may_name_their_split(tmp_path: Path, out: str) -> None:
+    path = tmp_path / "c.jsonl"
+    names = ["fusion", "dev", "fusion", "heldout"]
+    records = [
+        {"text": f"text number {i} of this corpus", "part": name}
+        for i, name in enumerate(names)
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    given = {
+        "split_field": "part",
+        "splits": "fusion,dev,heldout",
+        "id_field": None,
+        "domain_field": None,
+    }
+    made = prepare.prepare_corpus(config([str(path)], out, **given))
+    assert [made[s].counts["documents"] for s in made] == [2, 1, 1]
+    fewer = config([str(path)], f"{out}2", **{**given, "splits": "fusion,dev"})
+    with pytest.raises(FusionError, match="1 unknown_split"):
+        prepare.prepare_corpus(fewer)
+
+
 def bad_corpus(tmp_path: Path) -> list[str]:
     path = tmp_path / "bad.jsonl"
     lines = [json.dumps({"text": f"document {i} " * 9, "name": str(i)}) for i in "abc"]
