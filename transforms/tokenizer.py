@@ -122,12 +122,11 @@ class Tokenizer:
 
     def encode_middle(self, text: str) -> TokenIds:
         """Tokenizes a text as if it stood inside running text: no dummy prefix."""
-        return self.encode_middle_batch([text])[0]
+        return np.array(self.encode_middle_batch([text])[0], np.int32)
 
-    def encode_middle_batch(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Tokenizes many texts, as `encode_middle` does one."""
-        batch = self._backend.middle.ids(texts)
-        return [np.array(ids, np.int32) for ids in batch]
+    def encode_middle_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenizes many short texts, as `encode_middle` does one."""
+        return self._backend.middle.ids(texts)
 
     def count(self, text: str) -> int:
         """Counts a text's tokens, without start token and EOS."""
