@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from schemas import scores
-from schemas.arrays import TokenIds
 from schemas.errors import AlignmentError
 from schemas.scores import Score
 from schemas.windows import Window
@@ -170,7 +169,8 @@ class Scorer:
         it is longer than the model's context, a logit is not finite, or memory does
         not hold it.
         """
-        found = [self._checked(e) for e in _encode(self.tokenizer, windows)]
+        encodings = _encode(self.tokenizer, windows)
+        found = [self._checked(encoding) for encoding in encodings]
         sound = {p: e for p, e in enumerate(found) if isinstance(e, Encoding)}
         kept, halved = self._run(sound)
         made = [
@@ -228,7 +228,7 @@ class Scorer:
         """Runs the model over one batch; None where memory does not hold it."""
         try:
             with self._lock:
-                kept = self._forward([e.token_ids for e in encodings])
+                kept = self._forward(encodings)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -241,13 +241,17 @@ class Scorer:
         return logits.split(kept, ends)
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[TokenIds]) -> Kept:
+    def _forward(self, encodings: Sequence[Encoding]) -> Kept:
         """Keeps what is to be kept of all positions of a batch, row after row."""
         device = self._halves.device
+        rows = [encoding.token_ids for encoding in encodings]
         lengths = torch.tensor([len(row) - 1 for row in rows])
-        ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)  # (b, t)
+        ids = torch.empty(len(rows), int(lengths.max()), dtype=torch.int64)  # (b, t)
         for into, row in zip(ids, rows, strict=True):
             into[: len(row) - 1] = torch.from_numpy(row[:-1])
+            # Padding weighs 0 in front of it, but 0 * NaN is NaN: where a token is
+            # broken, as it may be, its own window should break and no other.
+            into[len(row) - 1 :] = int(row[-2])
         real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten()
         gold = torch.from_numpy(np.concatenate([row[1:] for row in rows])).long()
         features = self._halves.features(ids.to(device)).flatten(0, 1)
@@ -292,10 +296,20 @@ class Scorer:
         )
 
 
-def _encode(
+def _encode(tokenizer: Tokenizer, windows: Sequence[Window]) -> list[Encoding | str]:
+    """Tokenizes windows; says why of one whose tokens do not tile its bytes."""
+    plain = [w for w in windows if not w.control_spans]
+    batch = iter(_encode_plain(tokenizer, plain))
+    return [
+        _encode_chat(tokenizer, window) if window.control_spans else next(batch)
+        for window in windows
+    ]
+
+
+def _encode_plain(
     tokenizer: Tokenizer, windows: Sequence[Window]
 ) -> Iterator[Encoding | str]:
-    """Tokenizes windows; yields the error of one whose tokens do not tile it."""
+    """Tokenizes windows together; where one of them fails, in two halves."""
     try:
         yield from tokenizer.encode_windows(
             [window.text for window in windows],
@@ -306,8 +320,17 @@ def _encode(
             yield str(error)
             return
         middle = len(windows) // 2
-        yield from _encode(tokenizer, windows[:middle])
-        yield from _encode(tokenizer, windows[middle:])
+        yield from _encode_plain(tokenizer, windows[:middle])
+        yield from _encode_plain(tokenizer, windows[middle:])
+
+
+def _encode_chat(tokenizer: Tokenizer, window: Window) -> Encoding | str:
+    try:
+        return tokenizer.encode_window(
+            window.text, window.ends_document, window.control_spans
+        )
+    except AlignmentError as error:
+        return str(error)
 
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

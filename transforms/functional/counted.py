@@ -28,17 +28,13 @@ def counted_tokens(
       >>> counted_tokens(np.array([0, 3, 5, 9, 9], np.int32), [4, 5])
       array([False, False,  True, False, False])
     """
-    starts = np.concatenate([[0], byte_ends[:-1]]).astype(np.int64)
+    starts = np.concatenate([[0], byte_ends[:-1]])
     if loss_spans is None:
-        return byte_ends > starts
-    # counted bytes in front of an offset: a broken line through the spans' borders
-    spans = np.array(loss_spans, np.int64).reshape(-1, 2)
-    widths = spans[:, 1] - spans[:, 0]
-    borders = np.concatenate([[0], spans.ravel()])
-    before = np.concatenate([[0], np.repeat(np.cumsum(widths), 2)])
-    before[1::2] -= widths
-    marks = np.interp(np.stack([starts, byte_ends]), borders, before)
-    return marks[1] > marks[0]
+        return starts < byte_ends
+    counts = np.zeros(len(byte_ends), np.bool_)
+    for start, stop in zip(loss_spans[::2], loss_spans[1::2], strict=True):
+        counts |= np.maximum(starts, start) < np.minimum(byte_ends, stop)
+    return counts
 
 
 def counted_bytes(n_bytes: int, loss_spans: Sequence[int] | None) -> int:

@@ -1,0 +1,62 @@
+"""Tiny causal language models of many architectures, with random weights."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests import tiny_tokenizers
+from transforms import tokenizer
+from transforms.tokenizer import Tokenizer
+
+CONTEXT = 160
+_SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": CONTEXT,
+}
+_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "gpt_neox": ("gpt_neox", {}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "gemma3": ("gemma3_text", {"head_dim": 8, "sliding_window": 8}),
+    "mpt": (
+        "mpt",
+        {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": CONTEXT},
+    ),
+    # heads that do more than multiply
+    "gemma2": ("gemma2", {"head_dim": 8, "final_logit_softcapping": 3.0}),
+    "cohere": ("cohere", {"logit_scale": 0.3}),
+    "granite": ("granite", {"logits_scaling": 3.0}),
+    # its head reaches past the base model, so it cannot be cut
+    "opt": ("opt", {"ffn_dim": 24, "word_embed_proj_dim": 16}),
+    "bert": ("bert", {}),  # looks ahead
+}
+MAIN = ("llama", "gpt_neox", "qwen2", "gemma3", "mpt")
+
+
+def make(name: str, width: int) -> Any:
+    """Makes a model of an architecture with `width` logits, the same every time."""
+    kind, more = _CONFIGS[name]
+    roles = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    config = AutoConfig.for_model(kind, **_SIZES, **more, **roles, vocab_size=width)
+    generator = torch.Generator().manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():
+        if weight.ndim > 1:  # larger than usual: their logits should differ
+            weight.data.normal_(0, 0.4, generator=generator)
+    return model
+
+
+@functools.cache
+def tokenizer_of(kind: str = "unigram") -> Tokenizer:
+    """Returns one of `tiny_tokenizers`; "byte_level" has no BOS."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = tiny_tokenizers.KINDS[kind]()
+        return tokenizer.load(str(tiny_tokenizers.save(made, Path(folder) / kind)))

@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from tests import causal_models
+from transforms import causal
+
+CUT = (*causal_models.MAIN, "gemma2", "cohere", "granite")
+
+
+def both(name: str) -> tuple[torch.Tensor, torch.Tensor, causal.Halves]:
+    model = causal_models.make(name, 99)
+    halves = causal.Halves(model)
+    ids = torch.randint(99, (3, 20), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        whole = model(input_ids=ids).logits.flatten(0, 1)
+        features = halves.features(ids).flatten(0, 1)
+        parts = [halves.logits(part) for part in torch.split(features, 7)]
+    return whole, torch.cat(parts), halves
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_logits_of_some_positions_at_a_time_are_the_models_own(name: str) -> None:
+    whole, parts, halves = both(name)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    assert halves.width == 99
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_features_are_small_where_a_model_can_be_cut(name: str) -> None:
+    halves = causal.Halves(causal_models.make(name, 99))
+    assert halves.features(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 16)
+
+
+def test_a_model_that_cannot_be_cut_gives_its_logits_all_the_same() -> None:
+    whole, parts, _ = both("opt")
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    with pytest.raises(ValueError, match="must not look ahead"):
+        causal.Halves(causal_models.make("bert", 99))
+
+
+def test_a_body_runs_itself_again_after_its_stand_in_even_on_an_error() -> None:
+    model = causal_models.make("llama", 99)
+    halves = causal.Halves(model)
+    ids = torch.arange(9)[None]
+    before = model(input_ids=ids).logits
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        halves.logits(torch.zeros(4, 5))
+    assert "forward" not in vars(model.base_model)
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_wrapped_forward_is_put_back() -> None:
+    model = causal_models.make("llama", 99)
+    wrapper = model.base_model.forward
+    vars(model.base_model)["forward"] = wrapper
+    causal.Halves(model)
+    assert vars(model.base_model)["forward"] is wrapper
+
+
+@pytest.mark.parametrize("name", [*causal_models.MAIN, "opt"])
+def test_the_longest_input_is_read_from_the_configuration(name: str) -> None:
+    model = causal_models.make(name, 99)
+    assert causal.longest_input(model) == causal_models.CONTEXT
+
+
+def test_the_cpu_computes_in_float32_unless_told_otherwise() -> None:
+    cpu = causal.choose_device("cpu")
+    assert causal.choose_dtype("auto", cpu) == torch.float32
+    assert causal.choose_dtype("bfloat16", cpu) == torch.bfloat16
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_by_name(device: str) -> None:
+    with pytest.raises(ValueError, match=device):
+        causal.choose_device(device)
+
+
+def test_pickled_weights_are_read_only_when_allowed(models, tmp_path) -> None:
+    cpu = causal.choose_device("cpu")
+    safe = causal.load_model(models["llama"], dtype=torch.float32, device=cpu)
+    safe.config.save_pretrained(tmp_path)
+    torch.save(safe.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pickled weights only"):
+        causal.load_model(str(tmp_path), dtype=torch.float32, device=cpu)
+    allowed = causal.load_model(
+        str(tmp_path), dtype=torch.float32, device=cpu, allow_pickle=True
+    )
+    ids = torch.arange(9)[None]
+    assert torch.equal(allowed(input_ids=ids).logits, safe(input_ids=ids).logits)
+
+
+def test_loaded_weights_have_the_asked_for_type(models) -> None:
+    cpu = causal.choose_device("cpu")
+    loaded = causal.load_model(models["neox"], dtype=torch.bfloat16, device=cpu)
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
+    assert not loaded.training

@@ -1,0 +1,74 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from transforms import logits
+
+
+@st.composite
+def rows_and_k(draw):
+    v = draw(st.sampled_from([1, 2, 63, 64, 65, 127, 128, 200, 1000]))
+    seed = draw(st.integers(0, 2**31))
+    distinct = draw(st.sampled_from([1, 2, 5, 1000]))
+    values = np.random.default_rng(seed).integers(0, distinct, (3, v)) - distinct // 2
+    scale = draw(st.sampled_from([0.0, -0.5, 0.25, 1e-40, 3e30]))
+    k = draw(st.integers(0, min(v, 70)))
+    return (values * scale).astype(np.float32), k
+
+
+@given(rows_and_k())
+def test_top_k_is_a_stable_sort_by_falling_logit(given_rows) -> None:
+    rows, k = given_rows
+    ids, kept = logits.top_k(torch.from_numpy(rows), k)
+    order = np.argsort(-rows, axis=1, kind="stable")[:, :k]
+    assert_array_equal(ids.numpy(), order)
+    assert_array_equal(kept.numpy(), np.take_along_axis(rows, order, 1))
+
+
+def reduce(rows: np.ndarray, gold: list[int], n_ids: int, k: int) -> logits.Kept:
+    given_rows = torch.from_numpy(rows.copy())
+    return logits.to_arrays(
+        [logits.reduce_logits(given_rows, torch.tensor(gold), n_ids, k)]
+    )
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.1, 1.0, 30.0]))
+def test_what_is_kept_agrees_with_the_dense_log_softmax(seed: int, scale: float):
+    rng = np.random.default_rng(seed)
+    rows = (rng.standard_normal((4, 150)) * scale).astype(np.float32)
+    gold = rng.integers(0, 150, 4)
+    kept = reduce(rows, gold.tolist(), 130, 9)
+    wide = rows.astype(np.float64)
+    total = wide.max(1) + np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1))
+    dense = wide - total[:, None]
+    assert_allclose(kept.logsumexp, total, rtol=1e-6, atol=1e-6)
+    assert_allclose(kept.gold_logprob, dense[np.arange(4), gold], rtol=1e-5, atol=2e-5)
+    expected = np.take_along_axis(dense, kept.top_ids.astype(np.int64), 1)
+    assert_allclose(kept.top_logprobs, expected, rtol=2**-11, atol=2e-5)
+    assert kept.finite.all()
+
+
+def test_logprobs_are_never_above_zero_nor_minus_infinity() -> None:
+    rows = np.full((1, 70), -3e5, np.float32)
+    rows[0, 7] = 1e5
+    kept = reduce(rows, [7], 70, 3)
+    assert_array_equal(kept.top_ids, [[7, 0, 1]])
+    assert_array_equal(kept.top_logprobs, [[0.0, -65504.0, -65504.0]])
+    assert_array_equal(kept.gold_logprob, [0.0])
+
+
+def test_positions_that_are_not_finite_are_told_from_the_others() -> None:
+    rows = np.zeros((4, 100), np.float32)
+    rows[1, 99], rows[2, 3], rows[3, 70] = np.nan, np.inf, -np.inf
+    assert_array_equal(reduce(rows, [0] * 4, 80, 5).finite, [True] + [False] * 3)
+
+
+def test_joined_parts_split_into_those_of_each_window() -> None:
+    rows = np.random.default_rng(0).standard_normal((7, 90)).astype(np.float32)
+    whole = reduce(rows, list(range(7)), 90, 4)
+    pieces = logits.split(whole, np.array([2, 3, 7]))
+    assert [len(piece.finite) for piece in pieces] == [2, 1, 4]
+    assert_array_equal(np.concatenate([p.top_ids for p in pieces]), whole.top_ids)
+    assert_array_equal(pieces[1].gold_logprob, whole.gold_logprob[2:3])
