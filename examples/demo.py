@@ -4,9 +4,9 @@
     python -m examples.demo --size tiny     two minutes, in runs/tiny, for a first try
 
 It makes a corpus from installed packages, splits it by document, trains the small
-models on the split `base`, takes excerpts of the other splits, and then does what anyone
-would do with models and text of their own: `fusebeam run` with the recipe beside this
-file.
+models on the split `base`, takes excerpts of the other splits, and then does what
+anyone would do with models and text of their own: `fusebeam run` with the recipe beside
+this file.
 """
 
 import argparse

