@@ -46,10 +46,8 @@ class ScoreConfig:
     max_reject_fraction: float = setting(
         0.0, help="share of a slice's windows that may fail, in [0, 1]"
     )
-    tune_allocator: bool = setting(
-        True,
-        help="keep large blocks in the process on glibc, which is faster on CPU",
-        shapes_output=False,
+    keep_malloc: bool = setting(
+        False, help="leave the allocator of glibc as it is", shapes_output=False
     )
     slices: str | None = setting(
         None,
@@ -82,7 +80,7 @@ class ScoreConfig:
             device=self.device,
             batch_tokens=self.batch_tokens,
             threads=self.threads,
-            tune_allocator=self.tune_allocator,
+            tune_allocator=not self.keep_malloc,
         )
 
 
