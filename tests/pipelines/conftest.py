@@ -74,7 +74,7 @@ def contents() -> Callable[[str], dict[str, str]]:
         return {
             str(path.relative_to(root)): files.checksum(str(path))
             for path in sorted(root.rglob("*"))
-            if path.is_file() and ".tmp" not in path.parts
+            if path.is_file()
         }
 
     return digest

@@ -40,7 +40,7 @@ def contents(folder: str) -> dict[str, str]:
     return {
         str(path.relative_to(root)): files.checksum(str(path))
         for path in sorted(root.rglob("*"))
-        if path.is_file() and ".tmp" not in path.parts
+        if path.is_file()
     }
 
 

@@ -140,11 +140,12 @@ def test_an_allowed_failure_keeps_its_row_with_nulls_and_a_reason(
         score_config(road, broken, "broken", output=out, max_reject_fraction=1.0)
     )
     assert made is not None
-    assert made.counts["failed"] == made.counts["windows"] > 0
+    assert 0 < made.counts["failed"] <= made.counts["windows"]
     rows = duckdb.sql(
         f"select distinct top_ids is null, error from '{out}/*.parquet'"
     ).fetchall()
-    assert all(null and "finite" in reason for null, reason in rows)
+    assert {null for null, reason in rows if reason} == {True}
+    assert all("finite" in reason for _, reason in rows if reason)
 
 
 def test_the_footer_and_the_manifest_tell_what_was_done(
