@@ -244,12 +244,15 @@ def make_folder(path: str) -> None:
 
 
 def tidy(folder: str) -> None:
-    """Removes a folder's place for temporary files if nothing is left in it."""
-    fs, plain = filesystem(join(folder, TEMPORARY))
-    if not _remote(fs):
-        # Not empty: another writer is at work, or died; its orphans harm nobody.
-        with contextlib.suppress(OSError):
-            os.rmdir(plain)
+    """Removes the places for temporary files in and below a folder, where empty."""
+    fs, plain = filesystem(folder)
+    if _remote(fs):
+        return  # a bucket has no empty folders
+    for path, _, _ in os.walk(plain, topdown=False):
+        if name_of(path) == TEMPORARY:
+            # Not empty: another writer is at work, or died; its orphans harm nobody.
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
 
 
 def identity(path: str) -> str:
