@@ -93,9 +93,9 @@ def flush(folder: pathlib.Path) -> None:
                 os.fsync(file.fileno())
 
 
-def rewind_metrics(work: pathlib.Path, step: int) -> None:
-    """Drops the lines of metrics that come after a step: they will come again."""
-    path = work / METRICS
+def rewind_metrics(work: pathlib.Path, resume: pathlib.Path | None) -> None:
+    """Drops the lines of metrics that come after a checkpoint: they will come again."""
+    path, step = work / METRICS, step_of(resume) if resume else 0
     if not path.exists():
         return
     kept = [

@@ -246,6 +246,15 @@ class FusionTrainer(transformers.Trainer):
         )
         return int(state.num_input_tokens_seen)
 
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: Any = None
+    ) -> None:
+        # Weights are in the model already, read by from_pretrained: this method goes by
+        # the names in the model, not those in the file, and skips what it cannot find
+        # (GPT-NeoX's head). Sharded weights are another format, and its own affair.
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:

@@ -59,28 +59,27 @@ def folder_of(model: str) -> pathlib.Path:
     return folder
 
 
-def load(folder: pathlib.Path) -> tuple[Any, torch.dtype]:
+def stored_dtype(folder: pathlib.Path) -> torch.dtype:
+    """Returns the type that a folder's configuration says its weights are of."""
+    config = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    return getattr(config, "dtype", None) or torch.float32
+
+
+def load(folder: pathlib.Path) -> Any:
     """Loads a causal language model in float32, whatever it is stored in.
 
     The optimizer needs float32 weights: a bfloat16 weight of 1 does not move by less
     than 1/128. Running in bfloat16 is autocast's work.
-
-    Returns:
-      The model, and the type its weights are stored in.
     """
-    config = transformers.AutoConfig.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True
-    )
-    stored = getattr(config, "dtype", None) or torch.float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder,
-        config=config,
         dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
     )
-    return model, stored
 
 
 def probe(model: Any) -> Traits:

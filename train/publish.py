@@ -51,17 +51,16 @@ def write_model(
     state: Mapping[str, torch.Tensor],
     *,
     source: pathlib.Path,
-    dtype: torch.dtype,
 ) -> None:
     """Writes weights and configuration, and copies what training did not change.
 
     Args:
       folder: made anew.
       model: whose weights `state` are.
-      state: the weights by name.
-      source: the folder that the target was loaded from.
-      dtype: type the weights are stored in: the target's own.
+      state: the weights by name, stored in the type that the target was stored in.
+      source: the folder that the target came from.
     """
+    dtype = models.stored_dtype(source)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     stored = {

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 
 from schemas import files, manifest, settings
 from schemas.errors import SchemaError
@@ -178,9 +179,10 @@ def _finish(run: _Run) -> Line:
     first = args.process_index == 0
     if first:
         checkpoints.open_work(work, run.identity, anew=config.overwrite)
-        resume = checkpoints.latest(work)
-        checkpoints.rewind_metrics(work, checkpoints.step_of(resume) if resume else 0)
-    target, stored = models.load(run.source)
+        checkpoints.rewind_metrics(work, checkpoints.latest(work))
+    PartialState().wait_for_everyone()
+    resume = checkpoints.latest(work)
+    target = models.load(resume or run.source)
     traits = models.probe(target)
     models.give_objective(target, traits, _objective(config))
     used_cache = target.config.use_cache
@@ -189,13 +191,12 @@ def _finish(run: _Run) -> Line:
     trainer = FusionTrainer(
         config, target, args, run.dataset, collate, work=work, report=run.report
     )
-    trainer.accelerator.wait_for_everyone()  # for the first to tidy up
-    trainer.run(checkpoints.latest(work))
+    trainer.run(resume)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if first:
         target.config.use_cache = used_cache  # the Trainer turned it off
         folder = work / "model"
-        publish.write_model(folder, target, state, source=run.source, dtype=stored)
+        publish.write_model(folder, target, state, source=run.source)
         _describe(run, trainer, folder)
         publish.publish(folder, config.output)
         shutil.rmtree(work)

@@ -194,9 +194,8 @@ def test_weights_are_trained_in_float32_whatever_they_are_stored_in(
     tmp_path: Path,
 ) -> None:
     llama().to(torch.bfloat16).save_pretrained(tmp_path)
-    model, stored = models.load(tmp_path)
-    assert stored == torch.bfloat16
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert models.stored_dtype(tmp_path) == torch.bfloat16
+    assert {p.dtype for p in models.load(tmp_path).parameters()} == {torch.float32}
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:

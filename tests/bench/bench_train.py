@@ -1,0 +1,164 @@
+"""Training step: the fused loss against plain CLM, the model's own loss.
+
+Both train the same model on the same packed rows in one process, in turns, so that what
+else the machine does falls on both. Memory is the peak of the resident set over steps
+in a fresh process, less what the process held before its first step.
+"""
+
+import functools
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from train import model as models
+from train.loss import Objective
+from train.model import Traits
+from transforms import allocator
+
+ROWS, TOKENS, SEGMENTS = 4, 512, 4
+AIM = 1.10
+ROUNDS = 12
+SHAPES = {4096: 4, 32_768: 4}
+"""Layers of the model by the size of its vocabulary."""
+
+
+def build(vocabulary: int) -> Any:
+    """Makes a small Llama: 2.6M parameters with a vocabulary of 4,096."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=SHAPES[vocabulary],
+        num_attention_heads=6,
+        max_position_embeddings=TOKENS,
+        tie_word_embeddings=True,
+    )
+    return transformers.LlamaForCausalLM(config).train()
+
+
+def batch_of(vocabulary: int, k: int) -> dict[str, torch.Tensor]:
+    """Makes a step's packed rows, every position with k kept entries."""
+    make = torch.Generator().manual_seed(0)
+    shape = (ROWS, TOKENS)
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[:, TOKENS // SEGMENTS - 1 :: TOKENS // SEGMENTS] = False
+    probs = torch.rand(*shape, k + 1, generator=make)
+    probs /= probs.sum(-1, keepdim=True)
+    # Distinct ids: a random start and a stride.
+    start = torch.randint(vocabulary, (*shape, 1), generator=make)
+    return {
+        "input_ids": torch.randint(vocabulary, shape, generator=make),
+        "position_ids": torch.arange(TOKENS // SEGMENTS).repeat(SEGMENTS).expand(shape),
+        "loss_mask": mask,
+        "top_ids": (start + 37 * torch.arange(k)) % vocabulary,
+        "probs": probs[..., :k].contiguous(),
+        "tail": probs[..., k].contiguous(),
+    }
+
+
+def steps(kind: str, vocabulary: int, k: int) -> Callable[[], None]:
+    """Returns a training step of one kind on a model of its own."""
+    model, batch = build(vocabulary), batch_of(vocabulary, k)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    counted = batch["loss_mask"].sum().float()
+    labels = batch["input_ids"].masked_fill(~batch["loss_mask"].roll(1, 1), -100)
+    if kind == "fused":
+        traits = Traits(plain_head=True, keeps_segments=True)
+        models.give_objective(model, traits, Objective(clm_weight=0.9))
+        counts = {"clm_count": counted, "fusion_count": counted}
+        call = functools.partial(model, **batch, clm_weight=0.9, **counts)
+    else:
+        places = {n: batch[n] for n in ("input_ids", "position_ids")}
+        call = functools.partial(model, **places, labels=labels, use_cache=False)
+
+    def step() -> None:
+        call()["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def seconds(kinds: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Times kinds of steps in turns; the least of all rounds of each."""
+    best = dict.fromkeys(kinds, float("inf"))
+    for number in range(ROUNDS + 2):
+        for name, step in kinds.items():
+            then = time.perf_counter()
+            step()
+            if number >= 2:
+                best[name] = min(best[name], time.perf_counter() - then)
+    return best
+
+
+def peak_bytes(kind: str, vocabulary: int, k: int) -> int:
+    """Measures, in a process of its own, what steps add to the resident set."""
+    command = [sys.executable, "-m", "tests.bench.bench_train"]
+    words = [*command, kind, str(vocabulary), str(k)]
+    run = subprocess.run(words, check=True, capture_output=True, text=True)
+    return int(json.loads(run.stdout))
+
+
+def resident_bytes() -> int:
+    """Returns the resident set of this process now."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def record(name: str, value: float, against: float, unit: str) -> dict[str, Any]:
+    """Makes one line of the benchmark's result."""
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "against": against,
+        "ratio": value / against,
+        "aim": AIM,
+        "met": value / against <= AIM,
+    }
+
+
+def run() -> list[dict[str, Any]]:
+    """Measures time and memory of the step at two vocabularies and two k."""
+    allocator.keep_large_blocks()
+    found = []
+    for vocabulary in SHAPES:
+        plain_bytes = peak_bytes("plain", vocabulary, 10)
+        for k in (10, 32):
+            kinds = {kind: steps(kind, vocabulary, k) for kind in ("plain", "fused")}
+            best = seconds(kinds)
+            name = f"training step, vocabulary {vocabulary:,}, k = {k}"
+            found.append(record(f"{name}: time", best["fused"], best["plain"], "s"))
+            used = peak_bytes("fused", vocabulary, k)
+            found.append(record(f"{name}: memory", used, plain_bytes, "bytes"))
+    return found
+
+
+def main(kind: str, vocabulary: int, k: int) -> None:
+    """Prints what three steps add to the peak of the resident set."""
+    step = steps(kind, vocabulary, k)
+    before = resident_bytes()
+    for _ in range(3):
+        step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(max(0, peak - before)))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        for line in run():
+            print(
+                f"{line['name']:<55} {line['ratio']:.3f} of plain CLM,"
+                f" aim {line['aim']:.2f}, {'met' if line['met'] else 'missed'}"
+            )
