@@ -136,42 +136,48 @@ def fuse_rows(
     stays empty.
 
     Args:
-      projected: one for each source, with equal t and k.
+      projected: one for each source, with equal t; k may differ.
       weights: (s,) for all positions, or (t, s); NaN and less than 0 count as 0.
       k: entries to keep, 1 or more.
 
     Raises:
       ValueError: if there is no source, or if shapes or `k` do not fit.
     """
-    if not projected:
-        raise ValueError("fusing takes one source or more, got none")
-    shape = projected[0].ids.shape
-    if k < 1 or any(source.ids.shape != shape for source in projected):
+    if k < 1:
+        raise ValueError(f"k must be positive, got {k}")
+    lengths = {source.covered.size for source in projected}
+    if len(lengths) != 1:
         raise ValueError(
-            f"k must be positive and every source have rows of one shape, got k = {k} "
-            f"and {[source.ids.shape for source in projected]}"
+            "fusing takes one source or more, all of the same window, got "
+            f"{len(projected)} with {sorted(lengths)} positions"
         )
-    if weights.shape not in ((len(projected),), (shape[0], len(projected))):
+    t, s = lengths.pop(), len(projected)
+    if weights.shape not in ((s,), (t, s)):
         raise ValueError(
-            f"weights must have shape ({len(projected)},) or ({shape[0]}, "
-            f"{len(projected)}), got {weights.shape}"
+            f"weights must have shape ({s},) or ({t}, {s}), got {weights.shape}"
         )
-    ids = np.stack([source.ids for source in projected])
+    widest = max(source.ids.shape[1] for source in projected)
+    ids = np.full((s, t, widest), -1, np.int32)
+    probs = np.zeros((s, t, widest), np.float32)
+    for i, source in enumerate(projected):
+        ids[i, :, : source.ids.shape[1]] = source.ids
+        probs[i, :, : source.ids.shape[1]] = source.probs
     out = Fused(
-        ids=np.full((shape[0], k), -1, np.int32),
-        probs=np.zeros((shape[0], k), np.float32),
-        tail=np.zeros(shape[0], np.float32),
-        covered=np.zeros(shape[0], np.bool_),
-        gold_logprob=np.full(shape[0], np.nan),
-        chosen=np.full(shape[0], -1, np.int16),
+        ids=np.full((t, k), -1, np.int32),
+        probs=np.zeros((t, k), np.float32),
+        tail=np.zeros(t, np.float32),
+        covered=np.zeros(t, np.bool_),
+        gold_logprob=np.full(t, np.nan),
+        chosen=np.full(t, -1, np.int16),
     )
     kernels.fuse(
-        kernels.freeze(np.atleast_2d(np.nan_to_num(weights)), np.float64),
+        kernels.freeze(
+            np.atleast_2d(np.where(weights > 0.0, weights, 0.0)), np.float64
+        ),
         ids,
-        np.stack([source.probs for source in projected]),
+        probs,
         np.stack([source.covered for source in projected]),
         np.stack([source.gold_logprob for source in projected]),
-        np.empty(int(ids.max(initial=0)) + 1, np.int32),
         (out.ids, out.probs, out.tail, out.covered, out.gold_logprob, out.chosen),
     )
     return out

@@ -4,9 +4,12 @@ They live in one file because numba's cache is keyed by the file of the outer fu
 alone: a kernel that called into another file would go stale when that file changes.
 What they compute is said in the modules that call them; here stands only how.
 
-One row's masses are gathered in a sparse set (Briggs and Torczon, 1993): `slots[v]`
-says where token v may lie in `ids[:count]`, and `ids` confirms it, so `slots` is never
-cleared and may start as garbage.
+Whatever takes arrays inside a loop is inlined and has loops without `break`: then numba
+drops the atomic reference counts of these arrays, dearer than all the arithmetic.
+
+One row's masses are gathered in a small hash table that is never cleared: `slots[h]`
+says where a token hashed to h may lie in `ids[:count]`, and `homes` confirms that it
+was put there in this row (the sparse set of Briggs and Torczon, 1993).
 """
 
 import math
@@ -16,10 +19,16 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike
 
+_compiled = numba.njit(cache=True, nogil=True)
+_inlined = numba.njit(cache=True, nogil=True, forceinline=True)
+
 ABSENT, WHOLE, INSIDE, CHAIN, STRADDLE = range(5)  # align.py says what they are
 
-Ragged = tuple[np.ndarray, np.ndarray]
-"""Offsets (int64, one more than rows) and the rows laid end to end."""
+Seqs = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Offsets of rows laid end to end, these, and the first of each row or -1."""
+
+Text = tuple[np.ndarray, np.ndarray]
+"""Offsets of tokens' bytes laid end to end, and these."""
 
 
 def freeze(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
@@ -29,7 +38,7 @@ def freeze(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     return view
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 @no_type_check
 def sweep(target_ends, source_ends, eos, out):
     """Walks both tokenizations once; `out` (7, t) holds Alignment's fields in order."""
@@ -55,7 +64,7 @@ def sweep(target_ends, source_ends, eos, out):
         out[3, t], out[4, t] = _first_at_border(source_ends, j), j + 1
 
 
-@numba.njit(cache=True, nogil=True)
+@_inlined
 @no_type_check
 def _speak(a, b, j, passed, source_ends, out):
     """Fills case, first, stop, straddled and prefix_bytes for target bytes [a, b)."""
@@ -76,7 +85,7 @@ def _speak(a, b, j, passed, source_ends, out):
             out[5], out[6] = i - 1, b - source_ends[i - 1]
 
 
-@numba.njit(cache=True, nogil=True)
+@_inlined
 @no_type_check
 def _first_at_border(source_ends, j):
     """The first row at row j's border: those before j predict empty tokens."""
@@ -85,118 +94,108 @@ def _first_at_border(source_ends, j):
     return j
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 @no_type_check
-def project(alignment, rows, mid, start, text, target_ids, slots, out):
+def project(alignment, rows, mid, start, text, target_ids, out):
     """Projects every covered position; the arguments are tuples of arrays.
 
     Args:
       alignment: row, case, passed, first, stop, straddled, prefix_bytes.
       rows: token_ids, top_ids, top_probs, gold_logprob of the source.
-      mid: offsets, ids of seq(s) in running text.
+      mid: offsets and ids of seq(s) in running text, and the first id of each or -1.
       start: the same for a token that begins the window.
       text: byte offsets, bytes of the source's tokens.
       target_ids: the target's tokens.
-      slots: int32, one entry a target id.
       out: ids, probs, tail, covered, gold_logprob.
     """
     row, case, passed = alignment[:3]
-    token_ids, top_ids, _, gold_logprob = rows
+    top_ids, gold_logprob = rows[1], rows[3]
     out_ids, out_probs, tail, covered, out_gold = out
-    ids = np.empty(top_ids.shape[1] + 1, np.int32)
-    masses = np.empty(ids.size, np.float64)
-    probs = np.empty(ids.size, np.float32)
+    table = _make_table(top_ids.shape[1] + 1)
+    masses = table[1]
+    before, behind = _chain(alignment, rows, text)
     for t in range(row.size):
         j, n = row[t], passed[t]
         if j < 0:
             continue
-        before, behind = _chain(t, alignment, rows, text)
-        seqs = start if j == 0 and t == n else mid
-        wanted = target_ids[t - n + 1 : t + 2]
-        count, agreeing, same_next = _gather(
-            j, wanted, token_ids[j + 1], rows, seqs, ids, masses, slots
-        )
+        _add(table, 0, target_ids[t + 1], 0.0)
+        if j == 0 and t == n:
+            count, given = _gather(j, t, n, rows, start, target_ids, table)
+        else:
+            count, given = _gather(j, t, n, rows, mid, target_ids, table)
         own = math.exp(gold_logprob[j])
         # at n = 0 nothing is conditioned on, so what was never kept counts too
-        given = agreeing + own if n > 0 else 1.0
-        gold = before + behind - _log(given)
-        gold += _log(same_next + own) if case[t] == INSIDE else gold_logprob[j]
+        given = given + own if n > 0 else 1.0
+        gold = before[t] + behind[t] + gold_logprob[j]
+        if case[t] == INSIDE:
+            masses[0] += own
+            gold = before[t] + _log(masses[0])
+        else:
+            masses[0] = own * _exp(behind[t])
+        if n > 0:
+            gold -= _log(given)
         # silent: NaN in the rows, or a prefix that no kept token agrees with
         if count < 0 or not given > 0.0 or not gold < np.inf:
             continue
-        for i in range(count):
-            masses[i] *= math.exp(before) / given
-        count = add(ids, masses, count, slots, wanted[n], math.exp(gold))
-        tail[t] = keep(ids, masses, probs, count, out_ids[t], out_probs[t])
+        tail[t] = _keep(table, count, _exp(before[t]) / given, t, out_ids, out_probs)
         covered[t] = True
         out_gold[t] = gold
 
 
-@numba.njit(cache=True, nogil=True)
+@_inlined
 @no_type_check
-def _chain(t, alignment, rows, text):
-    """Log-probabilities of the empty tokens before row j's gold, and of the rest."""
+def _chain(alignment, rows, text):
+    """Log-probabilities of the empty tokens before each row's gold, and of the rest."""
     row, case, _, first, stop, straddled, prefix_bytes = alignment
     gold_logprob = rows[3]
-    before, behind = 0.0, 0.0
-    for i in range(first[t], row[t]):
-        before += gold_logprob[i]
-    for i in range(row[t] + 1, stop[t]):
-        behind += gold_logprob[i]
-    if case[t] == STRADDLE:
-        behind += _log_prefix_mass(straddled[t], prefix_bytes[t], rows, text)
+    before, behind = np.zeros(row.size), np.zeros(row.size)
+    for t in range(row.size):
+        for i in range(first[t], row[t]):
+            before[t] += gold_logprob[i]
+        for i in range(row[t] + 1, stop[t]):
+            behind[t] += gold_logprob[i]
+        if case[t] == STRADDLE:
+            behind[t] += _log_prefix_mass(straddled[t], prefix_bytes[t], rows, text)
     return before, behind
 
 
-@numba.njit(cache=True, nogil=True)
+@_inlined
 @no_type_check
-def _gather(j, wanted, gold_id, rows, seqs, ids, masses, slots):
-    """Gathers row j's kept entries but its gold, given the target tokens passed.
+def _gather(j, t, n, rows, seqs, target_ids, table):
+    """Gathers what row j's kept entries but its gold say of target position t.
 
-    Args:
-      j: row of the source.
-      wanted: the n target tokens passed inside row j's gold token, and the next one.
-      gold_id: row j's gold token.
-      rows: as in `project`.
-      seqs: offsets and ids of seq(s).
-      ids: filled with the next tokens of the entries that agree, but wanted[n].
-      masses: filled with theirs.
-      slots: as in `project`.
+    Of the entries whose seqs begin with the n target tokens passed inside row j's gold
+    token, it gathers the tokens that follow there.
 
     Returns:
-      Count of entries filled, -1 if the row has NaN or inf; mass of the entries that
-      agree with the n tokens passed; mass of those that agree with the next one too.
+      Count of tokens in the table, -1 if the row has NaN or inf; mass of the entries
+      that agree with the n tokens (0 for n = 0, where all do).
     """
-    top_ids, top_probs = rows[1], rows[2]
-    offsets, flat = seqs
-    n = wanted.size - 1
-    count, agreeing, same_next = 0, 0.0, 0.0
+    token_ids, top_ids, top_probs, _ = rows
+    offsets, flat, firsts = seqs
+    gold_id = token_ids[j + 1]
+    count, agreeing, sound = 1, 0.0, True
     for i in range(top_ids.shape[1]):
         s, mass = top_ids[j, i], np.float64(top_probs[j, i])
-        if s < 0:
-            break
-        if not mass < np.inf:
-            return -1, 0.0, 0.0
-        if s == gold_id:
+        sound = sound and mass < np.inf
+        # no id, the gold token, or an id beyond the tokenizer
+        if s < 0 or s == gold_id or s >= firsts.size:
             continue
-        begin, length = np.int64(0), np.int64(0)  # ids beyond the tokenizer
-        if s + 1 < offsets.size:
+        follower = firsts[s]
+        if n > 0:
             begin, length = offsets[s], offsets[s + 1] - offsets[s]
-        agrees = length >= n
-        for m in range(min(n, length)):
-            agrees = agrees and flat[begin + m] == wanted[m]
-        if agrees:
-            agreeing += mass
-        if not agrees or length == n:
-            continue
-        if flat[begin + n] == wanted[n]:
-            same_next += mass
-        else:
-            count = add(ids, masses, count, slots, flat[begin + n], mass)
-    return count, agreeing, same_next
+            agrees = length >= n
+            for m in range(min(n, length)):
+                agrees = agrees and flat[begin + m] == target_ids[t - n + 1 + m]
+            agreeing += mass if agrees else 0.0
+            follower = flat[begin + n] if agrees and length > n else -1
+        if follower >= 0:
+            count = _add(table, count, follower, mass)
+    count = count if sound else -1
+    return count, agreeing
 
 
-@numba.njit(cache=True, nogil=True)
+@_inlined
 @no_type_check
 def _log_prefix_mass(m, prefix_bytes, rows, text):
     """Log of the mass in row m of the tokens that share the gold's first bytes."""
@@ -210,23 +209,20 @@ def _log_prefix_mass(m, prefix_bytes, rows, text):
         known = offsets[gold_id + 1] - begin >= prefix_bytes
     for i in range(top_ids.shape[1]):
         s = top_ids[m, i]
-        if s < 0:
-            break
-        if not top_probs[m, i] < np.inf:
-            return np.nan
-        if s == gold_id or not known or s >= offsets.size - 1:
-            continue
-        agrees = offsets[s + 1] - offsets[s] >= prefix_bytes
-        for b in range(prefix_bytes):
-            agrees = agrees and flat[offsets[s] + b] == flat[begin + b]
+        agrees = known and s >= 0 and s != gold_id and s + 1 < offsets.size
         if agrees:
+            agrees = offsets[s + 1] - offsets[s] >= prefix_bytes
+        if agrees:
+            for b in range(prefix_bytes):
+                agrees = agrees and flat[offsets[s] + b] == flat[begin + b]
+        if agrees or not top_probs[m, i] < np.inf:
             mass += top_probs[m, i]
     return _log(mass)
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 @no_type_check
-def fuse(weights, ids, probs, covered, gold_logprob, slots, out):
+def fuse(weights, ids, probs, covered, gold_logprob, out):
     """Mixes the rows of s sources; see `fuse.fuse_rows`.
 
     Args:
@@ -235,106 +231,112 @@ def fuse(weights, ids, probs, covered, gold_logprob, slots, out):
       probs: (s, t, k).
       covered: (s, t).
       gold_logprob: (s, t).
-      slots: int32, one entry a target id.
       out: ids, probs, tail, covered, gold_logprob, chosen.
     """
     out_ids, out_probs, tail, out_covered, out_gold, chosen = out
-    gathered = np.empty(ids.shape[0] * ids.shape[2], np.int32)
-    masses = np.empty(gathered.size, np.float64)
-    rounded = np.empty(gathered.size, np.float32)
+    table = _make_table(ids.shape[0] * ids.shape[2])
     for t in range(ids.shape[1]):
-        row = weights[t if weights.shape[0] > 1 else 0]
+        w = t if weights.shape[0] > 1 else 0
         total, greatest, likeliest = 0.0, 0.0, -np.inf
-        for s in range(row.size):
-            if covered[s, t] and row[s] > 0.0:
-                total += row[s]
+        for s in range(ids.shape[0]):
+            if covered[s, t] and weights[w, s] > 0.0:
+                total += weights[w, s]
                 likeliest = max(likeliest, gold_logprob[s, t])
-                if row[s] > greatest:
-                    greatest, chosen[t] = row[s], s
+                if weights[w, s] > greatest:
+                    greatest, chosen[t] = weights[w, s], s
         if total == 0.0:
             continue
         count, gold = 0, 0.0
-        for s in range(row.size):
-            share = row[s] / total
-            if not covered[s, t] or not share > 0.0:
+        for s in range(ids.shape[0]):
+            share = weights[w, s] / total if covered[s, t] else 0.0
+            if not share > 0.0:
                 continue
             if likeliest > -np.inf:
-                gold += share * math.exp(gold_logprob[s, t] - likeliest)
+                gold += share * _exp(gold_logprob[s, t] - likeliest)
             for i in range(ids.shape[2]):
-                v = ids[s, t, i]
-                if v < 0:
-                    break
-                count = add(gathered, masses, count, slots, v, share * probs[s, t, i])
-        tail[t] = keep(gathered, masses, rounded, count, out_ids[t], out_probs[t])
+                if ids[s, t, i] >= 0:
+                    count = _add(table, count, ids[s, t, i], share * probs[s, t, i])
+        tail[t] = _keep(table, count, 1.0, t, out_ids, out_probs)
         out_covered[t] = True
         out_gold[t] = likeliest + _log(gold)
 
 
-@numba.njit(cache=True, nogil=True)
+@_inlined
 @no_type_check
-def add(ids, masses, count, slots, token, mass):
-    """Adds mass to a token of the sparse set; returns the new count."""
-    at = slots[token]
-    if 0 <= at < count and ids[at] == token:
+def _make_table(capacity):
+    """Returns ids, masses, homes (of each token) and slots (a power of two of them)."""
+    n_slots = 4
+    while n_slots < 2 * capacity:
+        n_slots *= 2
+    return (
+        np.empty(capacity, np.int32),
+        np.empty(capacity, np.float64),
+        np.empty(capacity, np.int32),
+        np.zeros(n_slots, np.int32),
+    )
+
+
+@_inlined
+@no_type_check
+def _add(table, count, token, mass):
+    """Adds mass to a token; returns the new count of tokens."""
+    ids, masses, homes, slots = table
+    # Knuth's multiplicative hash; the low bits of a product are its poorest
+    h = ((token * 2654435761) >> 12) & (slots.size - 1)
+    at = slots[h]
+    while at < count and homes[at] == h and ids[at] != token:
+        h = (h + 1) & (slots.size - 1)
+        at = slots[h]
+    if at < count and homes[at] == h:
         masses[at] += mass
-        return count
-    slots[token] = count
-    ids[count] = token
-    masses[count] = mass
-    return count + 1
+    else:
+        slots[h], homes[count] = count, h
+        ids[count], masses[count] = token, mass
+        count += 1
+    return count
 
 
-@numba.njit(cache=True, nogil=True)
+@_inlined
 @no_type_check
-def keep(ids, masses, probs, count, out_ids, out_probs):
+def _keep(table, count, scale, t, out_ids, out_probs):
     """Writes the greatest masses by falling prob, ties by rising id; returns the tail.
 
-    `ids` and `probs` are used as scratch. Masses are rounded to float32 before they are
-    sorted, so that ties are those a reader sees.
+    Masses are scaled and rounded to float32 before they are compared, so that ties are
+    those a reader sees. The entries come nearly sorted: insertion is the fastest.
     """
+    ids, masses = table[:2]
     total = 0.0
     for i in range(count):
         total += masses[i]
-    live = 0
+    scale /= max(total * scale, 1.0)  # rounding alone takes it over 1
+    kept, k, tail = 0, out_ids.shape[1], 1.0
     for i in range(count):
-        prob = np.float32(masses[i] / max(total, 1.0))  # rounding alone takes it over 1
-        if prob > 0.0:
-            ids[live], probs[live] = ids[i], prob
-            live += 1
-    _sort(ids, probs, live)
-    tail = 1.0
-    for i in range(min(live, out_ids.size)):
-        out_ids[i], out_probs[i] = ids[i], probs[i]
-        tail -= probs[i]
+        token, prob = ids[i], np.float32(masses[i] * scale)
+        j = kept
+        while j > 0 and (
+            out_probs[t, j - 1] < prob
+            or (out_probs[t, j - 1] == prob and out_ids[t, j - 1] > token)
+        ):
+            if j < k:
+                out_ids[t, j], out_probs[t, j] = out_ids[t, j - 1], out_probs[t, j - 1]
+            j -= 1
+        if j < k and prob > 0.0:
+            out_ids[t, j], out_probs[t, j] = token, prob
+            kept = min(kept + 1, k)
+    for i in range(kept):
+        tail -= out_probs[t, i]
     return np.float32(max(0.0, tail))
 
 
-@numba.njit(cache=True, nogil=True)
-@no_type_check
-def _sort(ids, probs, count):
-    """Sorts in place by falling prob, then rising id: Shell's sort, gaps 3^i.
-
-    The entries come nearly sorted, and there are few; no allocation is worth it.
-    """
-    gap = 1
-    while 3 * gap < count // 4:
-        gap = 3 * gap + 1
-    while gap > 0:
-        for i in range(gap, count):
-            token, prob = ids[i], probs[i]
-            j = i
-            while j >= gap and (
-                probs[j - gap] < prob
-                or (probs[j - gap] == prob and ids[j - gap] > token)
-            ):
-                ids[j], probs[j] = ids[j - gap], probs[j - gap]
-                j -= gap
-            ids[j], probs[j] = token, prob
-        gap //= 3
-
-
-@numba.njit(cache=True, nogil=True)
+@_inlined
 @no_type_check
 def _log(x):
     """Natural log; -inf at 0, where Python's own raises."""
     return math.log(x) if x > 0.0 else (-np.inf if x == 0.0 else np.nan)
+
+
+@_inlined
+@no_type_check
+def _exp(x):
+    """Returns e to the x; x is 0 nearly always, and then it costs nothing."""
+    return math.exp(x) if x != 0.0 else 1.0

@@ -108,7 +108,6 @@ def project_rows(
             f"alignment must be that of the rows, got one with "
             f"{alignment.stop.max()} rows or more and {rows.token_ids.size - 1} rows"
         )
-    target_size = max(vocabulary.target_size, int(target_token_ids.max()) + 1)
     with np.errstate(over="ignore"):  # inf is dealt with row by row
         top_probs = np.exp(rows.top_logprobs)
     out = project_nothing(t, k=k)
@@ -132,7 +131,6 @@ def project_rows(
         vocabulary.start,
         vocabulary.text,
         kernels.freeze(target_token_ids, np.int32),
-        np.empty(target_size, np.int32),
         (out.ids, out.probs, out.tail, out.covered, out.gold_logprob),
     )
     return out

@@ -12,7 +12,7 @@ one small Parquet file::
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -75,6 +75,9 @@ class VocabularyMap:
       byte_offsets: int64, source size + 1.
       flat_bytes: bytes of every source token inside running text; none for control
         tokens.
+      mid: offsets, ids and first ids, as the kernels take them.
+      start: the same for a token that begins a window.
+      text: byte offsets and bytes, as the kernels take them.
     """
 
     source_fingerprint: str
@@ -87,6 +90,10 @@ class VocabularyMap:
     byte_offsets: Int64[np.ndarray, " v"]
     flat_bytes: UInt8[np.ndarray, " b"]
 
+    mid: kernels.Seqs = field(init=False, repr=False)
+    start: kernels.Seqs = field(init=False, repr=False)
+    text: kernels.Text = field(init=False, repr=False)
+
     def __post_init__(self) -> None:
         for ids in (self.ids, self.start_ids):
             if ids is None or not ids.size:
@@ -96,6 +103,16 @@ class VocabularyMap:
                     f"target ids of a vocabulary map must be in [0, {self.target_size})"
                     f", got {ids.min()} to {ids.max()}"
                 )
+        mid = _as_seqs(self.offsets, self.ids)
+        start = mid
+        if self.start_offsets is not None and self.start_ids is not None:
+            start = _as_seqs(self.start_offsets, self.start_ids)
+        text = (
+            kernels.freeze(self.byte_offsets, np.int64),
+            kernels.freeze(self.flat_bytes, np.uint8),
+        )
+        for name, value in (("mid", mid), ("start", start), ("text", text)):
+            object.__setattr__(self, name, value)
 
     @property
     def source_size(self) -> int:
@@ -108,34 +125,8 @@ class VocabularyMap:
 
     def start_seq(self, token_id: int) -> Int32[np.ndarray, " n"]:
         """The same for a source token that begins a window."""
-        offsets, ids = self.start
+        offsets, ids, _ = self.start
         return ids[offsets[token_id] : offsets[token_id + 1]]
-
-    @property
-    def mid(self) -> kernels.Ragged:
-        """Offsets and ids for running text, as the kernels take them."""
-        return (
-            kernels.freeze(self.offsets, np.int64),
-            kernels.freeze(self.ids, np.int32),
-        )
-
-    @property
-    def start(self) -> kernels.Ragged:
-        """Offsets and ids for a token that begins a window."""
-        if self.start_offsets is None or self.start_ids is None:
-            return self.mid
-        return (
-            kernels.freeze(self.start_offsets, np.int64),
-            kernels.freeze(self.start_ids, np.int32),
-        )
-
-    @property
-    def text(self) -> kernels.Ragged:
-        """Offsets and bytes of the source's tokens."""
-        return (
-            kernels.freeze(self.byte_offsets, np.int64),
-            kernels.freeze(self.flat_bytes, np.uint8),
-        )
 
 
 def build_map(source: TokenizerLike, target: TokenizerLike) -> VocabularyMap:
@@ -171,9 +162,9 @@ def build_map(source: TokenizerLike, target: TokenizerLike) -> VocabularyMap:
 
 def save_map(vocabulary: VocabularyMap, sink: File) -> None:
     """Writes a map as Parquet, one row a source token; the same map, the same bytes."""
-    columns = {"target_ids": _lists(*vocabulary.mid)}
+    columns = {"target_ids": _lists(*vocabulary.mid[:2])}
     if vocabulary.start_offsets is not None:
-        columns["start_target_ids"] = _lists(*vocabulary.start)
+        columns["start_target_ids"] = _lists(*vocabulary.start[:2])
     offsets, flat_bytes = vocabulary.text
     columns["source_bytes"] = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(),
@@ -326,6 +317,19 @@ def _flatten(
     np.cumsum([len(row) for row in kept], out=offsets[1:])
     flat = np.fromiter(itertools.chain.from_iterable(kept), dtype, int(offsets[-1]))
     return offsets, flat
+
+
+def _as_seqs(
+    offsets: Int64[np.ndarray, " v"], ids: Int32[np.ndarray, " n"]
+) -> kernels.Seqs:
+    firsts = np.full(offsets.size - 1, -1, np.int32)
+    some = offsets[:-1] < offsets[1:]
+    firsts[some] = ids[offsets[:-1][some]]
+    return (
+        kernels.freeze(offsets, np.int64),
+        kernels.freeze(ids, np.int32),
+        kernels.freeze(firsts, np.int32),
+    )
 
 
 def _lists(

@@ -32,7 +32,8 @@ def random_projected(rng: np.random.Generator, t: int, k: int, v: int) -> Projec
 def random_sources(seed: int) -> tuple[list[Projected], np.ndarray]:
     rng = np.random.default_rng(seed)
     t, k, v, s = (int(rng.integers(1, high)) for high in (6, 5, 12, 5))
-    sources = [random_projected(rng, t, k, max(v, k)) for _ in range(s)]
+    widths = [k, *(int(w) for w in rng.integers(1, k + 1, s - 1))]
+    sources = [random_projected(rng, t, width, max(v, k)) for width in widths]
     weights = rng.dirichlet(np.ones(s), t if rng.integers(2) else None)
     return sources, weights * (rng.random(s) < 0.8)
 
@@ -205,8 +206,11 @@ def test_position_costs_spend_all_of_the_sources_bits(seed):
 
 def test_misfits_are_refused():
     source = random_projected(np.random.default_rng(2), 4, 2, 6)
-    with pytest.raises(ValueError, match="got none"):
+    with pytest.raises(ValueError, match=r"one source or more, .* got 0"):
         fuse.fuse_rows([], np.array([1.0]), k=1)
+    shorter = random_projected(np.random.default_rng(2), 3, 2, 6)
+    with pytest.raises(ValueError, match=r"same window, got 2 with \[3, 4\] positions"):
+        fuse.fuse_rows([source, shorter], np.array([0.5, 0.5]), k=1)
     with pytest.raises(ValueError, match="k must be positive"):
         fuse.fuse_rows([source], np.array([1.0]), k=0)
     with pytest.raises(ValueError, match=r"weights must have shape \(1,\) or \(4, 1\)"):

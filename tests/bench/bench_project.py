@@ -1,0 +1,55 @@
+"""How fast three sources' rows are projected and fused."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from tests.bench import spans_windows
+from transforms.functional import align, fuse, project
+from transforms.functional.align import Alignment
+
+K = 10
+AIM = 300_000.0
+WEIGHTS = np.array([0.5, 0.3, 0.2])
+
+
+def run() -> list[dict[str, Any]]:
+    """Measures target tokens a second on one core, with all three sources."""
+    data = spans_windows.load(K)
+    alignments = [
+        [
+            align.align_spans(target.byte_ends, rows.byte_ends, eos=False)
+            for target, rows in zip(data.targets, source, strict=True)
+        ]
+        for source in data.sources
+    ]
+    tokens = sum(target.token_ids.size - 1 for target in data.targets)
+    _fuse_all(data, alignments)  # compiles
+    value = tokens / min(_fuse_all(data, alignments) for _ in range(5))
+    return [
+        {
+            "name": f"project and fuse, k = {K}, 3 sources, {data.label}",
+            "value": value,
+            "unit": "target tokens/s/core",
+            "against": "the aim",
+            "ratio": value / AIM,
+            "aim": AIM,
+            "met": value >= AIM,
+        }
+    ]
+
+
+def _fuse_all(data: spans_windows.Data, alignments: list[list[Alignment]]) -> float:
+    start = time.perf_counter()
+    for window, target in enumerate(data.targets):
+        projected = [
+            project.project_rows(
+                found[window], rows[window], pairs, target.token_ids, k=K + 1
+            )
+            for found, rows, pairs in zip(
+                alignments, data.sources, data.maps, strict=True
+            )
+        ]
+        fuse.fuse_rows(projected, WEIGHTS, k=K)
+    return time.perf_counter() - start

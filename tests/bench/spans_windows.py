@@ -1,0 +1,116 @@
+"""Windows of text under four tokenizers, with made-up rows, to measure on.
+
+The tokenizers are those of well-known models where `tests.real_tokenizers` has fetched
+them; else byte-level BPEs trained on the spot. The text is Python's own manual.
+"""
+
+import json
+import pydoc_data.topics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tests import real_tokenizers
+from transforms import tokenizer
+from transforms.functional import vocabulary
+from transforms.functional.vocabulary import VocabularyMap
+from transforms.tokenizer import Encoding, Tokenizer
+
+NAMES = ("llama2", "qwen2_5", "neox", "gemma3")  # the target first
+WINDOW_BYTES = 2_000
+WINDOWS = 150
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What a source says of one window."""
+
+    token_ids: np.ndarray
+    byte_ends: np.ndarray
+    top_ids: np.ndarray
+    top_logprobs: np.ndarray
+    gold_logprob: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Windows of one target and three sources.
+
+    Attributes:
+      label: which tokenizers.
+      targets: the target's tokens of every window.
+      sources: for each source its rows of every window.
+      maps: from each source to the target.
+    """
+
+    label: str
+    targets: list[Encoding]
+    sources: list[list[Rows]]
+    maps: list[VocabularyMap]
+
+
+def load(k: int) -> Data:
+    """Tokenizes the windows and makes up k entries for each row."""
+    found = real_tokenizers.available()
+    real = set(NAMES) <= set(found)
+    loaded = [tokenizer.load(str(found[n])) for n in NAMES] if real else _train()
+    texts = _texts()
+    target, *sources = loaded
+    return Data(
+        label="real tokenizers" if real else "trained tokenizers",
+        targets=[target.encode_window(text, False) for text in texts],
+        sources=[_make_rows(source, texts, k) for source in loaded[1:]],
+        maps=[vocabulary.build_map(source, target) for source in sources],
+    )
+
+
+def _texts() -> list[str]:
+    manual = "\n".join(pydoc_data.topics.topics.values())
+    return [manual[i * WINDOW_BYTES :][:WINDOW_BYTES] for i in range(WINDOWS)]
+
+
+def _make_rows(source: Tokenizer, texts: list[str], k: int) -> list[Rows]:
+    """Gives every row its gold at some rank, among tokens as frequent as the text's."""
+    rng = np.random.default_rng(0)
+    windows = [source.encode_window(text, False) for text in texts]
+    pool = np.concatenate([window.token_ids for window in windows])
+    rows = []
+    for window in windows:
+        n = window.token_ids.size - 1
+        ids = rng.choice(pool, (n, k)).astype(np.int32)
+        places = np.minimum(rng.geometric(0.6, n) - 1, k - 1)
+        ids[np.arange(n), places] = window.token_ids[1:]
+        probs = np.sort(rng.dirichlet(np.full(k + 1, 0.3), n)[:, :k])[:, ::-1]
+        logprobs = np.log(np.maximum(probs, 1e-6)).astype(np.float32)
+        rows.append(
+            Rows(
+                token_ids=window.token_ids,
+                byte_ends=window.byte_ends,
+                top_ids=ids,
+                top_logprobs=np.ascontiguousarray(logprobs),
+                gold_logprob=logprobs[np.arange(n), places],
+            )
+        )
+    return rows
+
+
+def _train() -> list[Tokenizer]:
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = []
+    for size in (4_000, 8_000, 2_000, 12_000):
+        bpe = ByteLevelBPETokenizer()
+        bpe.train_from_iterator(
+            pydoc_data.topics.topics.values(),
+            vocab_size=size,
+            special_tokens=["<s>"],
+            show_progress=False,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            bpe.save(f"{folder}/tokenizer.json")
+            roles = Path(folder, "tokenizer_config.json")
+            roles.write_text(json.dumps({"bos_token": "<s>"}))
+            trained.append(tokenizer.load(folder))
+    return trained
