@@ -37,7 +37,10 @@ BYTES: Mapping[Size, Mapping[str, int]] = {
 }
 """Bytes of text for each domain, at most."""
 
-_DOCUMENT_BYTES = range(1_000, 100_000)
+_DOCUMENT_BYTES: Mapping[Size, range] = {
+    "full": range(1_000, 100_000),
+    "tiny": range(1_000, 10_000),
+}
 """Shorter documents are mostly stubs; a longer one would be too much of a domain."""
 
 # Tests of the library quote whatever they test; encodings are tables of numbers.
@@ -63,7 +66,7 @@ def write_corpus(folder: str, size: Size) -> dict[str, int]:
         lines, total = [], 0
         for document in sources[domain]():
             n_bytes = len(document.text.encode())
-            if n_bytes not in _DOCUMENT_BYTES:
+            if n_bytes not in _DOCUMENT_BYTES[size]:
                 continue
             if total + n_bytes > BYTES[size][domain]:
                 break

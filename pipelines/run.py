@@ -46,7 +46,7 @@ def run(plan: Recipe, runner_flags: Sequence[str] = ()) -> dict[str, Any]:
             models[arm.name] = train_arm(plan, arm, stage)
     models |= {f"source:{name}": model for name, model in plan.sources.items()}
     with _Stage("evaluate") as stage:
-        result = evaluate_all(plan, models)
+        result = evaluate_all(plan, models, stage)
     files.write_json(plan.folder(RESULT), result)
     print()
     print(taught_table(fused))
@@ -131,12 +131,16 @@ def _adopt(trial: str, folder: str) -> None:
     copy.rename(folder)
 
 
-def evaluate_all(plan: Recipe, models: Mapping[str, str]) -> dict[str, Any]:
+def evaluate_all(
+    plan: Recipe, models: Mapping[str, str], stage: _Stage
+) -> dict[str, Any]:
     """Evaluates every model on the held-out split."""
     found = {}
     for name, model in models.items():
         config = plan.evaluate(name.replace(":", "."), model, "heldout")
         found[name] = evaluate.evaluate_model(config)
+        cost = evaluate.bits_per_byte(found[name])[evaluate.ALL]
+        stage.say(f"{name}: {cost:.4f} bits per byte")
     return evaluate.summarize(found)
 
 
