@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from transforms import checkpoint
@@ -125,13 +125,13 @@ class Halves:
             return self._model(input_ids=input_ids, use_cache=False).logits
         return self._body(input_ids=input_ids, use_cache=False).last_hidden_state
 
-    def logits(self, features: Float[Tensor, "p f"]) -> Float32[Tensor, "p v"]:
+    def logits(self, features: Float[Tensor, "p f"]) -> Float[Tensor, "p v"]:
         """Runs the head on the features of some positions."""
         if not self._cut:
-            return features.float()
+            return features
         ids = torch.zeros(1, len(features), dtype=torch.int64, device=self.device)
         with _standing_in(self._body, features[None]):
-            return self._model(input_ids=ids, use_cache=False).logits[0].float()
+            return self._model(input_ids=ids, use_cache=False).logits[0]
 
     def _probe(self) -> int:
         """Tries whether the model is causal, and whether it can be cut.
@@ -141,8 +141,8 @@ class Halves:
         """
         many, few = _PROBE_TOKENS
         ids = torch.arange(many, device=self.device)[None]
-        whole = self._model(input_ids=ids, use_cache=False).logits[0].float()
-        begin = self._model(input_ids=ids[:, :few], use_cache=False).logits[0].float()
+        whole = self._model(input_ids=ids, use_cache=False).logits[0]
+        begin = self._model(input_ids=ids[:, :few], use_cache=False).logits[0]
         # Logits that are not numbers say nothing here; the windows will tell.
         if whole.isfinite().all() and not _agree(begin, whole[:few], self._model.dtype):
             raise ValueError(
@@ -172,10 +172,10 @@ def _standing_in(body: nn.Module, features: Float[Tensor, "1 p f"]) -> Iterator[
 
 
 def _agree(
-    left: Float32[Tensor, "p v"], right: Float32[Tensor, "q w"], dtype: torch.dtype
+    left: Float[Tensor, "p v"], right: Float[Tensor, "q w"], dtype: torch.dtype
 ) -> bool:
     """Says whether logits are equal but for rounding, which depends on shapes."""
     if left.shape != right.shape:
         return False
-    off = (left.log_softmax(-1) - right.log_softmax(-1)).abs().mean()
-    return bool(off < (1e-3 if dtype == torch.float32 else 0.1))
+    gap = left.float().log_softmax(-1) - right.float().log_softmax(-1)
+    return bool(gap.abs().mean() < (1e-3 if dtype == torch.float32 else 0.1))

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,36 +30,40 @@ Reduced = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def reduce_logits(
-    logits: Float32[Tensor, "p v"], gold_ids: Int64[Tensor, " p"], n_ids: int, k: int
+    logits: Float[Tensor, "p v"], gold_ids: Int64[Tensor, " p"], n_ids: int, k: int
 ) -> Reduced:
     """Keeps the k likeliest ids, the log-sum-exp and the gold logprob of each position.
 
-    log p(v) = z[p, v] - logsumexp(z[p, :]), over all logits. The kept logprobs are
-    rounded to float16's 11 significant bits, after they have been ordered.
+    log p(v) = z[p, v] - logsumexp(z[p, :]), over all logits, in float32. The kept
+    logprobs are rounded to float16's 11 significant bits, after they have been ordered.
+    A logit of minus infinity is a probability of 0: it is never kept, and where the
+    gold token has it the position is not finite.
 
     Args:
-      logits: overwritten.
+      logits: overwritten where they are float32. Each pass over them counts, so that
+        other types are widened in the one pass that writes.
       gold_ids: the tokens that do come next.
       n_ids: ids that may be kept: those below it.
-      k: entries to keep; where it is more than `n_ids`, id -1 and logprob -inf follow.
+      k: entries to keep; where there are fewer, id -1 and logprob -inf follow.
 
     Returns:
       The fields of `Kept`.
     """
-    k_found = min(k, n_ids)
-    ids, kept = top_k(logits[:, :n_ids], k_found)
-    gold = logits.gather(1, gold_ids[:, None])[:, 0]
-    peak, lowest = logits.amax(1), logits.amin(1)
-    total = logits.sub_(peak[:, None]).exp_().sum(1)
-    logsumexp = peak + total.log()
+    peaks = tile_peaks(logits[:, :n_ids])
+    ids, kept = top_k(logits[:, :n_ids], peaks, min(k, n_ids))
+    gold = logits.gather(1, gold_ids[:, None])[:, 0].float()
+    peak = torch.cat([peaks, logits[:, n_ids:]], 1).amax(1, keepdim=True).float()
+    shifted = logits.sub_(peak) if logits.dtype == torch.float32 else logits - peak
+    logsumexp = peak[:, 0] + shifted.exp_().sum(1).log()
     logprobs = (kept - logsumexp[:, None]).clamp(_LOWEST, 0).half().float()
-    behind = (0, k - k_found)
+    missing = kept == -torch.inf
+    behind = (0, k - kept.shape[1])
     return (
-        F.pad(ids.int(), behind, value=-1),
-        F.pad(logprobs, behind, value=-torch.inf),
+        F.pad(ids.int().masked_fill(missing, -1), behind, value=-1),
+        F.pad(logprobs.masked_fill(missing, -torch.inf), behind, value=-torch.inf),
         logsumexp,
         (gold - logsumexp).clamp(max=0),
-        peak.isfinite() & lowest.isfinite(),
+        logsumexp.isfinite() & gold.isfinite(),
     )
 
 
@@ -84,30 +88,35 @@ def split(kept: Kept, ends: Int64[np.ndarray, " w"]) -> list[Kept]:
     return [Kept(**dict(zip(names, piece, strict=True))) for piece in pieces]
 
 
+def tile_peaks(logits: Float[Tensor, "p v"]) -> Float[Tensor, "p w"]:
+    """Finds the largest logit of each tile: 64 ids, or what is left of them."""
+    edge = logits.shape[1] - logits.shape[1] % _TILE
+    peaks = logits[:, :edge].view(len(logits), -1, _TILE).amax(2)
+    if edge == logits.shape[1]:
+        return peaks
+    return torch.cat([peaks, logits[:, edge:].amax(1, keepdim=True)], 1)
+
+
 def top_k(
-    logits: Float32[Tensor, "p v"], k: int
+    logits: Float[Tensor, "p v"], peaks: Float[Tensor, "p w"], k: int
 ) -> tuple[Int64[Tensor, "p k"], Float32[Tensor, "p k"]]:
     """Finds the k largest logits of each position: ids, logits; ties by rising id.
 
-    The vocabulary is cut into tiles. An entry among the first k lies in one of the
-    first k tiles by largest logit, ties by place: each tile in front of its own holds
-    an entry in front of it. So the whole is read once, for its tiles' maxima, and only
-    k tiles are searched.
+    An entry among the first k lies in one of the first k tiles by largest logit, ties
+    by place: each tile in front of its own holds an entry in front of it. So the
+    vocabulary is read once, for the peaks, and only k tiles are searched.
 
     Args:
-      logits: finite; a position where they are not gets some ids or other.
+      logits: without NaN; a position where there is one gets some ids or other.
+      peaks: their `tile_peaks`.
       k: in [0, v].
     """
     v = logits.shape[1]
-    edge = v - v % _TILE
-    peaks = logits[:, :edge].view(len(logits), -1, _TILE).amax(2)
-    if edge < v:
-        peaks = torch.cat([peaks, logits[:, edge:].amax(1, keepdim=True)], 1)
-    tiles = _first(peaks, min(k, peaks.shape[1])).sort(1).values
+    tiles = _first(peaks.float(), min(k, peaks.shape[1])).sort(1).values
     within = torch.arange(_TILE, device=logits.device)
     ids = (tiles[:, :, None] * _TILE + within).flatten(1)  # rising in each row
-    near = logits.gather(1, ids.clamp(max=v - 1)).masked_fill(ids >= v, -torch.inf)
-    places = _first(near, k)
+    near = logits.gather(1, ids.clamp(max=v - 1)).float()
+    places = _first(near.masked_fill(ids >= v, -torch.inf), k)
     return ids.gather(1, places), near.gather(1, places)
 
 

@@ -21,7 +21,8 @@ def rows_and_k(draw):
 @given(rows_and_k())
 def test_top_k_is_a_stable_sort_by_falling_logit(given_rows) -> None:
     rows, k = given_rows
-    ids, kept = logits.top_k(torch.from_numpy(rows), k)
+    given_logits = torch.from_numpy(rows)
+    ids, kept = logits.top_k(given_logits, logits.tile_peaks(given_logits), k)
     order = np.argsort(-rows, axis=1, kind="stable")[:, :k]
     assert_array_equal(ids.numpy(), order)
     assert_array_equal(kept.numpy(), np.take_along_axis(rows, order, 1))
@@ -60,9 +61,32 @@ def test_logprobs_are_never_above_zero_nor_minus_infinity() -> None:
 
 
 def test_positions_that_are_not_finite_are_told_from_the_others() -> None:
-    rows = np.zeros((4, 100), np.float32)
-    rows[1, 99], rows[2, 3], rows[3, 70] = np.nan, np.inf, -np.inf
-    assert_array_equal(reduce(rows, [0] * 4, 80, 5).finite, [True] + [False] * 3)
+    rows = np.zeros((6, 100), np.float32)
+    rows[1, 99], rows[2, 3], rows[3, 90], rows[4] = np.nan, np.inf, np.inf, -np.inf
+    rows[5, 1] = -np.inf  # the gold token
+    assert_array_equal(reduce(rows, [1] * 6, 80, 5).finite, [True] + [False] * 5)
+
+
+def test_an_id_masked_by_minus_infinity_has_no_mass_and_is_not_kept() -> None:
+    rows = np.full((1, 100), -np.inf, np.float32)
+    rows[0, [70, 9]] = 0.0
+    kept = reduce(rows, [9], 100, 4)
+    assert_array_equal(kept.top_ids, [[9, 70, -1, -1]])
+    half = np.log(0.5).astype(np.float16)
+    assert_array_equal(kept.top_logprobs, [[half, half, -np.inf, -np.inf]])
+    assert_allclose(kept.logsumexp, [np.log(2)], rtol=1e-6)
+    assert kept.finite.all()
+
+
+@given(st.integers(0, 2**31))
+def test_narrow_logits_are_reduced_as_if_widened_first(seed: int) -> None:
+    rows = np.random.default_rng(seed).standard_normal((3, 200)).astype(np.float32)
+    narrow = torch.from_numpy(rows * 9).bfloat16()
+    gold = torch.tensor([0, 99, 199])
+    left = logits.reduce_logits(narrow, gold, 190, 12)
+    right = logits.reduce_logits(narrow.float(), gold, 190, 12)
+    for one, other in zip(left, right, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_joined_parts_split_into_those_of_each_window() -> None:
