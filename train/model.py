@@ -189,12 +189,11 @@ def _losses(
     if traits.plain_head:
         hidden = _hidden(model, input_ids, position_ids).flatten(0, 1)
         head = model.get_output_embeddings()
-        return loss.head_loss(
-            hidden[rows.places], head.weight, head.bias, rows, objective, **counts
-        )
+        states = hidden.index_select(0, rows.places)  # (n, d)
+        return loss.head_loss(states, head.weight, head.bias, rows, objective, **counts)
     places = {} if position_ids is None else {"position_ids": position_ids}
     output = type(model).forward(model, input_ids=input_ids, use_cache=False, **places)
-    logits = output.logits.flatten(0, 1)[rows.places]
+    logits = output.logits.flatten(0, 1).index_select(0, rows.places)  # (n, v)
     return loss.logits_loss(logits, rows, objective, **counts)
 
 
