@@ -57,6 +57,7 @@ def arguments(
         save_total_limit=None,  # ours are removed once the next is whole
         report_to=list(config.report_to),
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         dataloader_num_workers=config.readers,
         dataloader_pin_memory=device == "cuda",
         disable_tqdm=True,
