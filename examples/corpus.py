@@ -8,8 +8,9 @@ One JSON Lines file a domain; a record has `text`, `id` and `domain`:
     prose    the `documentation` strings of botocore, one document a service
     headers  the generated C++ headers of PyTorch's operators, one document an operator
 
-Documents come in the order of a hash of their ids, so that a smaller corpus is a fair
-sample, and the beginning of the larger one. Nothing of the packages is executed.
+Documents come in the order of a hash of their ids, so that a corpus cut short is a fair
+sample; a tiny one has short documents, to have enough of them. Nothing of the packages
+is executed.
 """
 
 import argparse
@@ -183,7 +184,7 @@ class _Text(html.parser.HTMLParser):
             self.parts.append("\n")
 
     def handle_data(self, data: str) -> None:
-        self.parts.append(data)
+        self.parts.append(re.sub(r"\s+", " ", data))
 
 
 def _plain_text(markup: str) -> str:

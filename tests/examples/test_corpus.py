@@ -42,9 +42,13 @@ def test_the_same_packages_give_the_same_bytes(tiny, tmp_path):
         assert (tmp_path / name).read_bytes() == (tiny / name).read_bytes()
 
 
-def test_a_small_corpus_is_the_beginning_of_a_large_one(tiny, tmp_path, monkeypatch):
+def test_a_small_corpus_is_the_beginning_of_a_large_one_of_like_documents(
+    tiny, tmp_path, monkeypatch
+):
     twice = {domain: 2 * size for domain, size in corpus.BYTES["tiny"].items()}
     monkeypatch.setitem(corpus.BYTES, "full", twice)
+    lengths = corpus._DOCUMENT_BYTES
+    monkeypatch.setitem(lengths, "full", lengths["tiny"])
     corpus.write_corpus(str(tmp_path), "full")
     for domain in corpus.DOMAINS:
         small = (tiny / f"{domain}.jsonl").read_bytes()
@@ -64,10 +68,11 @@ def test_headers_of_different_operators_are_no_near_copies(tiny):
     assert sum(copies) <= 0.1 * len(copies)
 
 
-def test_prose_holds_no_markup(tiny):
-    for document in read(tiny, "prose"):
-        assert "<p>" not in document.text
-        assert "</" not in document.text
+def test_markup_becomes_lines_of_plain_text():
+    markup = (
+        "<p>Gets a  <code>Key</code>\n &amp; more.</p><ul><li> One</li><li>Two</ul>"
+    )
+    assert corpus._plain_text(markup) == "Gets a Key & more.\nOne\nTwo"
 
 
 def test_nothing_that_is_not_installed_is_found():
