@@ -97,7 +97,7 @@ def test_stored_logprobs_fall_and_have_the_precision_of_float16() -> None:
 
 def test_small_chunks_of_positions_give_what_one_gives(monkeypatch) -> None:
     whole = make()[1].score(WINDOWS).scores
-    monkeypatch.setitem(scorer._CHUNK_BYTES, "cpu", 4 * 1000 * 3)
+    monkeypatch.setattr(scorer, "_CHUNK", 3)
     for left, right in zip(whole, make()[1].score(WINDOWS).scores, strict=True):
         assert_close(left, right)
 
