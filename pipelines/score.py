@@ -99,11 +99,22 @@ def shaping(config: ScoreConfig) -> dict[str, Any]:
 
 
 def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
-    """Returns what is to be done with each slice."""
+    """Returns what is to be done with each slice.
+
+    What is automatic is settled here, where the command starts: workers must not each
+    choose for themselves, as the fingerprint of the scores names one choice.
+    """
+    found = scorer.resolved(config.scorer)
+    settled = dataclasses.replace(
+        config.scorer,
+        dtype=found["dtype"],
+        device=found["device"] if config.device == "auto" else config.device,
+        threads=found["threads"],
+    )
     return score.ScoreSlices(
         windows=config.windows,
         output=config.output,
-        settings=config.scorer,
+        settings=settled,
         identity=stage.identity(scores.STAGE, shaping(config), inputs),
         max_reject_fraction=config.max_reject_fraction,
         overwrite=config.overwrite,

@@ -18,7 +18,16 @@ from schemas.fused import FusedRow
 from schemas.plan import Slice
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms.functional import align, codec, fuse, pack, project, ranks, vocabulary
+from transforms.functional import (
+    align,
+    codec,
+    counted,
+    fuse,
+    pack,
+    project,
+    ranks,
+    vocabulary,
+)
 from transforms.functional.codec import Distributions
 from transforms.functional.fuse import Fused
 from transforms.functional.project import Projected
@@ -270,12 +279,7 @@ def loss_positions(window: Window, score: Score) -> np.ndarray:
     """
     if window.loss_spans is None:
         return np.ones(len(score.token_ids) - 1, np.bool_)
-    starts, stops = score.byte_ends[:-1], score.byte_ends[1:]
-    counts = np.zeros(len(starts), np.bool_)
-    spans = np.array(window.loss_spans, np.int64).reshape(-1, 2)
-    for start, stop in spans:
-        counts |= (starts < stop) & (stops > start)
-    return counts
+    return counted.counted_tokens(score.byte_ends, window.loss_spans)[1:]
 
 
 def pack_row(made: Sequence[FusedWindow], table: ranks.RankTable) -> FusedRow:
@@ -292,7 +296,7 @@ def pack_row(made: Sequence[FusedWindow], table: ranks.RankTable) -> FusedRow:
         tail=_behind([one.rows.tail for one in made], 0, np.float32),
     )
     masks = [loss_positions(one.window, one.score) for one in made]
-    counted = [m & one.rows.covered for m, one in zip(masks, made, strict=True)]
+    covered = [m & one.rows.covered for m, one in zip(masks, made, strict=True)]
     return FusedRow(
         input_ids=token_ids,
         segment_lengths=np.array([len(w.score.token_ids) for w in made], np.int32),
@@ -302,7 +306,7 @@ def pack_row(made: Sequence[FusedWindow], table: ranks.RankTable) -> FusedRow:
         domains=tuple(one.window.domain for one in made),
         weights=np.stack([one.weights for one in made]).astype(np.float32),
         counted=int(sum(mask.sum() for mask in masks)),
-        covered=int(sum(mask.sum() for mask in counted)),
+        covered=int(sum(mask.sum() for mask in covered)),
     )
 
 
