@@ -88,7 +88,7 @@ PLANS: Mapping[Size, tuple[Plan, ...]] = {
             mixture={"headers": 1.0},
             width=192,
             layers=4,
-            steps=800,
+            steps=400,
             batch=4,
             learning_rate=3e-3,
         ),

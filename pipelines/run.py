@@ -6,6 +6,7 @@ Each stage skips what is done, so the same command goes on where it stopped.
 """
 
 import argparse
+import dataclasses
 import shutil
 import sys
 import time
@@ -15,9 +16,10 @@ from typing import Any
 
 from pipelines import fuse, launch, prepare, recipe, score
 from pipelines.recipe import Arm, Recipe
-from schemas import files, settings
+from schemas import files, manifest, settings
 from schemas.manifest import Manifest
 from train import evaluate, trainer
+from train.config import TrainConfig
 
 RESULT = "evaluation.json"
 CHOICE = "choice.json"
@@ -94,16 +96,13 @@ def train_arm(plan: Recipe, arm: Arm, stage: _Stage) -> str:
       The folder of the trained model.
     """
     if not arm.rates:
-        result = trainer.train(plan.train(arm))
-        stage.say(f"{result.steps:,} steps, {result.tokens:,} tokens")
-        return result.output
+        return _train(plan.train(arm), plan, stage)
     scores: dict[float, float] = {}
     trials: dict[float, str] = {}
     for rate in arm.rates:
-        result = trainer.train(plan.train(arm, rate))
-        trials[rate] = result.output
+        trials[rate] = _train(plan.train(arm, rate), plan, stage)
         found = evaluate.evaluate_model(
-            plan.evaluate(f"{arm.name}.{rate:g}", result.output, "dev")
+            plan.evaluate(f"{arm.name}.{rate:g}", trials[rate], "dev")
         )
         scores[rate] = evaluate.bits_per_byte(found)["all"]
         stage.say(f"learning rate {rate:g}: {scores[rate]:.4f} bits per byte on dev")
@@ -111,20 +110,32 @@ def train_arm(plan: Recipe, arm: Arm, stage: _Stage) -> str:
     stage.say(f"dev chose {best:g}")
     folder = plan.folder("models", arm.name)
     _adopt(trials[best], folder)
-    choice = {
-        "chosen": best,
-        "dev_bits_per_byte": {f"{r:g}": s for r, s in scores.items()},
-    }
+    costs = {f"{rate:g}": score for rate, score in scores.items()}
+    choice = {"chosen": best, "dev_bits_per_byte": costs}
     files.write_json(files.join(folder, CHOICE), choice)
     return folder
 
 
+def _train(config: TrainConfig, plan: Recipe, stage: _Stage) -> str:
+    """Trains, or takes over the model that another arm got by the same settings."""
+    for arm in plan.arms:
+        other = plan.train(arm) if not arm.rates else config
+        alike = dataclasses.replace(other, output=config.output) == config
+        trained = files.exists(files.join(other.output, manifest.NAME))
+        if alike and trained and other != config:
+            stage.say(f"the same settings as {arm.name}: its model is taken")
+            _adopt(other.output, config.output)
+    result = trainer.train(config)
+    stage.say(f"{result.steps:,} steps, {result.tokens:,} tokens")
+    return result.output
+
+
 def _adopt(trial: str, folder: str) -> None:
     """Copies a trial's folder, unless it is there already; whole or not at all."""
-    marks = [files.join(place, "manifest.json") for place in (trial, folder)]
+    marks = [files.join(place, manifest.NAME) for place in (trial, folder)]
     if files.exists(marks[1]) and len({files.checksum(mark) for mark in marks}) == 1:
         return
-    copy = Path(f"{folder}.partial")
+    copy = Path(f"{folder}.copy")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(trial, copy)
     shutil.rmtree(folder, ignore_errors=True)

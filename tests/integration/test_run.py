@@ -52,6 +52,9 @@ clm_weight = 0.5
 
 [arms.clm]
 clm_weight = 1.0
+
+[arms.clm_tuned]
+clm_weight = 1.0
 learning_rate = [1e-3, 1e-4]
 
 [evaluate]
@@ -95,7 +98,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_a_run_ends_with_a_table_of_every_model_and_domain(undisturbed: Path) -> None:
     result = files.read_json(f"{undisturbed}/evaluation.json")
-    names = {"untouched", "fused", "clm", "source:other"}
+    names = {"untouched", "fused", "clm", "clm_tuned", "source:other"}
     assert result["models"].keys() == names
     for row in result["models"].values():
         assert row.keys() == {"even", "odd", "all"}
@@ -104,10 +107,20 @@ def test_a_run_ends_with_a_table_of_every_model_and_domain(undisturbed: Path) ->
 
 
 def test_the_dev_split_chose_the_rate_that_is_best_on_it(undisturbed: Path) -> None:
-    choice = files.read_json(f"{undisturbed}/models/clm/choice.json")
+    choice = files.read_json(f"{undisturbed}/models/clm_tuned/choice.json")
     costs = choice["dev_bits_per_byte"]
     assert len(costs) == 2
     assert costs[f"{choice['chosen']:g}"] == min(costs.values())
+
+
+def test_an_arm_of_the_same_settings_as_another_is_not_trained_twice(
+    undisturbed: Path,
+) -> None:
+    trial = undisturbed / "trials/clm_tuned/learning_rate=0.001"
+    for name in ("model.safetensors", "metrics.jsonl"):
+        one, other = trial / name, undisturbed / "models/clm" / name
+        # The lines of metrics tell rates of tokens, which no two runs have alike.
+        assert files.checksum(str(one)) == files.checksum(str(other))
 
 
 def test_a_run_is_proved_whole(undisturbed: Path) -> None:
