@@ -135,11 +135,14 @@ def chosen_part(seeds: Seeds, sources: Mapping[str, Mapping[str, float]]) -> str
     rows += [[n, *(f"{b[d]:.4f}" for d in domains)] for n, b in sources.items()]
     lines = [table(["bits per byte", *domains], rows), ""]
     for family, pick in picks.items():
-        if not pick:
+        if len(names[family]) < 2:
+            lines.append(f"- {family}: too few settings in every seed to choose from.")
             continue
         taken = Counter(pick.values()).most_common()
         told = ", ".join(f"`{name}` in {count}" for name, count in taken)
-        lines.append(f"- Of {len(names[family])} {family} settings, dev chose {told}.")
+        lines.append(
+            f"- Of {len(names[family])} {family} settings, dev chose {told} seeds."
+        )
     pairs = (("fused", "clm"), ("fused", "untouched"), ("clm", "untouched"))
     picks["untouched"] = one(seeds, "untouched")
     for pair in pairs:
@@ -199,12 +202,18 @@ def tokens_part(seeds: Seeds) -> str:
     """Writes the table of bits per byte against tokens, and what fused needs."""
     curves = {base: curve(seeds, base) for base in ("fused", "clm")}
     rows = []
-    for epochs in sorted({*curves["fused"], *curves["clm"]}):
-        picks = [curves[base].get(epochs, {}) for base in curves]
+    for epochs in sorted(curves["fused"].keys() & curves["clm"].keys()):
+        picks = [curves[base][epochs] for base in curves]
+        both = picks[0].keys() & picks[1].keys()
+        picks = [{seed: pick[seed] for seed in sorted(both)} for pick in picks]
+        if not both:
+            continue
         tokens = {seeds[s][n]["tokens"] for pick in picks for s, n in pick.items()}
-        told = [over_all(seeds, pick) if pick else "" for pick in picks]
-        rows.append([f"{epochs:g}", spread(sorted(tokens), ",.0f"), *told])
-    parts = [table(["epochs", "tokens", *(f"{base}, all" for base in curves)], rows)]
+        told = [over_all(seeds, pick) for pick in picks]
+        length = [f"{epochs:g}", spread(sorted(tokens), ",.0f")]
+        rows.append([*length, *told, f"{len(both)}"])
+    heads = ["epochs", "tokens", *(f"{base}, all" for base in curves), "seeds"]
+    parts = [table(heads, rows)]
     parts += [_reach(seeds, curves, seed) for seed in one(seeds, "clm")]
     return parts[0] + "\n\n" + "\n".join(part for part in parts[1:] if part)
 
@@ -252,7 +261,7 @@ def made_part(found: Mapping[str, Any], seeds: Seeds) -> str:
         f" {sum(seconds) / 3600:.1f} hours, {statistics.fmean(seconds):.0f} s an arm."
     ]
     for made in found["runs"]:
-        versions = ", ".join(f"{n} {v}" for n, v in made["versions"].items())
+        versions = ", ".join(f"{n} {v}" for n, v in sorted(made["versions"].items()))
         lines.append(
             f"- `{made['command']}` on {made['cpu']}, {made['cores']} cores; {versions}"
         )
@@ -261,7 +270,12 @@ def made_part(found: Mapping[str, Any], seeds: Seeds) -> str:
 
 def page(found: Mapping[str, Any]) -> str:
     """Writes all tables; `found` is what results.json holds."""
-    seeds = {seed: arms for seed, arms in sorted(found["seeds"].items()) if arms}
+    order = found["order"]
+    seeds = {
+        seed: {name: arms[name] for name in sorted(arms, key=order.index)}
+        for seed, arms in sorted(found["seeds"].items(), key=lambda item: int(item[0]))
+        if arms
+    }
     parts = {
         "Chosen on dev, reported on held-out": chosen_part(seeds, found["sources"]),
         "Controls at the recipe's settings, on held-out": controls_part(seeds),

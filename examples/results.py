@@ -122,6 +122,8 @@ def open_results(
                     f"error: {path} must be of this demo, but its {name} differs;"
                     f" remove the folder {files.parent(path)}"
                 )
+    every = [*controls.quick(plan), *controls.rest(plan)]
+    found["order"] = [control.name for control in every]
     if (this := about(argv)) not in found["runs"]:
         found["runs"].append(this)
     return found

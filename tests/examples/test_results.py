@@ -157,6 +157,7 @@ def test_every_table_has_as_many_cells_in_a_row_as_in_its_head(plan, measured):
         "seeds": {"0": arms, "1": dict(list(arms.items())[:measured])},
         "sources": {"source:a": evaluate.bits_per_byte(domains(1.0, 2.0))},
         "runs": [results.about(["--quick"])],
+        "order": names(every),
     }
     page = comparison.page(found)
     blocks = [b for b in page.split("\n\n") if b.startswith("|")]
@@ -175,8 +176,29 @@ def test_the_page_can_be_written_after_the_first_arm():
         "seeds": {"0": arms},
         "sources": {},
         "runs": [results.about([])],
+        "order": ["untouched"],
     }
     assert "untouched" in comparison.page(found)
+
+
+def test_the_page_does_not_depend_on_the_order_in_which_arms_were_measured(plan):
+    order = names(controls.quick(plan))
+    arms = {name: arm(1.0 + place / 8) for place, name in enumerate(order)}
+    shared = {"sources": {}, "runs": [], "order": order}
+    pages = {
+        comparison.page({**shared, "seeds": given})
+        for given in (
+            {"2": arms, "10": arms},
+            {"10": dict(sorted(arms.items())), "2": arms},
+        )
+    }
+    assert len(pages) == 1
+    assert "Seeds 2, 10;" in pages.pop()
+
+
+def test_lengths_are_compared_over_the_seeds_that_have_both_arms():
+    found = seeds(fused=(arm(1.0), arm(3.0)), clm=(arm(2.0), None))
+    assert "| 6 | 600 | 1.0000 | 2.0000 | 1 |" in comparison.tokens_part(found)
 
 
 def test_quick_arms_of_all_seeds_come_before_the_rest(plan):
