@@ -157,11 +157,12 @@ def fuse_rows(
             f"weights must have shape ({s},) or ({t}, {s}), got {weights.shape}"
         )
     widest = max(source.ids.shape[1] for source in projected)
-    ids = np.full((s, t, widest), -1, np.int32)
-    probs = np.zeros((s, t, widest), np.float32)
+    ids = np.empty((s, t, widest), np.int32)
+    probs = np.empty((s, t, widest), np.float32)
     for i, source in enumerate(projected):
-        ids[i, :, : source.ids.shape[1]] = source.ids
-        probs[i, :, : source.ids.shape[1]] = source.probs
+        width = source.ids.shape[1]
+        ids[i, :, :width], ids[i, :, width:] = source.ids, -1
+        probs[i, :, :width] = source.probs
     out = Fused(
         ids=np.full((t, k), -1, np.int32),
         probs=np.zeros((t, k), np.float32),
