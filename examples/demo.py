@@ -10,6 +10,7 @@ this file.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -37,11 +38,24 @@ RECIPES: dict[Size, str] = {
 
 
 def make_inputs(output: str, size: Size) -> None:
-    """Makes corpus, models and excerpts below `output`, unless they are there."""
+    """Makes corpus, models and excerpts below `output`, unless they are there.
+
+    Raises:
+      SystemExit: if other ones are there.
+    """
     texts = files.join(output, "corpus")
     mark = files.join(output, "inputs.json")
-    wanted = {"size": size, "splits": SPLITS, "excerpts": EXCERPTS[size]}
-    if files.exists(mark) and files.read_json(mark) == wanted:
+    wanted = {
+        "splits": SPLITS,
+        "window_bytes": WINDOW_BYTES,
+        "excerpts": EXCERPTS[size],
+        "models": [dataclasses.asdict(planned) for planned in models.PLANS[size]],
+    }
+    if files.exists(mark):
+        if files.read_json(mark) != wanted:
+            raise SystemExit(
+                f"error: {output} was made by another version of the demo; remove it"
+            )
         return
     print("── make the corpus from installed packages", flush=True)
     for domain, n_bytes in corpus.write_corpus(texts, size).items():

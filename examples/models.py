@@ -23,7 +23,7 @@ from torch.nn import functional
 from examples import vocabularies
 from examples.corpus import Size
 from schemas import files, plan, windows
-from transforms import allocator
+from transforms import allocator, causal
 
 Texts = Mapping[str, Sequence[str]]
 """Windows of each domain."""
@@ -88,7 +88,7 @@ PLANS: Mapping[Size, tuple[Plan, ...]] = {
             mixture={"headers": 1.0},
             width=192,
             layers=4,
-            steps=400,
+            steps=600,
             batch=4,
             learning_rate=3e-3,
         ),
@@ -159,7 +159,8 @@ def make_model(made: Plan, texts: Texts, folder: str, seed: int = 0) -> float:
     model = _model(made, tokenizer)
     drawn = _draw(made, texts, np.random.default_rng(seed))
     losses = _train(made, model, _batches(made, drawn, tokenizer))
-    model.save_pretrained(folder)
+    with causal.quiet():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return float(np.mean(losses[-max(1, made.steps // 10) :]))
 
@@ -249,6 +250,7 @@ def _train(
         lr=made.learning_rate,
         betas=_BETAS,
         weight_decay=_WEIGHT_DECAY,
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _rate(step, made.steps)

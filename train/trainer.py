@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import transformers
 from accelerate import PartialState
 
 from schemas import files, manifest, settings
@@ -29,7 +28,7 @@ from train.config import TrainConfig
 from train.data import Collator, FusedDataset
 from train.loop import FusionTrainer, Line, Report
 from train.loss import Objective
-from transforms import allocator, scorer, tokenizer
+from transforms import allocator, causal, scorer, tokenizer
 from transforms.scorer import ScorerSettings
 
 
@@ -94,13 +93,15 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
     """
     if not config.keep_malloc and _resolved(config)["device"] == "cpu":
         allocator.keep_large_blocks()
-    with _threads(config.threads), _quiet():
+    with _threads(config.threads), causal.quiet():
         run = _resolve(config, progress or _print_line)
         if publish.finished(config.output, run.identity, overwrite=config.overwrite):
             shutil.rmtree(run.work, ignore_errors=True)
             return _result(config, skipped=True, metrics={})
         _check_tokenizer(run)
-        return _result(config, skipped=False, metrics=_finish(run))
+        result = _result(config, skipped=False, metrics=_finish(run))
+    gc.collect()  # the Trainer and its model refer to each other
+    return result
 
 
 def _print_line(line: str) -> None:
@@ -240,19 +241,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Turns off the progress bars and remarks of transformers, which are not ours."""
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
-        gc.collect()  # the Trainer and its model refer to each other

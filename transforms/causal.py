@@ -63,6 +63,23 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Turns off the progress bars and remarks of transformers, which are not ours."""
+    import transformers  # takes seconds
+
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
 def load_model(
     model: str, *, dtype: torch.dtype, device: torch.device, allow_pickle: bool = False
 ) -> Any:
@@ -86,13 +103,14 @@ def load_model(
         # Unpacked: torch does not multiply the blocks of a GGUF file.
         packing = GgufConfig(dequantize=True)
         options = {"gguf_file": found.gguf_file, "quantization_config": packing}
-    loaded = AutoModelForCausalLM.from_pretrained(
-        str(found.folder),
-        dtype=dtype,
-        trust_remote_code=False,
-        local_files_only=True,
-        **options,
-    )
+    with quiet():
+        loaded = AutoModelForCausalLM.from_pretrained(
+            str(found.folder),
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            **options,
+        )
     return loaded.to(device).eval()
 
 

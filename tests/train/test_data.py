@@ -9,7 +9,7 @@ from schemas import files, fused, manifest, parquet
 from schemas.errors import SchemaError
 from tests.train import shards
 from train import data
-from train.data import Collator, FusedDataset
+from train.data import Collator, Example, FusedDataset
 from transforms.functional import codec
 
 SIZE = 40
@@ -75,6 +75,24 @@ def test_unpacked_segments_hold_what_the_packed_row_holds(folder: str) -> None:
     for name in ("input_ids", "loss_mask", "top_ids", "probs", "tail"):
         parts = [loose[name][row, :size] for row, size in enumerate(lengths)]
         assert torch.equal(torch.cat(parts), packed[name][0])
+
+
+@pytest.mark.parametrize(("lengths", "packed"), [([8, 6, 6], False), ([9, 2], True)])
+def test_segments_are_unpacked_where_that_pads_little(
+    lengths: list[int], packed: bool
+) -> None:
+    row = shards.fused_row(np.random.default_rng(0), lengths, SIZE)
+    example = Example(
+        input_ids=row.input_ids,
+        segment_lengths=row.segment_lengths,
+        loss_mask=row.loss_mask,
+        rows=codec.decode_rows(row.distribution, row.input_ids, shards.table(SIZE)),
+    )
+    batch = Collator(keep_packed=True, vocabulary=SIZE)([example])
+    shape = (1, sum(lengths)) if packed else (len(lengths), max(lengths))
+    assert batch["input_ids"].shape == shape
+    assert ("position_ids" in batch) == packed  # none: attention needs no mask
+    assert batch["loss_mask"].sum() == row.loss_mask.sum()
 
 
 def rewritten(folder: str, change: dict[str, object]) -> None:

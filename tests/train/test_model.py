@@ -89,12 +89,13 @@ def example(seed: int, lengths: list[int]) -> Example:
     )
 
 
-def packed_with(segment: Example, seed: int) -> Example:
+def packed_with(segment: Example, seed: int, lengths: list[int]) -> Example:
     """Puts a segment, the only one that counts, between two random neighbors."""
-    around = example(seed, [7, 9])
+    around = example(seed, lengths)
     first, last = data.split(around)
     parts = [first, segment, last]
-    counts = np.concatenate([np.zeros(7, bool), segment.loss_mask, np.zeros(9, bool)])
+    none = [np.zeros(length, bool) for length in lengths]
+    counts = np.concatenate([none[0], segment.loss_mask, none[1]])
     rows = [p.rows for p in parts]
     return Example(
         input_ids=np.concatenate([p.input_ids for p in parts]),
@@ -137,7 +138,12 @@ def test_a_segments_loss_does_not_depend_on_its_neighbors(
     segment = example(1, [11])
     alone, *packed = (
         losses(model, traits, [one], Objective(clm_weight=0.5))
-        for one in (segment, packed_with(segment, 2), packed_with(segment, 3))
+        for one in (
+            segment,
+            packed_with(segment, 2, [7, 9]),  # alike: a batch of three rows
+            packed_with(segment, 2, [3, 29]),  # one packed row
+            packed_with(segment, 3, [3, 29]),
+        )
     )
     for one in packed:
         assert torch.allclose(one, alone, rtol=1e-5)
