@@ -26,7 +26,7 @@ from transforms import allocator
 SPLITS = "base=.7,fusion=.1,dev=.1,heldout=.1"
 WINDOW_BYTES = 1000
 EXCERPTS: dict[Size, dict[str, int]] = {
-    "full": {"fusion": 64, "dev": 32, "heldout": 64},
+    "full": {"fusion": 64, "dev": 32, "heldout": 48},
     "tiny": {"fusion": 16, "dev": 4, "heldout": 16},
 }
 """Windows of each domain that a split is cut down to, so that CPUs can score them."""
