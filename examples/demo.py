@@ -46,6 +46,7 @@ def make_inputs(output: str, size: Size) -> None:
     texts = files.join(output, "corpus")
     mark = files.join(output, "inputs.json")
     wanted = {
+        "size": size,
         "splits": SPLITS,
         "window_bytes": WINDOW_BYTES,
         "excerpts": EXCERPTS[size],
