@@ -6,15 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import apache_beam as beam
-
 from pipelines import launch, stage
 from schemas import files, fused, manifest, plan, scores, settings, windows
 from schemas.errors import SchemaError
 from schemas.manifest import Manifest
-from schemas.plan import Slice
 from schemas.settings import setting
-from transforms import fuse, slices, tokenizer
+from transforms import fuse, tokenizer
 from transforms.functional import vocabulary
 from transforms.fuse import FuseSlices, Mixing, Source
 from transforms.tokenizer import Tokenizer
@@ -164,13 +161,6 @@ def _source(name: str, folder: str, own: Tokenizer) -> Source:
     )
 
 
-def build(
-    root: beam.Pipeline, config: FuseConfig, work: FuseSlices
-) -> beam.PCollection[str]:
-    """Wires the job; yields the names of the files it made or found."""
-    return root | "Fuse" >> slices.DoSlices(config.windows, work, config.slices)
-
-
 def fuse_scores(
     config: FuseConfig, runner_flags: Sequence[str] = ()
 ) -> Manifest | None:
@@ -185,15 +175,9 @@ def fuse_scores(
         config.output, fused.STAGE, shaped, inputs, overwrite=config.overwrite
     ):
         return manifest.read(config.output, fused.STAGE)
-    pieces = plan.read(config.windows)
     work = work_of(config, inputs)
-    with _progress(config, pieces):
-        if config.slices is not None:
-            for piece in plan.select(pieces, config.slices):
-                slices.do_slice(work, piece)
-        else:
-            launch.run(lambda root: build(root, config, work), runner_flags)
-    if stage.slices_present(config.output, pieces) < len(pieces):
+    whole = stage.do_slices("fuse", work, config.windows, config.slices, runner_flags)
+    if not whole:
         return None
     return stage.finish(
         config.output,
@@ -205,24 +189,13 @@ def fuse_scores(
             "target": config.target,
             "sources": list(config.sources),
         },
-        names=[piece.output for piece in pieces],
+        names=[piece.output for piece in plan.read(config.windows)],
         count=lambda footers: {
             **stage.total(
                 footers, "windows", "failed", "tokens", "positions", "covered"
             ),
             **fuse.taught_by(footers),
         },
-    )
-
-
-def _progress(config: FuseConfig, pieces: Sequence[Slice]) -> launch.Progress:
-    chosen = plan.select(list(pieces), config.slices)
-    return launch.Progress(
-        "fuse",
-        len(chosen),
-        lambda: stage.slices_present(config.output, chosen),
-        sum(piece.text_bytes for piece in chosen),
-        "bytes",
     )
 
 

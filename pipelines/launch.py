@@ -134,8 +134,8 @@ class Progress:
     Args:
       name: the stage, as the line begins.
       total: how many units there are.
-      count: returns how many are done.
-      tokens_each: tokens (or bytes) of a unit, for the rate; with `unit` as its name.
+      count: returns how many are done, and how many tokens they hold; 0 where tokens
+        are not counted.
     """
 
     PERIOD_S = 1.0
@@ -145,16 +145,13 @@ class Progress:
         self,
         name: str,
         total: int,
-        count: Callable[[], int],
-        amount: float = 0.0,
-        unit: str = "tokens",
+        count: Callable[[], tuple[int, int]],
     ) -> None:
         self._name, self._total, self._count = name, total, count
-        self._amount, self._unit = amount, unit
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._start = time.monotonic()
-        self._at_start = 0
+        self._at_start = (0, 0)
         self._shown = False
 
     def __enter__(self) -> "Progress":
@@ -174,23 +171,21 @@ class Progress:
         terminal = sys.stderr.isatty()
         period = self.PERIOD_S if terminal else self.LINE_PERIOD_S
         while not self._stop.wait(period):
-            text = self.line(self._count(), time.monotonic() - self._start)
+            text = self.line(*self._count(), time.monotonic() - self._start)
             ends = "" if terminal else "\n"
             print(("\r\x1b[K" if terminal else "") + text, end=ends, file=sys.stderr)
             sys.stderr.flush()
             self._shown = True
 
-    def line(self, done: int, elapsed_s: float) -> str:
+    def line(self, done: int, tokens: int, elapsed_s: float) -> str:
         """Returns the line for a state of things."""
         text = f"{self._name}: {done}/{self._total}"
-        fresh = done - self._at_start
+        fresh = done - self._at_start[0]
         if fresh <= 0 or elapsed_s <= 0:
             return text
-        per_s = fresh / elapsed_s
-        if self._amount:
-            rate = self._amount / max(1, self._total) * per_s
-            text += f", {rate:,.0f} {self._unit}/s"
-        return f"{text}, ETA {clock((self._total - done) / per_s)}"
+        if tokens:
+            text += f", {(tokens - self._at_start[1]) / elapsed_s:,.0f} tokens/s"
+        return f"{text}, ETA {clock((self._total - done) * elapsed_s / fresh)}"
 
 
 def clock(seconds: float) -> str:

@@ -175,7 +175,7 @@ def prepare_corpus(
         launch.run(lambda root: root | DoUnits(listed, cut, "index"), runner_flags)
     last = list(folders.values())[-1]
     with launch.Progress(
-        "prepare", len(units), lambda: len(files.names(last, ".parquet"))
+        "prepare", len(units), lambda: (len(files.names(last, ".parquet")), 0)
     ):
         launch.run(lambda root: root | DoUnits(listed, cut, "cut"), runner_flags)
     rejects = _rejects(config, units)

@@ -5,14 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import apache_beam as beam
-
 from pipelines import launch, stage
 from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
-from schemas.plan import Slice
 from schemas.settings import setting
-from transforms import score, scorer, slices, tokenizer
+from transforms import score, scorer, tokenizer
 from transforms.scorer import ScorerSettings
 
 
@@ -121,13 +118,6 @@ def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
     )
 
 
-def build(
-    root: beam.Pipeline, config: ScoreConfig, work: score.ScoreSlices
-) -> beam.PCollection[str]:
-    """Wires the job; yields the names of the files it made or found."""
-    return root | "Score" >> slices.DoSlices(config.windows, work, config.slices)
-
-
 def score_windows(
     config: ScoreConfig, runner_flags: Sequence[str] = ()
 ) -> Manifest | None:
@@ -142,16 +132,16 @@ def score_windows(
         config.output, scores.STAGE, shaped, inputs, overwrite=config.overwrite
     ):
         return manifest.read(config.output, scores.STAGE)
-    pieces = plan.read(config.windows)
     work = work_of(config, inputs)
-    with _progress(config, pieces):
-        if config.slices is not None:
-            for piece in plan.select(pieces, config.slices):
-                slices.do_slice(work, piece)
-        else:
-            launch.run(lambda root: build(root, config, work), runner_flags)
+    whole = stage.do_slices(
+        f"score {files.name_of(config.output)}",
+        work,
+        config.windows,
+        config.slices,
+        runner_flags,
+    )
     score.unload()
-    if stage.slices_present(config.output, pieces) < len(pieces):
+    if not whole:
         return None
     return stage.finish(
         config.output,
@@ -163,19 +153,8 @@ def score_windows(
             "model": config.model,
             "tokenizer": config.tokenizer or config.model,
         },
-        names=[piece.output for piece in pieces],
+        names=[piece.output for piece in plan.read(config.windows)],
         count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
-    )
-
-
-def _progress(config: ScoreConfig, pieces: Sequence[Slice]) -> launch.Progress:
-    chosen = plan.select(list(pieces), config.slices)
-    return launch.Progress(
-        f"score {files.name_of(config.output)}",
-        len(chosen),
-        lambda: stage.slices_present(config.output, chosen),
-        sum(piece.text_bytes for piece in chosen),
-        "bytes",
     )
 
 

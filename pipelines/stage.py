@@ -1,11 +1,14 @@
-"""A stage's beginning and end: skip what is whole, describe what was written."""
+"""A stage: skip what is whole, do the slices that are missing, describe the result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from schemas import files, manifest, parquet, version
+from pipelines import launch
+from schemas import files, manifest, parquet, plan, version
 from schemas.manifest import FileEntry, Manifest
 from schemas.plan import Slice
+from transforms import slices
+from transforms.slices import SliceWork
 
 
 def whole(
@@ -45,10 +48,54 @@ def identity(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Any])
     )
 
 
-def slices_present(folder: str, slices: Sequence[Slice]) -> int:
-    """Counts the slices whose file is there."""
-    there = set(files.names(folder, ".parquet"))
-    return sum(piece.output in there for piece in slices)
+def do_slices(
+    name: str,
+    work: SliceWork,
+    windows: str,
+    chosen: str | None,
+    runner_flags: Sequence[str],
+) -> bool:
+    """Does the slices of a plan that are missing, and shows how far it is.
+
+    Args:
+      name: of the stage, for people.
+      work: what to do with a slice.
+      windows: the windows folder whose plan it is.
+      chosen: "A-B" for these slices alone, without a runner; None for all.
+      runner_flags: Beam's own.
+
+    Returns:
+      Whether all slices of the plan are there now.
+    """
+    pieces = plan.read(windows)
+    mine = plan.select(pieces, chosen)
+    with launch.Progress(name, len(mine), Tally(work.output, mine)):
+        if chosen is None:
+            job = name >> slices.DoSlices(windows, work)
+            launch.run(lambda root: root | job, runner_flags)
+        else:
+            for piece in mine:
+                slices.do_slice(work, piece)
+    return Tally(work.output, pieces)()[0] == len(pieces)
+
+
+class Tally:
+    """Counts the slices that are there, and their tokens; reads each footer once."""
+
+    def __init__(self, folder: str, pieces: Sequence[Slice]) -> None:
+        self._folder = folder
+        self._missing = {piece.output for piece in pieces}
+        self._slices = self._tokens = 0
+
+    def __call__(self) -> tuple[int, int]:
+        """Returns slices and tokens as of now."""
+        there = self._missing & set(files.names(self._folder, ".parquet"))
+        self._missing -= there
+        self._slices += len(there)
+        for name in there:
+            footer = parquet.footer(files.join(self._folder, name))
+            self._tokens += int(footer.get("tokens", 0))
+        return self._slices, self._tokens
 
 
 def describe(folder: str, names: Sequence[str]) -> list[FileEntry]:

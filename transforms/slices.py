@@ -80,30 +80,21 @@ class _DoSlice(beam.DoFn):
 
 @dataclasses.dataclass
 class DoSlices(beam.PTransform):
-    """Reads a plan and does every chosen slice of it; yields the names of the files.
+    """Reads a plan and does every slice of it; yields the names of the files.
 
     Attributes:
       windows: the windows folder whose plan it is.
       work: what to do with a slice.
-      chosen: "A-B", both included, or None for all.
     """
 
     windows: str
     work: SliceWork
-    chosen: str | None = None
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[str]:
-        chosen = plan.select(plan.read(self.windows), self.chosen)
-        first, last = chosen[0].index, chosen[-1].index
         return (
             root
             | "Read plan" >> beam.io.ReadFromText(files.join(self.windows, plan.NAME))
-            | "Choose slices" >> beam.Filter(_is_within, first, last)
             # The plan is one small file: without this all slices go to one worker.
             | "Spread slices" >> beam.Reshuffle()
             | "Do slices" >> beam.ParDo(_DoSlice(self.work))
         )
-
-
-def _is_within(line: str, first: int, last: int) -> bool:
-    return first <= plan.from_line(line).index <= last

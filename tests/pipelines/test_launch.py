@@ -69,15 +69,16 @@ def test_a_slip_of_ours_keeps_its_trace() -> None:
 
 
 def test_progress_tells_rate_and_time_left() -> None:
-    shown = launch.Progress("score a", 10, lambda: 0, 5000.0, "bytes")
-    assert shown.line(0, 1.0) == "score a: 0/10"
-    assert shown.line(4, 2.0) == "score a: 4/10, 1,000 bytes/s, ETA 3s"
+    shown = launch.Progress("score a", 10, lambda: (0, 0))
+    assert shown.line(0, 0, 1.0) == "score a: 0/10"
+    assert shown.line(4, 2000, 2.0) == "score a: 4/10, 1,000 tokens/s, ETA 3s"
+    assert shown.line(4, 0, 2.0) == "score a: 4/10, ETA 3s"
 
 
 def test_progress_counts_only_what_this_run_did() -> None:
-    shown = launch.Progress("score a", 10, lambda: 8, 5000.0, "bytes")
+    shown = launch.Progress("score a", 10, lambda: (8, 4000))
     with shown:
-        assert shown.line(9, 2.0) == "score a: 9/10, 250 bytes/s, ETA 2s"
+        assert shown.line(9, 4500, 2.0) == "score a: 9/10, 250 tokens/s, ETA 2s"
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
