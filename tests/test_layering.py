@@ -17,6 +17,8 @@ MAY_IMPORT = {
         "transforms.functional",
         "transforms.scorer",
         "transforms.allocator",
+        "transforms.causal",
+        "transforms.checkpoint",
         "transforms.tokenizer",
     },
     "pipelines": set(PACKAGES),

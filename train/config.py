@@ -100,6 +100,11 @@ class TrainConfig:
         Raises:
           ValueError: naming the setting, its range and what came.
         """
+        if self.model.endswith(".gguf"):
+            raise ValueError(
+                f"model must have weights that can be trained, got {self.model}; load"
+                " it with transformers and save it with save_pretrained"
+            )
         for name in ("clm_weight", "warmup_ratio"):
             _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", self)
         for name in ("label_smoothing", "beta1", "beta2"):

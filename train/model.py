@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from train import loss
 from train.loss import Losses, Objective, Rows
+from transforms import checkpoint
 
 WEIGHTS = "*.safetensors"
 _HUB_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.tiktoken", "*.jinja")
@@ -42,15 +43,7 @@ def folder_of(model: str) -> pathlib.Path:
     Raises:
       FileNotFoundError: if it has no safetensors weights.
     """
-    folder = pathlib.Path(model)
-    if not folder.is_dir():
-        if model.count("/") > 1 or model.startswith((".", "/", "~")):
-            raise FileNotFoundError(f"no such model folder: {model}")
-        import huggingface_hub  # only where a model is not local
-
-        folder = pathlib.Path(
-            huggingface_hub.snapshot_download(model, allow_patterns=list(_HUB_FILES))
-        )
+    folder = checkpoint.fetch(model, _HUB_FILES).folder
     if not any(folder.glob(WEIGHTS)):
         raise FileNotFoundError(
             f"{model} must hold weights as {WEIGHTS}, it holds none; load it with"

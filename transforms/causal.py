@@ -95,22 +95,30 @@ def load_model(
       FileNotFoundError: if a path does not exist.
       ValueError: if there are no weights that may be read.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig  # takes seconds
+    import transformers  # takes seconds
+    from safetensors import SafetensorError
 
     found = checkpoint.locate(model, allow_pickle=allow_pickle)
     options: dict[str, Any] = {"use_safetensors": None if allow_pickle else True}
     if found.gguf_file is not None:
-        # Unpacked: torch does not multiply the blocks of a GGUF file.
-        packing = GgufConfig(dequantize=True)
-        options = {"gguf_file": found.gguf_file, "quantization_config": packing}
-    with quiet():
-        loaded = AutoModelForCausalLM.from_pretrained(
-            str(found.folder),
-            dtype=dtype,
-            trust_remote_code=False,
-            local_files_only=True,
-            **options,
-        )
+        options = {"gguf_file": found.gguf_file}
+        if hasattr(transformers, "GgufConfig"):  # older versions always unpack
+            # torch does not multiply the blocks of a GGUF file.
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        with quiet():
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(
+                str(found.folder),
+                dtype=dtype,
+                trust_remote_code=False,
+                local_files_only=True,
+                **options,
+            )
+    except SafetensorError as error:
+        raise ValueError(
+            f"{model} must hold whole safetensors weights, but they cannot be read"
+            f" ({error}); copy or fetch them again"
+        ) from error
     return loaded.to(device).eval()
 
 

@@ -3,8 +3,11 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from schemas import files
 
 CONFIG = "config.json"
 _SAFE = "model*.safetensors"
@@ -44,25 +47,43 @@ def locate(
       FileNotFoundError: if a path does not exist.
       ValueError: if there are no weights that may be read.
     """
+    weights = [_SAFE, _PICKLED] if allow_pickle else [_SAFE]
+    found = fetch(model, [CONFIG] if config_only else ["*.json", *weights])
+    if found.gguf_file is None and not (config_only and found.commit):
+        _check_weights(model, found.folder, allow_pickle)
+    return found
+
+
+def fetch(model: str, patterns: Sequence[str]) -> Checkpoint:
+    """Finds a model's folder or GGUF file, or fetches files of it from the hub.
+
+    Args:
+      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
+      patterns: the files wanted of a model on the hub.
+
+    Raises:
+      FileNotFoundError: if it is none of these.
+    """
     path = Path(model)
     if path.is_dir():
-        _check_weights(model, path, allow_pickle)
         return Checkpoint(folder=path)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise FileNotFoundError(f"no GGUF file at {model}")
         return Checkpoint(folder=path.parent, gguf_file=path.name)
+    law = f"a model must be a folder, a .gguf file or a name on the hub, got {model}"
     if path.exists() or path.is_absolute() or len(path.parts) > 2 or model[:1] in ".~":
-        raise FileNotFoundError(
-            f"a model must be a folder, a .gguf file or a name on the hub, got {model}"
-        )
+        raise FileNotFoundError(f"{law}, where there is no such folder")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    weights = [_SAFE, _PICKLED] if allow_pickle else [_SAFE]
-    wanted = [CONFIG] if config_only else ["*.json", *weights]
-    folder = Path(snapshot_download(model, allow_patterns=wanted))
-    if not config_only:
-        _check_weights(model, folder, allow_pickle)
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=list(patterns)))
+    except (OSError, HFValidationError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"{law}: there is no such folder here, and the hub did not give it"
+            f" ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        ) from error
     return Checkpoint(folder=folder, commit=folder.name)
 
 
@@ -109,7 +130,7 @@ def _config(path: Path) -> bytes:
     """Returns the configuration without what has no part in the model's output."""
     if not path.is_file():
         raise FileNotFoundError(f"a model folder must hold {CONFIG}, none at {path}")
-    config: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    config: dict[str, Any] = files.read_json(str(path))
     for name in ("_name_or_path", "transformers_version"):
         config.pop(name, None)
     return json.dumps(config, sort_keys=True).encode()

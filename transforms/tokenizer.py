@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from schemas.arrays import ByteEnds, TokenIds
 from schemas.errors import AlignmentError
-from transforms import roles, tokenizer_backends
+from transforms import checkpoint, roles, tokenizer_backends
 from transforms.functional import control, spans
 
 _HUB_FILES = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja")
@@ -247,28 +247,25 @@ def load(model: str) -> Tokenizer:
       FileNotFoundError: if a path does not exist.
       ValueError: if the tokenizer has neither BOS nor EOS, or loses text.
     """
-    path = Path(model)
-    if path.is_dir():
-        return _load_folder(path, path.resolve().name)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise FileNotFoundError(f"no GGUF file at {model}")
-        return _load_by_transformers(path.parent, path.stem, gguf_file=path.name)
-    if path.exists() or path.is_absolute() or len(path.parts) > 2 or model[:1] in ".~":
-        raise FileNotFoundError(
-            f"a model must be a folder, a .gguf file or a name on the hub, got {model}"
-        )
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(model, allow_patterns=list(_HUB_FILES))
-    return _load_folder(Path(folder), model)
+    found = checkpoint.fetch(model, _HUB_FILES)
+    if found.gguf_file is not None:
+        name = Path(found.gguf_file).stem
+        return _load_by_transformers(found.folder, name, gguf_file=found.gguf_file)
+    name = model if found.commit else found.folder.resolve().name
+    return _load_folder(found.folder, name)
 
 
 def _load_folder(folder: Path, name: str) -> Tokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return _load_by_transformers(folder, name)
-    fast = FastTokenizer.from_file(str(file))
+    try:
+        fast = FastTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(
+            f"{file} must be a tokenizer of the tokenizers library, but it cannot be"
+            f" read ({error}); copy or fetch it again"
+        ) from error
     found = roles.read_roles(folder, fast.token_to_id)
     backend = tokenizer_backends.FastBackend(fast)
     return _assemble(name, backend, found)
@@ -277,9 +274,15 @@ def _load_folder(folder: Path, name: str) -> Tokenizer:
 def _load_by_transformers(folder: Path, name: str, **options: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(
-        str(folder), trust_remote_code=False, **options
-    )
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, **options
+        )
+    except (ImportError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} must hold tokenizer.json, or what transformers makes a"
+            f" tokenizer of; it cannot ({str(error).partition(chr(10))[0]})"
+        ) from error
     found = roles.Roles(
         bos_id=loaded.bos_token_id,
         eos_id=loaded.eos_token_id,

@@ -207,5 +207,5 @@ def test_weights_are_trained_in_float32_whatever_they_are_stored_in(
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="must hold weights"):
         models.folder_of(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no such model folder"):
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
         models.folder_of(str(tmp_path / "nothing"))
