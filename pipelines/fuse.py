@@ -130,13 +130,15 @@ def work_of(config: FuseConfig, inputs: dict[str, Any]) -> FuseSlices:
     """Builds the vocabulary maps, and returns what is to be done with each slice."""
     target = tokenizer_of(config.target)
     sources = []
-    for name, folder in config.named_sources().items():
+    # The target's map onto itself tells what its tokens spell.
+    for name, folder in {**config.named_sources(), "target": config.target}.items():
         own = tokenizer_of(folder)
         with files.publish(
             files.join(config.output, fuse.MAPS, f"{name}.parquet")
         ) as sink:
             vocabulary.save_map(vocabulary.build_map(own, target), sink)
-        sources.append(_source(name, folder, own))
+        if name in config.named_sources():
+            sources.append(_source(name, folder, own))
     return FuseSlices(
         windows=config.windows,
         target=_source("target", config.target, target),

@@ -44,5 +44,6 @@ def test_a_frame_that_was_written_once_is_still_read(cases: Cases) -> None:
     same(cases.read(base64.b64decode(wanted.pop("frame"))), wanted)
 
 
-def test_every_case_has_a_file(cases: Cases) -> None:
+def test_every_case_has_a_file_and_every_file_a_case(cases: Cases) -> None:
     assert sorted(cases.all) == sorted(NAMES)
+    assert sorted(path.stem for path in golden.FOLDER.glob("*.json")) == sorted(NAMES)

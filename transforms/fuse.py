@@ -196,6 +196,8 @@ class FuseSlices:
         else:
             each = [self._position_costs(window, target, *pair) for pair in pairs]
             costs = np.stack(each, axis=-1)
+            # A source that is silent at a position is out there, not the position.
+            costs[~np.stack([p.covered for p in projected], axis=-1)] = np.nan
         if self.mixing.fusion == "mince":
             weights = fuse.min_ce_weights(costs)
         else:
@@ -221,11 +223,23 @@ class FuseSlices:
         alignment = align.align_spans(
             target.byte_ends, score.byte_ends, eos=self._eos(window, source)
         )
-        path = files.join(self.output, MAPS, f"{source.name}.parquet")
-        mapping = _map(path, source.tokenizer, self.target.tokenizer)
+        mapping, own = self._map_of(source), self._map_of(self.target)
+        begins_alike = mapping.puts_space(
+            score.token_ids, score.byte_ends
+        ) == own.puts_space(target.token_ids, target.byte_ends)
         return project.project_rows(
-            alignment, score, mapping, target.token_ids, k=self._width(k)
+            alignment,
+            score,
+            mapping,
+            target.token_ids,
+            begins_alike=begins_alike,
+            k=self._width(k),
         )
+
+    def _map_of(self, source: Source) -> VocabularyMap:
+        """Loads the map of a source, or the target's onto itself."""
+        path = files.join(self.output, MAPS, f"{source.name}.parquet")
+        return _map(path, source.tokenizer, self.target.tokenizer)
 
     def _width(self, k: int) -> int:
         """Entries kept of one source before mixing: all of them and the gold."""
@@ -264,9 +278,14 @@ def _provenance(made: Sequence[FusedWindow], names: Sequence[str]) -> dict[str, 
             row[name] += 1
     return {
         "positions": sum(len(one.rows.covered) for one in made),
-        "covered": sum(int(one.rows.covered.sum()) for one in made),
+        "covered": sum(int(has_row(one).sum()) for one in made),
         "taught": taught,
     }
+
+
+def has_row(made: FusedWindow) -> np.ndarray:
+    """Says which positions keep any entry: without one there is nothing to learn."""
+    return made.rows.ids[:, 0] >= 0
 
 
 def loss_positions(window: Window, score: Score) -> np.ndarray:
@@ -296,7 +315,7 @@ def pack_row(made: Sequence[FusedWindow], table: ranks.RankTable) -> FusedRow:
         tail=_behind([one.rows.tail for one in made], 0, np.float32),
     )
     masks = [loss_positions(one.window, one.score) for one in made]
-    covered = [m & one.rows.covered for m, one in zip(masks, made, strict=True)]
+    covered = [m & has_row(one) for m, one in zip(masks, made, strict=True)]
     return FusedRow(
         input_ids=token_ids,
         segment_lengths=np.array([len(w.score.token_ids) for w in made], np.int32),

@@ -165,7 +165,17 @@ class Cases:
             alignment = align.align_spans(target.byte_ends, found.byte_ends, eos=True)
             mapping = vocabulary.build_map(own, self.byte_pairs)
             projected.append(
-                project.project_rows(alignment, rows, mapping, target.token_ids, k=K)
+                project.project_rows(
+                    alignment,
+                    rows,
+                    mapping,
+                    target.token_ids,
+                    # the target has no dummy prefix
+                    begins_alike=not mapping.puts_space(
+                        found.token_ids, found.byte_ends
+                    ),
+                    k=K,
+                )
             )
             nats = float(-rows.gold_logprob.sum(dtype=np.float64))
             costs.append(fuse.bits_per_byte(nats, len(TEXT.encode())))

@@ -12,6 +12,7 @@ from schemas.fused import FusedRow
 from tests.pipelines.conftest import fuse_config, score_config
 from transforms import tokenizer
 from transforms.functional import align, codec, project, ranks, vocabulary
+from transforms.functional import fuse as pure
 from transforms.functional.codec import Distributions
 
 Contents = Callable[[str], dict[str, str]]
@@ -47,38 +48,74 @@ def windows_of(
     return found
 
 
-def test_a_fused_window_is_what_the_pure_functions_make_of_its_scores(
-    road: str, models: dict[str, str], out: str
-) -> None:
-    fuse.fuse_scores(fuse_config(road, out, include_target=False))
-    found = windows_of(out)
-    own, other = (tokenizer.load(models[name]) for name in ("llama", "neox"))
-    mapping = vocabulary.build_map(other, own)
-    source = f"{road}/windows/fusion"
-    seen = 0
+def fused_directly(
+    road: str, models: dict[str, str], fusion: str, granularity: str
+) -> dict[str, pure.Fused]:
+    """Fuses every window of `road`, neox and the target itself, by the functions."""
+    own = tokenizer.load(models["llama"])
+    maps = [
+        vocabulary.build_map(tokenizer.load(models[name]), own)
+        for name in ("neox", "llama")
+    ]
+    source, found = f"{road}/windows/fusion", {}
     for piece in plan.read(source):
         groups = [windows.read_slice(source, piece)] + [
-            scores.read(f"{road}/scores/{n}/{piece.output}") for n in ("llama", "neox")
+            scores.read(f"{road}/scores/{n}/{piece.output}") for n in ("neox", "llama")
         ]
-        for window, target, one in (
-            trio
-            for group in zip(*groups, strict=True)
-            for trio in zip(*group, strict=True)
-        ):
-            alignment = align.align_spans(
-                target.byte_ends, one.byte_ends, eos=window.ends_document
-            )
-            direct = project.project_rows(
-                alignment, one, mapping, target.token_ids, k=7
-            )
-            token_ids, ids, probs = found[window.window_id]
-            np.testing.assert_array_equal(token_ids, target.token_ids)
-            np.testing.assert_array_equal(ids, direct.ids[:, :6])
-            kept = direct.probs[:, :6]
-            # The codec's finest step is 0.06 nats; both sides sum to 1 with the tail.
-            np.testing.assert_allclose(probs, kept, rtol=0.3, atol=5e-3)
-            seen += 1
-    assert seen == len(found) > 50
+        for group in zip(*groups, strict=True):
+            for window, *said in zip(*group, strict=True):
+                target, eos = said[1], window.ends_document
+                projected = [
+                    project.project_rows(
+                        align.align_spans(target.byte_ends, one.byte_ends, eos=eos),
+                        one,
+                        mapping,
+                        target.token_ids,
+                        # the target has no dummy prefix
+                        begins_alike=not mapping.puts_space(
+                            one.token_ids, one.byte_ends
+                        ),
+                        k=7,
+                    )
+                    for one, mapping in zip(said, maps, strict=True)
+                ]
+                if granularity == "window":
+                    costs = np.array([one.bits_per_byte for one in said])
+                else:
+                    each = [
+                        pure.position_costs(
+                            target.byte_ends, one.byte_ends, one.gold_logprob, eos=eos
+                        )
+                        for one in said
+                    ]
+                    costs = np.stack(each, axis=-1)
+                    costs[~np.stack([p.covered for p in projected], axis=-1)] = np.nan
+                weigh = (
+                    pure.min_ce_weights if fusion == "mince" else pure.avg_ce_weights
+                )
+                found[window.window_id] = pure.fuse_rows(projected, weigh(costs), k=6)
+    return found
+
+
+@pytest.mark.parametrize("fusion", ["mince", "avgce"])
+@pytest.mark.parametrize("granularity", ["window", "position"])
+def test_a_fused_window_is_what_the_pure_functions_make_of_its_scores(
+    fusion: str, granularity: str, road: str, models: dict[str, str], out: str
+) -> None:
+    made = fuse.fuse_scores(
+        fuse_config(road, out, fusion=fusion, granularity=granularity)
+    )
+    found = windows_of(out)
+    wanted = fused_directly(road, models, fusion, granularity)
+    assert found.keys() == wanted.keys()
+    assert len(found) > 50
+    for name, (_, ids, probs) in found.items():
+        np.testing.assert_array_equal(ids, wanted[name].ids)
+        # The codec's finest step is 0.06 nats; both sides sum to 1 with the tail.
+        np.testing.assert_allclose(probs, wanted[name].probs, rtol=0.3, atol=5e-3)
+    assert made is not None
+    kept = sum(int((one.ids[:, 0] >= 0).sum()) for one in wanted.values())
+    assert made.counts["covered"] == kept
 
 
 def test_mince_takes_the_cheapest_source_of_each_window(road: str) -> None:
@@ -146,7 +183,8 @@ def test_every_way_of_fusing_keeps_every_window_and_all_mass(
         total = decoded.probs.sum(axis=1) + decoded.tail
         np.testing.assert_allclose(total[decoded.counts > 0], 1, atol=1e-4)
         assert not decoded.counts[~row.loss_mask].any()
-    if fusion == "avgce":  # the target has a weight, and covers all
+    if (fusion, granularity) != ("mince", "window"):
+        # the target has a weight wherever neox is silent, and covers all
         assert made.counts["covered"] == made.counts["positions"]
 
 

@@ -38,8 +38,8 @@ class Alignment:
       case: one of ABSENT, WHOLE, INSIDE, CHAIN, STRADDLE.
       passed: target tokens that lie between the start of row's own token and a; with
         one or more passed, the row's distribution is conditioned on them.
-      first: rows first..row-1 predict the empty tokens at border a, such as a dummy
-        prefix; their gold probabilities multiply in.
+      first: rows first..row-1 predict the empty tokens at border a that the target
+        lacks, such as a dummy prefix; their gold probabilities multiply in.
       stop: rows row+1..stop-1 predict the gold tokens that follow row's own up to b, or
         up to the straddled one; their gold probabilities multiply in.
       straddled: row whose gold token [c, ...) has b inside, -1 where there is none.
@@ -69,8 +69,9 @@ def align_spans(
     """Finds the source row for every target position; linear in both lengths.
 
     A target position is covered if a source border lies at a, or if a lies inside a
-    source token whose start is a target border. Target tokens with no bytes are not
-    covered, but for the EOS.
+    source token whose start is a target border. Target tokens with no bytes, such as a
+    dummy prefix that stands alone, are covered by the source's own ones at the same
+    border, in order; the EOS by the EOS.
 
     Args:
       target_byte_ends: end offsets of the target's tokens, start token included.

@@ -14,8 +14,9 @@ def counted_tokens(
     """Marks the tokens whose bytes count.
 
     A token that holds bytes of a loss span and others besides counts whole: without it
-    a span could be had for less than it costs. Tokens without bytes (the start token,
-    EOS) never count.
+    a span could be had for less than it costs. A token without bytes, such as a
+    dummy prefix that stands alone, counts where the next one with bytes does: what
+    follows is conditioned on it. The start token and EOS never count.
 
     Args:
       byte_ends: end offset of each token; the first token begins at 0.
@@ -29,11 +30,16 @@ def counted_tokens(
       array([False, False,  True, False, False])
     """
     starts = np.concatenate([[0], byte_ends[:-1]])
+    held = np.flatnonzero(starts < byte_ends)
+    counts = np.zeros(len(byte_ends) + 1, np.bool_)  # behind the last: nothing counts
     if loss_spans is None:
-        return starts < byte_ends
-    counts = np.zeros(len(byte_ends), np.bool_)
-    for start, stop in zip(loss_spans[::2], loss_spans[1::2], strict=True):
-        counts |= np.maximum(starts, start) < np.minimum(byte_ends, stop)
+        counts[held] = True
+    else:
+        for start, stop in zip(loss_spans[::2], loss_spans[1::2], strict=True):
+            counts[:-1] |= np.maximum(starts, start) < np.minimum(byte_ends, stop)
+    following = np.append(held, len(byte_ends))
+    counts = counts[following[np.searchsorted(held, np.arange(len(byte_ends)))]]
+    counts[:1] = False
     return counts
 
 

@@ -43,10 +43,17 @@ def freeze(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
 def sweep(target_ends, source_ends, eos, out):
     """Walks both tokenizations once; `out` (7, t) holds Alignment's fields in order."""
     opened, passed, j = -1, 0, 0
+    paired = 0  # empty target tokens at this border that have a source row
     for t in range(target_ends.size - 1 - eos):
         a, b = target_ends[t], target_ends[t + 1]
+        if t > 0 and a > target_ends[t - 1]:
+            paired = 0
         if a == b:
             opened = -1
+            i = _empty_at_border(source_ends, eos, j, a, paired)
+            if i >= 0:
+                out[0, t], out[1, t], out[3, t], out[4, t] = i, WHOLE, i, i + 1
+                paired += 1
             continue
         while source_ends[j + 1] <= a:
             j += 1
@@ -58,10 +65,12 @@ def sweep(target_ends, source_ends, eos, out):
             continue  # inside a token whose start no target token shares
         out[0, t], out[2, t] = j, passed
         _speak(a, b, j, passed, source_ends, out[:, t])
+        out[3, t] += paired if passed == 0 else 0
     if eos:
         t, j = target_ends.size - 2, source_ends.size - 2
+        paired = paired if t > 0 and target_ends[t] == target_ends[t - 1] else 0
         out[0, t], out[1, t], out[2, t] = j, WHOLE, 0
-        out[3, t], out[4, t] = _first_at_border(source_ends, j), j + 1
+        out[3, t], out[4, t] = _first_at_border(source_ends, j) + paired, j + 1
 
 
 @_inlined
@@ -87,6 +96,21 @@ def _speak(a, b, j, passed, source_ends, out):
 
 @_inlined
 @no_type_check
+def _empty_at_border(source_ends, eos, j, a, paired):
+    """The row behind `paired` others that predicts an empty token at border a, or -1.
+
+    It lies at row j or behind it; the EOS is no empty token.
+    """
+    rows = source_ends.size - 1 - eos
+    while j < rows and source_ends[j] < a:
+        j += 1
+    j += paired
+    empty = j < rows and source_ends[j] == a and source_ends[j + 1] == a
+    return j if empty else -1
+
+
+@_inlined
+@no_type_check
 def _first_at_border(source_ends, j):
     """The first row at row j's border: those before j predict empty tokens."""
     while j > 0 and source_ends[j - 1] == source_ends[j]:
@@ -103,7 +127,7 @@ def project(alignment, rows, mid, start, text, target_ids, out):
       alignment: row, case, passed, first, stop, straddled, prefix_bytes.
       rows: token_ids, top_ids, top_probs, gold_logprob of the source.
       mid: offsets and ids of seq(s) in running text, and the first id of each or -1.
-      start: the same for a token that begins the window.
+      start: the same for the token that begins this window.
       text: byte offsets, bytes of the source's tokens.
       target_ids: the target's tokens.
       out: ids, probs, tail, covered, gold_logprob.

@@ -79,6 +79,7 @@ def project_rows(
     vocabulary: VocabularyMap,
     target_token_ids: Int32[np.ndarray, " n"],
     *,
+    begins_alike: bool,
     k: int,
 ) -> Projected:
     """Projects every aligned position and keeps its `k` greatest entries.
@@ -90,6 +91,8 @@ def project_rows(
       rows: the source's.
       vocabulary: from the source's vocabulary to the target's.
       target_token_ids: with the start token in front.
+      begins_alike: whether both tokenizers, or neither, put a space of their own in
+        front of the window: `VocabularyMap.puts_space`.
       k: entries to keep, 1 or more.
 
     Raises:
@@ -128,7 +131,7 @@ def project_rows(
             kernels.freeze(rows.gold_logprob, np.float64),
         ),
         vocabulary.mid,
-        vocabulary.start,
+        vocabulary.beginning(begins_alike),
         vocabulary.text,
         kernels.freeze(target_token_ids, np.int32),
         (out.ids, out.probs, out.tail, out.covered, out.gold_logprob),

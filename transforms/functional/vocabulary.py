@@ -123,6 +123,40 @@ class VocabularyMap:
         """The target's tokenization of a source token inside running text."""
         return self.ids[self.offsets[token_id] : self.offsets[token_id + 1]]
 
+    def puts_space(
+        self,
+        token_ids: Int32[np.ndarray, " n"],
+        byte_ends: Int32[np.ndarray, " n"],
+    ) -> bool:
+        """Says whether the source put a space of its own in front of a window.
+
+        Then the first token spells a space that has no bytes in the text. A tokenizer
+        with a dummy prefix may leave it out where a text begins with a space.
+
+        Args:
+          token_ids: of the window, start token included.
+          byte_ends: end of each.
+        """
+        offsets, flat = self.text
+        if len(token_ids) < 2 or token_ids[1] >= self.source_size:
+            return False
+        first, stop = offsets[token_ids[1]], offsets[token_ids[1] + 1]
+        return bool(stop - first > byte_ends[1] and flat[first] == ord(" "))
+
+    def beginning(self, alike: bool) -> kernels.Seqs:
+        """Returns what tokens that begin a window become.
+
+        Args:
+          alike: whether both tokenizers, or neither, put a space in front of it. Where
+            they do not and we have no table for it, no token becomes anything.
+        """
+        if alike:
+            return self.mid
+        if self.start_offsets is not None:
+            return self.start
+        none = np.zeros(self.source_size + 1, np.int64)
+        return _as_seqs(none, np.zeros(0, np.int32))
+
     def start_seq(self, token_id: int) -> Int32[np.ndarray, " n"]:
         """The same for a source token that begins a window."""
         offsets, ids, _ = self.start
@@ -138,7 +172,8 @@ def build_map(source: TokenizerLike, target: TokenizerLike) -> VocabularyMap:
 
     Returns:
       The map, with a second table for tokens that begin a window where one of the two
-      tokenizers puts a dummy prefix there: "▁The" stands for "The" then.
+      tokenizers puts a dummy prefix there: "▁The" stands for "The" then. Whether
+      they did in one window, `puts_space` tells.
     """
     offsets, flat_bytes = _flatten((b or b"" for b in source.token_bytes), np.uint8)
     if source.fingerprint == target.fingerprint:

@@ -20,6 +20,11 @@ def test_a_token_counts_if_one_of_its_bytes_does(ends: np.ndarray, borders: list
         not inside.isdisjoint(range(start, stop))
         for start, stop in zip(starts, ends, strict=True)
     ]
+    following = False  # an empty token goes with the one behind it
+    for at in range(len(expected) - 1, -1, -1):
+        if starts[at] < ends[at]:
+            following = expected[at]
+        expected[at] = following and at > 0
     assert_array_equal(counted.counted_tokens(ends, spans), expected)
     assert counted.counted_bytes(99, spans) == len(inside)
 
@@ -30,6 +35,12 @@ def test_without_spans_all_bytes_count(ends: np.ndarray) -> None:
     whole = counted.counted_tokens(ends, [0, n_bytes])
     assert_array_equal(counted.counted_tokens(ends, None), whole)
     assert counted.counted_bytes(n_bytes, None) == n_bytes
+
+
+def test_a_dummy_prefix_that_stands_alone_costs_and_eos_does_not() -> None:
+    ends = np.array([0, 0, 1, 4, 4], np.int32)  # start token, lone prefix, two, EOS
+    found = counted.counted_tokens(ends, None)
+    assert_array_equal(found, [False, True, True, True, False])
 
 
 def test_spans_come_in_pairs() -> None:

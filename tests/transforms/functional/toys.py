@@ -152,14 +152,21 @@ def oracle(
 def _speak(t, target_ids, target, source, rows, seqs, pieces, eos) -> Spoken | None:
     a, b = target[t]
     last = eos and t == len(target) - 1
+    # empty tokens at this border: the source's, and those of the target in front of t
+    theirs = [j for j in range(len(source) - eos) if source[j] == (a, a)]
+    ours = [i for i in range(t) if target[i] == (a, a)]
     if a == b and not last:
-        return None
-    if last:
+        if len(ours) >= len(theirs):
+            return None
+        row, target = theirs[len(ours)], target[: t + 1]
+    elif last:
         row = len(source) - 1
     else:
         row = next(j for j, (start, end) in enumerate(source) if start <= a < end)
     start, end = source[row]
-    begins = [i for i, (x, y) in enumerate(target) if x == start and (y > x or last)]
+    begins = [
+        i for i, (x, y) in enumerate(target) if x == start and (y > x or last or i == t)
+    ]
     if not begins:
         return None
     passed = target_ids[begins[-1] + 1 : t + 1]
@@ -183,7 +190,7 @@ def _speak(t, target_ids, target, source, rows, seqs, pieces, eos) -> Spoken | N
     else:
         gold = p[gold_id] / given * _onward(end, b, source, rows, pieces)
     masses[wanted] = gold
-    empties = [j for j in range(row) if source[j] == (a, a) and not passed]
+    empties = [j for j in theirs[len(ours) :] if j < row and not passed]
     before = math.prod(math.exp(rows.gold_logprob[j]) for j in empties)
     return Spoken(masses={v: m * before for v, m in masses.items()}, gold=gold * before)
 
