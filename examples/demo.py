@@ -92,7 +92,8 @@ def make_inputs(output: str, size: Size) -> None:
 def write_excerpts(output: str, size: Size) -> None:
     """Writes the windows that are fused and measured, as a corpus of its own.
 
-    Of each split and domain those with the lowest ids, which are hashes.
+    Of each split and domain those with the lowest ids, which are hashes. Each becomes a
+    document of its own, so all arms alike learn an EOS behind it.
     """
     lines = []
     for split, count in EXCERPTS[size].items():
