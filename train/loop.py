@@ -65,6 +65,22 @@ def arguments(
     )
 
 
+class _LogLast(transformers.TrainerCallback):
+    """Logs the last step, too: a loss that is no number must not be published."""
+
+    def on_step_end(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **_: Any,
+    ) -> transformers.TrainerControl:
+        """Asks for a line of metrics after the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
+
+
 class FusionTrainer(transformers.Trainer):
     """Trains a model that `model.give_objective` has given its loss.
 
@@ -94,6 +110,7 @@ class FusionTrainer(transformers.Trainer):
             model=model, args=args, train_dataset=dataset, data_collator=collate
         )
         self.remove_callback(transformers.PrinterCallback)
+        self.add_callback(_LogLast)
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
         self._sums = torch.zeros(4, dtype=torch.float64)  # CLM, fusion, their counts

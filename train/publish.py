@@ -59,18 +59,32 @@ def write_model(
       model: whose weights `state` are.
       state: the weights by name, stored in the type that the target was stored in.
       source: the folder that the target came from.
+
+    Raises:
+      ValueError: if a weight is no number, or too large for that type.
     """
     dtype = models.stored_dtype(source)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     stored = {
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in state.items()
     }
+    _refuse_broken(stored)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=_tied(stored, state))
     for path in models.companions(source):
         shutil.copyfile(path, folder / path.name)
+
+
+def _refuse_broken(stored: Mapping[str, torch.Tensor]) -> None:
+    # The last step's loss was taken before its update, so it cannot tell.
+    for name, value in stored.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"trained weights must be finite, {name} is not; lower --learning_rate,"
+                " or use --dtype float32"
+            )
 
 
 def _tied(

@@ -21,6 +21,7 @@ from tests import tiny
 from tests.train import shards
 from train import checkpoints, loop, publish, trainer
 from train.config import TrainConfig
+from train.loop import FusionTrainer
 
 Run = Callable[..., trainer.TrainResult]
 
@@ -342,6 +343,49 @@ def test_a_loss_that_is_no_number_ends_the_run(config: TrainConfig) -> None:
     run = dataclasses.replace(config, learning_rate=1e30, clip=None)
     with pytest.raises(ValueError, match="must be finite"):
         trainer.train(run, silent)
+
+
+def test_a_run_shorter_than_the_logging_interval_ends_with_its_last_line(
+    config: TrainConfig,
+) -> None:
+    run = dataclasses.replace(config, max_steps=3, logging_steps=10)
+    result = trainer.train(run, silent)
+    (line,) = map(
+        json.loads, Path(run.output, "metrics.jsonl").read_text().split("\n")[:-1]
+    )
+    assert line == result.metrics
+    assert (line["step"], result.steps) == (3, 3)
+
+
+def test_a_loss_that_is_no_number_in_the_last_steps_is_refused(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: FusionTrainer, *args: Any, **more: Any) -> Any:
+        loss = original(self, *args, **more)
+        return loss * float("nan") if self.state.global_step == 4 else loss
+
+    original = FusionTrainer.compute_loss
+    monkeypatch.setattr(FusionTrainer, "compute_loss", broken)
+    run = dataclasses.replace(config, logging_steps=4, save_steps=100)
+    with pytest.raises(ValueError, match="must be finite, it is nan at step 6"):
+        trainer.train(run, silent)
+    assert not Path(run.output).exists()
+
+
+def test_weights_that_the_last_update_broke_are_refused(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: FusionTrainer, model: Any, *args: Any, **more: Any) -> Any:
+        loss = original(self, model, *args, **more)
+        if self.state.global_step == 5:
+            next(model.parameters()).register_hook(lambda g: g * float("nan"))
+        return loss
+
+    original = FusionTrainer.compute_loss
+    monkeypatch.setattr(FusionTrainer, "compute_loss", broken)
+    with pytest.raises(ValueError, match="trained weights must be finite"):
+        trainer.train(config, silent)
+    assert not Path(config.output).exists()
 
 
 def test_progress_tells_step_loss_speed_and_time_left(config: TrainConfig) -> None:
