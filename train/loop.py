@@ -115,6 +115,7 @@ class FusionTrainer(transformers.Trainer):
         self._config, self._work, self._report = config, work, report
         self._sums = torch.zeros(4, dtype=torch.float64)  # CLM, fusion, their counts
         self._begun = self._last = (0, 0.0)  # tokens, seconds
+        self._share = config.clm_weight  # of the last step done
         self.last_line: Line = {}
 
     def get_train_dataloader(self) -> Any:
@@ -171,9 +172,10 @@ class FusionTrainer(transformers.Trainer):
         """Returns this micro-batch's share of the step's loss."""
         assert num_items_in_batch is not None, "get_batch_samples counts"
         clm_count, fusion_count = num_items_in_batch
+        self._share = self._clm_weight()
         losses = model(
             **inputs,
-            clm_weight=self._clm_weight(),
+            clm_weight=self._share,
             clm_count=clm_count,
             fusion_count=fusion_count,
         )
@@ -211,7 +213,7 @@ class FusionTrainer(transformers.Trainer):
             "train/loss": logs["loss"],
             "train/clm_nats": float(sums[0] / sums[2].clamp_min(1)),
             "train/fusion_nats": float(sums[1] / sums[3].clamp_min(1)),
-            "train/clm_weight": self._clm_weight(),
+            "train/clm_weight": self._share,
             "train/learning_rate": logs["learning_rate"],
             "train/gradient_norm": float(logs.get("grad_norm", 0.0)),
         }

@@ -271,6 +271,7 @@ def test_loss_logged_is_the_mix_of_its_parts(config: TrainConfig) -> None:
     lines = Path(run.output, "metrics.jsonl").read_text().splitlines()
     for number, line in enumerate(map(json.loads, lines)):
         share = 0.25 + 0.75 * number / 6
+        assert line["train/clm_weight"] == pytest.approx(share)
         mixed = share * line["train/clm_nats"] + (1 - share) * line["train/fusion_nats"]
         assert line["train/loss"] == pytest.approx(mixed, rel=1e-5)
 
