@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.train import shards
 from train import checkpoints, loop, publish, trainer
 from train.config import TrainConfig
 from train.loop import FusionTrainer
+from train.order import StepBatches
 
 Run = Callable[..., trainer.TrainResult]
 
@@ -135,6 +136,25 @@ def test_a_run_killed_at_a_checkpoint_ends_with_the_same_bytes(
     assert weights(config.output) == undisturbed
     lines = Path(config.output, "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_resumed_run_reads_only_the_rows_still_to_do(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(StepBatches):
+        def __iter__(self) -> Iterator[list[int]]:
+            for batch in super().__iter__():
+                taken.append(batch)
+                yield batch
+
+    taken: list[list[int]] = []
+    with monkeypatch.context() as patched:
+        kill_at(4, "after")(patched)
+        with pytest.raises(Killed):
+            trainer.train(config, silent)
+    monkeypatch.setattr(loop, "StepBatches", Counted)
+    trainer.train(config, silent)
+    assert len(taken) == 2 * config.accumulation
 
 
 def test_a_run_killed_between_naming_and_tidying_up_is_finished(
