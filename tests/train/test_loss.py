@@ -189,6 +189,33 @@ def test_size_of_chunks_changes_nothing_but_rounding(
     assert torch.allclose(*losses, rtol=1e-6)
 
 
+@pytest.mark.parametrize("states", [torch.float32, torch.bfloat16])
+def test_loss_under_autocast_is_the_float32_one_within_bfloat16s_rounding(
+    states: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss._CHUNK_ELEMENTS, "cpu", 1)
+    make = torch.Generator().manual_seed(3)
+    head = [
+        torch.randn(shape, generator=make) for shape in [(300, 64), (50, 64), (50,)]
+    ]
+    head[1] /= 8  # logits of size 1
+    rows = rows_of(torch.randn(300, 50, generator=make), 5, torch.arange(300) % 50)
+    found = []
+    for narrow in (False, True):
+        leaves = [part.clone().requires_grad_() for part in head]
+        hidden = leaves[0].to(states) if narrow else leaves[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+            one_found = loss.head_loss(
+                hidden, leaves[1], leaves[2], rows, Objective(), **counts(rows)
+            )
+        gradients = torch.autograd.grad(one_found.loss, leaves)
+        assert {g.dtype for g in gradients} == {torch.float32}
+        found.append((one_found.loss, *gradients))
+    for wide, rounded in zip(*found, strict=True):
+        off = (rounded - wide).norm() / wide.norm()
+        assert 0 < off < 2**-7  # bfloat16 rounds by up to 2**-9 of a number
+
+
 def rows_of(logits: Tensor, k: int, targets: Tensor) -> Rows:
     """Rows whose fused distributions are the top k of a model's own."""
     q = torch.softmax(logits, -1)

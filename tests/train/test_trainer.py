@@ -457,6 +457,17 @@ def test_activations_computed_twice_change_nothing(config: TrainConfig) -> None:
     assert losses[1]["train/loss"] == pytest.approx(losses[0]["train/loss"], rel=1e-6)
 
 
+def test_a_run_in_bfloat16_ends_near_the_one_in_float32(config: TrainConfig) -> None:
+    plain = dataclasses.replace(config, model=str(_plain(config)), max_steps=2)
+    runs = [other(plain, name, dtype=name) for name in ("float32", "bfloat16")]
+    wide, narrow = (trainer.train(run, silent).metrics for run in runs)
+    assert narrow["train/loss"] == pytest.approx(wide["train/loss"], rel=1e-2)
+    assert narrow["train/loss"] != wide["train/loss"]
+    assert manifest.read(runs[1].output, publish.STAGE).settings["dtype"] == "bfloat16"
+    trained = safetensors.torch.load_file(f"{runs[1].output}/model.safetensors")
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+
+
 def test_arguments_keep_the_words_of_the_settings(config: TrainConfig) -> None:
     args = loop.arguments(
         config, Path(config.output), steps=200, device="cpu", dtype="float32"
