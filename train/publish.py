@@ -143,10 +143,14 @@ def _card(
     counts: Mapping[str, int],
     data: Manifest,
 ) -> str:
+    sources = _sources(data)
+    fused = {**data.settings, **data.inputs}
+    told = {"sources", *(_scores_of(name) for name in sources)}
     rows = "\n".join(f"| {key} | {settings[key]} |" for key in sorted(settings))
-    made = "\n".join(
-        f"| {key} | {value} |"
-        for key, value in sorted({**data.settings, **data.inputs}.items())
+    made = "\n".join(f"| {k} | {fused[k]} |" for k in sorted(fused) if k not in told)
+    spoken = "\n".join(
+        f"| {name} | {model} | {data.inputs.get(_scores_of(name), 'unknown')} |"
+        for name, model in sources.items()
     )
     share = settings["clm_weight"]
     how = (
@@ -179,10 +183,39 @@ sources apply.
 
 ## How its data was fused
 
+| source | model | fingerprint of its scores |
+| --- | --- | --- |
+{spoken}
+
 | setting or input | value |
 | --- | --- |
 {made}
 """
+
+
+def _sources(data: Manifest) -> dict[str, str]:
+    """Returns the model of each source by its name; the name where none is told."""
+    models = data.origins.get("models", {})
+    return {
+        name: spoken_name(models.get(name, name))
+        for name in data.settings.get("sources", ())
+    }
+
+
+def spoken_name(model: str) -> str:
+    """Returns what a card calls a model: a hub id whole, of a path the last part.
+
+    Example:
+      >>> spoken_name("org/model-7b"), spoken_name("/home/me/models/mine")
+      ('org/model-7b', 'mine')
+    """
+    local = model.count("/") != 1 or model.startswith(("/", ".", "~"))
+    return files.name_of(model) if local else model
+
+
+def _scores_of(source: str) -> str:
+    """Returns the key of a source's scores among the inputs of fused data."""
+    return f"scores:{source}"
 
 
 def publish(folder: pathlib.Path, output: str) -> None:

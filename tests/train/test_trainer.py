@@ -339,13 +339,28 @@ def test_card_and_manifest_name_target_sources_settings_and_data(
         found.inputs["model"],
         found.inputs["data"],
         "| clm_weight | 0.9 |",
-        "['one', 'two']",
+        f"| one | org/one-7b | {'1' * 32} |",
+        f"| two | two-9b | {'2' * 32} |",
         f"{result.tokens:,} tokens",
     ):
         assert words in card
     assert str(target.parent) not in card
     assert found.counts["steps"] == 6
     assert {"README.md", "model.safetensors"} <= {f.name for f in found.files}
+
+
+def test_card_names_sources_by_alias_where_the_data_tells_no_models(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    folder = shards.write(tmp_path / "older", vocabulary=400)
+    path = folder / manifest.NAME
+    value = json.loads(path.read_text())
+    del value["origins"]["models"]
+    path.write_text(json.dumps(value))
+    run = dataclasses.replace(config, data=str(folder), max_steps=1)
+    trainer.train(run, silent)
+    card = Path(run.output, "README.md").read_text()
+    assert f"| one | one | {'1' * 32} |" in card
 
 
 def test_data_fused_for_another_tokenizer_is_refused(
