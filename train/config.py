@@ -79,7 +79,9 @@ class TrainConfig:
         shapes_output=False,
     )
     logging_steps: int = setting(
-        10, help="optimizer steps between lines of metrics.jsonl", shapes_output=False
+        10,
+        help="optimizer steps between lines of metrics.jsonl; the last has one always",
+        shapes_output=False,
     )
     report_to: tuple[str, ...] = setting(
         (), help="trackers that transformers knows, as tensorboard", shapes_output=False

@@ -60,9 +60,31 @@ def arguments(
         ddp_find_unused_parameters=False,
         dataloader_num_workers=config.readers,
         dataloader_pin_memory=device == "cuda",
+        ignore_data_skip=True,  # the order begins at the step: see StepBatches
         disable_tqdm=True,
         log_level="error",
     )
+
+
+class _StepEnds(transformers.TrainerCallback):
+    """Logs the last step, too, and says how much of the run is done.
+
+    A loss that is no number must not be published. The Trainer counts the epoch's part
+    from the step that a run was resumed at.
+    """
+
+    def on_step_end(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **_: Any,
+    ) -> transformers.TrainerControl:
+        """Asks for a line of metrics after the last step."""
+        state.epoch = state.global_step / state.max_steps
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
 
 
 class FusionTrainer(transformers.Trainer):
@@ -94,20 +116,24 @@ class FusionTrainer(transformers.Trainer):
             model=model, args=args, train_dataset=dataset, data_collator=collate
         )
         self.remove_callback(transformers.PrinterCallback)
+        self.add_callback(_StepEnds)
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
         self._sums = torch.zeros(4, dtype=torch.float64)  # CLM, fusion, their counts
+        self._start = 0
         self._begun = self._last = (0, 0.0)  # tokens, seconds
+        self._share = config.clm_weight  # of the last step done
         self.last_line: Line = {}
 
     def get_train_dataloader(self) -> Any:
-        """Returns this process's batches of the whole run, in `train.order`'s order."""
+        """Returns this process's batches that are still to do, in `order`'s order."""
         config, args, data = self._config, self.args, self.train_dataset
         batches = StepBatches(
             data.group_rows,
             data.fingerprint,
             config.seed,
             steps=args.max_steps,
+            start=self._start,
             step_rows=config.batch_size,
             accumulation=config.accumulation,
             process=args.process_index,
@@ -119,6 +145,9 @@ class FusionTrainer(transformers.Trainer):
             collate_fn=self.data_collator,
             num_workers=config.readers,
             pin_memory=args.dataloader_pin_memory,
+            # A loader draws one number when it begins. The model's dropout must not
+            # feel it: its own numbers are restored before that.
+            generator=torch.Generator().manual_seed(config.seed),
         )
 
     def get_batch_samples(
@@ -154,9 +183,10 @@ class FusionTrainer(transformers.Trainer):
         """Returns this micro-batch's share of the step's loss."""
         assert num_items_in_batch is not None, "get_batch_samples counts"
         clm_count, fusion_count = num_items_in_batch
+        self._share = self._clm_weight()
         losses = model(
             **inputs,
-            clm_weight=self._clm_weight(),
+            clm_weight=self._share,
             clm_count=clm_count,
             fusion_count=fusion_count,
         )
@@ -194,7 +224,7 @@ class FusionTrainer(transformers.Trainer):
             "train/loss": logs["loss"],
             "train/clm_nats": float(sums[0] / sums[2].clamp_min(1)),
             "train/fusion_nats": float(sums[1] / sums[3].clamp_min(1)),
-            "train/clm_weight": self._clm_weight(),
+            "train/clm_weight": self._share,
             "train/learning_rate": logs["learning_rate"],
             "train/gradient_norm": float(logs.get("grad_norm", 0.0)),
         }
@@ -233,8 +263,8 @@ class FusionTrainer(transformers.Trainer):
 
     def run(self, resume: pathlib.Path | None) -> None:
         """Trains to the end, from a checkpoint or from the beginning."""
-        start = checkpoints.step_of(resume) if resume else 0
-        self._begun = (start, time.monotonic())
+        self._start = checkpoints.step_of(resume) if resume else 0
+        self._begun = (self._start, time.monotonic())
         self._last = (self._tokens_at(resume), time.monotonic())
         self.train(resume_from_checkpoint=str(resume) if resume else None)
 

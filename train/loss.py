@@ -1,6 +1,6 @@
 """The training objective, without ever holding [positions, vocabulary] whole.
 
-FuseLLM's objective (Wan et al. 2024, arXiv 2401.10491, equation 6)::
+FuseLLM's objective (Wan et al. 2024, arXiv 2401.10491; clm_weight is its lambda)::
 
     L = clm_weight * L_CLM + (1 - clm_weight) * L_Fusion
 

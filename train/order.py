@@ -48,7 +48,8 @@ class StepBatches(torch.utils.data.Sampler[list[int]]):
     """Batches of one process: `accumulation` for each optimizer step.
 
     Row r of step s is number s * step_rows + r of the stream, whatever the number of
-    processes; the last step is filled from the epoch after the last.
+    processes; the last step is filled from the epoch after the last. A run that goes on
+    after `start` steps computes no order of epochs it has left behind.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class StepBatches(torch.utils.data.Sampler[list[int]]):
         seed: int,
         *,
         steps: int,
+        start: int = 0,
         step_rows: int,
         accumulation: int = 1,
         process: int = 0,
@@ -70,19 +72,19 @@ class StepBatches(torch.utils.data.Sampler[list[int]]):
             )
         self._group_rows = group_rows
         self._key = fingerprint, seed
-        self._steps, self._accumulation = steps, accumulation
+        self._steps, self._start, self._accumulation = steps, start, accumulation
         self._process, self._processes = process, processes
         self._batch_rows = step_rows // (accumulation * processes)
 
     def __len__(self) -> int:
-        """Counts the batches of the whole run."""
+        """Counts the batches of the whole run, those before `start` among them."""
         return self._steps * self._accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields the batches of the whole run."""
+        """Yields the batches of the run from step `start` on."""
         total, epoch = int(self._group_rows.sum()), -1
         order = np.zeros(0, np.int64)
-        for batch in range(len(self)):
+        for batch in range(self._start * self._accumulation, len(self)):
             start = (batch * self._processes + self._process) * self._batch_rows
             rows = []
             for place in range(start, start + self._batch_rows):

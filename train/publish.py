@@ -59,18 +59,32 @@ def write_model(
       model: whose weights `state` are.
       state: the weights by name, stored in the type that the target was stored in.
       source: the folder that the target came from.
+
+    Raises:
+      ValueError: if a weight is no number, or too large for that type.
     """
     dtype = models.stored_dtype(source)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     stored = {
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in state.items()
     }
+    _refuse_broken(stored)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=_tied(stored, state))
     for path in models.companions(source):
         shutil.copyfile(path, folder / path.name)
+
+
+def _refuse_broken(stored: Mapping[str, torch.Tensor]) -> None:
+    # The last step's loss was taken before its update, so it cannot tell.
+    for name, value in stored.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"trained weights must be finite, {name} is not; lower --learning_rate,"
+                " or use --dtype float32"
+            )
 
 
 def _tied(
@@ -129,10 +143,14 @@ def _card(
     counts: Mapping[str, int],
     data: Manifest,
 ) -> str:
+    sources = _sources(data)
+    fused = {**data.settings, **data.inputs}
+    told = {"sources", *(_scores_of(name) for name in sources)}
     rows = "\n".join(f"| {key} | {settings[key]} |" for key in sorted(settings))
-    made = "\n".join(
-        f"| {key} | {value} |"
-        for key, value in sorted({**data.settings, **data.inputs}.items())
+    made = "\n".join(f"| {k} | {fused[k]} |" for k in sorted(fused) if k not in told)
+    spoken = "\n".join(
+        f"| {name} | {model} | {data.inputs.get(_scores_of(name), 'unknown')} |"
+        for name, model in sources.items()
     )
     share = settings["clm_weight"]
     how = (
@@ -165,10 +183,39 @@ sources apply.
 
 ## How its data was fused
 
+| source | model | fingerprint of its scores |
+| --- | --- | --- |
+{spoken}
+
 | setting or input | value |
 | --- | --- |
 {made}
 """
+
+
+def _sources(data: Manifest) -> dict[str, str]:
+    """Returns the model of each source by its name; the name where none is told."""
+    models = data.origins.get("models", {})
+    return {
+        name: spoken_name(models.get(name, name))
+        for name in data.settings.get("sources", ())
+    }
+
+
+def spoken_name(model: str) -> str:
+    """Returns what a card calls a model: a hub id whole, of a path the last part.
+
+    Example:
+      >>> spoken_name("org/model-7b"), spoken_name("/home/me/models/mine")
+      ('org/model-7b', 'mine')
+    """
+    local = model.count("/") != 1 or model.startswith(("/", ".", "~"))
+    return files.name_of(model) if local else model
+
+
+def _scores_of(source: str) -> str:
+    """Returns the key of a source's scores among the inputs of fused data."""
+    return f"scores:{source}"
 
 
 def publish(folder: pathlib.Path, output: str) -> None:

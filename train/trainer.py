@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from schemas import files, manifest, settings
+from schemas import manifest, settings
 from schemas.errors import SchemaError
 from train import checkpoints, loop, publish
 from train import model as models
@@ -222,7 +222,10 @@ def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:
         folder,
         settings=run.settings,
         inputs=run.inputs,
-        origins={"model": files.name_of(run.config.model), "data": run.config.data},
+        origins={
+            "model": publish.spoken_name(run.config.model),
+            "data": run.config.data,
+        },
         counts={
             "steps": trainer.state.global_step,
             "tokens": int(trainer.state.num_input_tokens_seen),

@@ -1,7 +1,8 @@
 """Runs every benchmark, prints one table and writes build/bench.json.
 
-Each bench_*.py has `run()`, which measures and returns rows of
-{"name", "value", "unit", "against", "ratio", "aim", "met"}; nothing asserts a time.
+Each bench_*.py has `run()`, which measures and returns rows of `tests.bench.rows`:
+{"name", "value", "unit", "against", "ratio", "aim", "met"}. `aim` is a number; of what,
+and which way it lies, stands at the end of `against`. Nothing asserts a time.
 """
 
 import importlib

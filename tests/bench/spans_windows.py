@@ -79,9 +79,8 @@ def _make_rows(source: Tokenizer, texts: list[str], k: int) -> list[Rows]:
     rows = []
     for window in windows:
         n = window.token_ids.size - 1
-        ids = rng.choice(pool, (n, k)).astype(np.int32)
         places = np.minimum(rng.geometric(0.6, n) - 1, k - 1)
-        ids[np.arange(n), places] = window.token_ids[1:]
+        ids = _draw_ids(rng, pool, window.token_ids[1:], places, k)
         probs = np.sort(rng.dirichlet(np.full(k + 1, 0.3), n)[:, :k])[:, ::-1]
         logprobs = np.log(np.maximum(probs, 1e-6)).astype(np.float32)
         rows.append(
@@ -94,6 +93,29 @@ def _make_rows(source: Tokenizer, texts: list[str], k: int) -> list[Rows]:
             )
         )
     return rows
+
+
+def _draw_ids(
+    rng: np.random.Generator,
+    pool: np.ndarray,
+    gold: np.ndarray,
+    places: np.ndarray,
+    k: int,
+) -> np.ndarray:
+    """Draws k distinct ids a row from the pool, the row's gold at its place."""
+    n = gold.size
+    drawn = np.concatenate([gold[:, None], rng.choice(pool, (n, 16 * k))], axis=1)
+    order = np.argsort(drawn, axis=1, kind="stable")
+    ranked = np.take_along_axis(drawn, order, 1)
+    again = np.zeros(drawn.shape, bool)
+    np.put_along_axis(again, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], 1)
+    fresh = np.argsort(again, axis=1, kind="stable")[:, :k]
+    assert not np.take_along_axis(again, fresh, 1).any(), "more draws are needed"
+    ids = np.take_along_axis(drawn, fresh, 1).astype(np.int32)
+    rows = np.arange(n)
+    ids[rows, 0] = ids[rows, places]
+    ids[rows, places] = gold
+    return ids
 
 
 def _train() -> list[Tokenizer]:

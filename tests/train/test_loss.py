@@ -43,15 +43,12 @@ def dense_loss(
     return clm, fusion
 
 
-@st.composite
-def batches(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
+def batch_of(
+    rng: np.random.Generator, b: int, t: int, v: int, k: int, *, distinct: bool
+) -> dict[str, Tensor]:
     """Packed rows; duplicates, empty fused rows, tails of 0, k = v among them."""
-    b, t = draw(st.integers(1, 3)), draw(st.integers(2, 6))
-    v = draw(st.integers(2, 9))
-    k = draw(st.integers(1, v))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     ids = rng.integers(0, v, (b, t, k))
-    if draw(st.booleans()):
+    if distinct:
         ids = np.argsort(rng.random((b, t, v)), -1)[..., :k]
     counts = rng.integers(0, k + 1, (b, t))
     ids[np.arange(k) >= counts[..., None]] = -1
@@ -64,14 +61,22 @@ def batches(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
     mask = rng.random((b, t)) < 0.8
     mask[:, -1] = False
     tail = np.where(every_id, 0, mass[..., k])
-    batch = {
+    return {
         "input_ids": torch.from_numpy(rng.integers(0, v, (b, t))),
         "loss_mask": torch.from_numpy(mask),
         "top_ids": torch.from_numpy(ids),
         "probs": torch.from_numpy(mass[..., :k].copy()),
         "tail": torch.from_numpy(tail),
     }
-    return batch, v
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
+    b, t = draw(st.integers(1, 3)), draw(st.integers(2, 6))
+    v = draw(st.integers(2, 9))
+    k = draw(st.integers(1, v))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return batch_of(rng, b, t, v, k, distinct=draw(st.booleans())), v
 
 
 objectives = st.builds(
@@ -100,55 +105,72 @@ def head_of(batch: dict[str, Tensor], v: int) -> tuple[Tensor, Tensor, Tensor]:
     )  # type: ignore[return-value]
 
 
+def dense_mean_and_gradients(
+    batch: dict[str, Tensor], objective: Objective, head: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """L, its two sums, and the gradients at hidden states, weight and bias."""
+    hidden, weight, bias = head
+    clm, fusion = dense_loss(hidden @ weight.T + bias, batch, objective)
+    rows, share = loss.select_rows(**batch), objective.clm_weight
+    n, m = max(1, len(rows.targets)), max(1, int(rows.fused.sum()))
+    whole = share * clm / n + (1 - share) * fusion / m
+    gradients = torch.autograd.grad(
+        whole + 0 * (hidden.sum() + weight.sum() + bias.sum()), head
+    )
+    return whole, clm, fusion, gradients
+
+
 @hypothesis.given(batches(), objectives)
 @hypothesis.settings(deadline=None, max_examples=150)
-def test_chunked_loss_and_gradients_equal_the_dense_ones(
+def test_loss_and_gradients_equal_the_dense_ones(
     drawn: tuple[dict[str, Tensor], int], objective: Objective
 ) -> None:
     batch, v = drawn
-    rows = loss.select_rows(**batch)
-    hidden, weight, bias = head_of(batch, v)
-    clm, fusion = dense_loss(hidden @ weight.T + bias, batch, objective)
-    share = objective.clm_weight
-    n, m = max(1, len(rows.targets)), max(1, int(rows.fused.sum()))
-    wanted = share * clm / n + (1 - share) * fusion / m
-    gradients = torch.autograd.grad(
-        wanted + 0 * (hidden.sum() + weight.sum() + bias.sum()), (hidden, weight, bias)
-    )
-
-    found = loss.head_loss(
-        hidden.flatten(0, 1)[rows.places],
-        weight,
-        bias,
-        rows,
-        objective,
-        **counts(rows),
-    )
-    assert torch.allclose(found.loss, wanted, atol=1e-10)
-    assert torch.allclose(found.clm_sum, clm, atol=1e-10)
-    assert torch.allclose(found.fusion_sum, fusion, atol=1e-10)
-    got = torch.autograd.grad(found.loss, (hidden, weight, bias))
-    for one_got, one_wanted in zip(got, gradients, strict=True):
-        assert torch.allclose(one_got, one_wanted, atol=1e-10)
+    rows, head = loss.select_rows(**batch), head_of(batch, v)
+    compare_with_dense(batch, rows, head, objective)
 
 
-@hypothesis.given(batches(), objectives)
-@hypothesis.settings(deadline=None, max_examples=50)
-def test_loss_of_logits_equals_the_loss_through_the_head(
-    drawn: tuple[dict[str, Tensor], int], objective: Objective
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Objective(clm_weight=0.3),
+        Objective(clm_weight=0.3, fusion_loss="kl", label_smoothing=0.1),
+        Objective(clm_weight=0.0, tail="renormalise"),
+        Objective(clm_weight=1.0),
+    ],
+    ids=["mixed", "kl", "renormalised", "clm"],
+)
+def test_gradients_of_several_chunks_equal_the_dense_ones(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, v = drawn
-    rows = loss.select_rows(**batch)
-    hidden, weight, bias = head_of(batch, v)
+    batch = batch_of(np.random.default_rng(5), 3, 150, 11, 4, distinct=True)
+    rows, head = loss.select_rows(**batch), head_of(batch, 11)
+    monkeypatch.setitem(loss._CHUNK_ELEMENTS, "cpu", 1)
+    chunks = loss._chunks(len(rows.targets), 11, torch.device("cpu"))
+    assert len(chunks) == 3
+    assert len(rows.targets) % 128  # the last is shorter
+    compare_with_dense(batch, rows, head, objective)
+
+
+def compare_with_dense(
+    batch: dict[str, Tensor],
+    rows: Rows,
+    head: tuple[Tensor, Tensor, Tensor],
+    objective: Objective,
+) -> None:
+    hidden, weight, bias = head
+    wanted, clm, fusion, gradients = dense_mean_and_gradients(batch, objective, head)
     states = hidden.flatten(0, 1)[rows.places]
     through = loss.head_loss(states, weight, bias, rows, objective, **counts(rows))
-    logits = hidden.flatten(0, 1)[rows.places] @ weight.T + bias
+    logits = states @ weight.T + bias
     direct = loss.logits_loss(logits, rows, objective, **counts(rows))
-    assert torch.allclose(through.loss, direct.loss, atol=1e-12)
-    wanted = torch.autograd.grad(through.loss, (hidden, weight, bias))
-    got = torch.autograd.grad(direct.loss, (hidden, weight, bias))
-    for one_got, one_wanted in zip(got, wanted, strict=True):
-        assert torch.allclose(one_got, one_wanted, atol=1e-12)
+    for found in (through, direct):
+        assert torch.allclose(found.loss, wanted, atol=1e-10)
+        assert torch.allclose(found.clm_sum, clm, atol=1e-10)
+        assert torch.allclose(found.fusion_sum, fusion, atol=1e-10)
+        got = torch.autograd.grad(found.loss, head, retain_graph=True)
+        for one_got, one_wanted in zip(got, gradients, strict=True):
+            assert torch.allclose(one_got, one_wanted, atol=1e-10)
 
 
 def test_size_of_chunks_changes_nothing_but_rounding(
@@ -165,6 +187,33 @@ def test_size_of_chunks_changes_nothing_but_rounding(
             loss.head_loss(hidden, weight, None, rows, Objective(), **counts(rows)).loss
         )
     assert torch.allclose(*losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("states", [torch.float32, torch.bfloat16])
+def test_loss_under_autocast_is_the_float32_one_within_bfloat16s_rounding(
+    states: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss._CHUNK_ELEMENTS, "cpu", 1)
+    make = torch.Generator().manual_seed(3)
+    head = [
+        torch.randn(shape, generator=make) for shape in [(300, 64), (50, 64), (50,)]
+    ]
+    head[1] /= 8  # logits of size 1
+    rows = rows_of(torch.randn(300, 50, generator=make), 5, torch.arange(300) % 50)
+    found = []
+    for narrow in (False, True):
+        leaves = [part.clone().requires_grad_() for part in head]
+        hidden = leaves[0].to(states) if narrow else leaves[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+            one_found = loss.head_loss(
+                hidden, leaves[1], leaves[2], rows, Objective(), **counts(rows)
+            )
+        gradients = torch.autograd.grad(one_found.loss, leaves)
+        assert {g.dtype for g in gradients} == {torch.float32}
+        found.append((one_found.loss, *gradients))
+    for wide, rounded in zip(*found, strict=True):
+        off = (rounded - wide).norm() / wide.norm()
+        assert 0 < off < 2**-7  # bfloat16 rounds by up to 2**-9 of a number
 
 
 def rows_of(logits: Tensor, k: int, targets: Tensor) -> Rows:

@@ -113,7 +113,13 @@ def packed_with(segment: Example, seed: int, lengths: list[int]) -> Example:
 def losses(
     model: Any, traits: Traits, examples: list[Example], objective: Objective
 ) -> Tensor:
-    batch = Collator(keep_packed=traits.keeps_segments, vocabulary=SIZE)(examples)
+    collate = Collator(keep_packed=traits.keeps_segments, vocabulary=SIZE)
+    return loss_of(model, traits, collate(examples), objective)
+
+
+def loss_of(
+    model: Any, traits: Traits, batch: dict[str, Tensor], objective: Objective
+) -> Tensor:
     count = torch.tensor(float(batch["loss_mask"].sum()))
     covered = batch["loss_mask"] & (batch["top_ids"] >= 0).any(-1)
     del batch["tokens"]
@@ -147,6 +153,32 @@ def test_a_segments_loss_does_not_depend_on_its_neighbors(
     )
     for one in packed:
         assert torch.allclose(one, alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [llama, neox], ids=lambda m: m.__name__)
+def test_a_batch_of_rows_costs_the_same_packed_and_unpacked(
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = make().train()
+    traits = models.probe(model)
+    rows = [example(seed, [12, 11, 10]) for seed in (5, 6)] + [example(7, [12, 9])]
+    collate = Collator(keep_packed=True, vocabulary=SIZE)
+    loose = collate(rows)
+    monkeypatch.setattr(data, "_PADDED", 0.0)
+    packed = collate(rows)
+    assert (len(loose["input_ids"]), "position_ids" in loose) == (8, False)
+    assert (len(packed["input_ids"]), "position_ids" in packed) == (3, True)
+    assert loose["tokens"] == packed["tokens"]
+    found = []
+    for batch in (loose, packed):
+        model.zero_grad()
+        one = loss_of(model, traits, batch, Objective(clm_weight=0.5))
+        one.backward()
+        found.append((one.detach(), [p.grad for p in model.parameters()]))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-5)
+    for left, right in zip(found[0][1], found[1][1], strict=True):
+        assert (left - right).norm() <= 1e-4 * right.norm() + 1e-7
 
 
 def test_the_architectures_we_promise_are_trained_packed_and_in_chunks() -> None:

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -74,6 +75,29 @@ def test_epochs_follow_one_another_without_a_gap() -> None:
     assert len(stream) == 40
     for epoch in range(3):
         assert sorted(stream[epoch * 12 : (epoch + 1) * 12]) == list(range(12))
+
+
+@pytest.mark.parametrize("start", range(6))
+def test_a_run_that_goes_on_reads_what_an_undisturbed_one_would(start: int) -> None:
+    whole = batches(accumulation=2, process=1, processes=2)
+    found = batches(accumulation=2, process=1, processes=2, start=start)
+    assert found == whole[2 * start :]
+
+
+def test_going_on_costs_the_same_after_any_number_of_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def permute(*args: Any) -> Any:
+        epochs.append(args[-1])
+        return original(*args)
+
+    original, epochs = order.permute_rows, []
+    monkeypatch.setattr(order, "permute_rows", permute)
+    rows, far = np.array([4, 3, 5], np.int64), 10**15
+    sampler = StepBatches(rows, "data", 1, steps=2 * far, start=far, step_rows=8)
+    next(iter(sampler))
+    first = far * 8 // 12
+    assert epochs == list(range(first, (far * 8 + 7) // 12 + 1))
 
 
 def test_a_step_that_cannot_be_divided_is_refused() -> None:

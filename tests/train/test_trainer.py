@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from tests import tiny
 from tests.train import shards
 from train import checkpoints, loop, publish, trainer
 from train.config import TrainConfig
+from train.loop import FusionTrainer
+from train.order import StepBatches
 
 Run = Callable[..., trainer.TrainResult]
 
@@ -134,6 +136,25 @@ def test_a_run_killed_at_a_checkpoint_ends_with_the_same_bytes(
     assert weights(config.output) == undisturbed
     lines = Path(config.output, "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_resumed_run_reads_only_the_rows_still_to_do(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(StepBatches):
+        def __iter__(self) -> Iterator[list[int]]:
+            for batch in super().__iter__():
+                taken.append(batch)
+                yield batch
+
+    taken: list[list[int]] = []
+    with monkeypatch.context() as patched:
+        kill_at(4, "after")(patched)
+        with pytest.raises(Killed):
+            trainer.train(config, silent)
+    monkeypatch.setattr(loop, "StepBatches", Counted)
+    trainer.train(config, silent)
+    assert len(taken) == 2 * config.accumulation
 
 
 def test_a_run_killed_between_naming_and_tidying_up_is_finished(
@@ -270,6 +291,7 @@ def test_loss_logged_is_the_mix_of_its_parts(config: TrainConfig) -> None:
     lines = Path(run.output, "metrics.jsonl").read_text().splitlines()
     for number, line in enumerate(map(json.loads, lines)):
         share = 0.25 + 0.75 * number / 6
+        assert line["train/clm_weight"] == pytest.approx(share)
         mixed = share * line["train/clm_nats"] + (1 - share) * line["train/fusion_nats"]
         assert line["train/loss"] == pytest.approx(mixed, rel=1e-5)
 
@@ -317,13 +339,28 @@ def test_card_and_manifest_name_target_sources_settings_and_data(
         found.inputs["model"],
         found.inputs["data"],
         "| clm_weight | 0.9 |",
-        "['one', 'two']",
+        f"| one | org/one-7b | {'1' * 32} |",
+        f"| two | two-9b | {'2' * 32} |",
         f"{result.tokens:,} tokens",
     ):
         assert words in card
     assert str(target.parent) not in card
     assert found.counts["steps"] == 6
     assert {"README.md", "model.safetensors"} <= {f.name for f in found.files}
+
+
+def test_card_names_sources_by_alias_where_the_data_tells_no_models(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    folder = shards.write(tmp_path / "older", vocabulary=400)
+    path = folder / manifest.NAME
+    value = json.loads(path.read_text())
+    del value["origins"]["models"]
+    path.write_text(json.dumps(value))
+    run = dataclasses.replace(config, data=str(folder), max_steps=1)
+    trainer.train(run, silent)
+    card = Path(run.output, "README.md").read_text()
+    assert f"| one | one | {'1' * 32} |" in card
 
 
 def test_data_fused_for_another_tokenizer_is_refused(
@@ -342,6 +379,49 @@ def test_a_loss_that_is_no_number_ends_the_run(config: TrainConfig) -> None:
     run = dataclasses.replace(config, learning_rate=1e30, clip=None)
     with pytest.raises(ValueError, match="must be finite"):
         trainer.train(run, silent)
+
+
+def test_a_run_shorter_than_the_logging_interval_ends_with_its_last_line(
+    config: TrainConfig,
+) -> None:
+    run = dataclasses.replace(config, max_steps=3, logging_steps=10)
+    result = trainer.train(run, silent)
+    (line,) = map(
+        json.loads, Path(run.output, "metrics.jsonl").read_text().split("\n")[:-1]
+    )
+    assert line == result.metrics
+    assert (line["step"], result.steps) == (3, 3)
+
+
+def test_a_loss_that_is_no_number_in_the_last_steps_is_refused(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: FusionTrainer, *args: Any, **more: Any) -> Any:
+        loss = original(self, *args, **more)
+        return loss * float("nan") if self.state.global_step == 4 else loss
+
+    original = FusionTrainer.compute_loss
+    monkeypatch.setattr(FusionTrainer, "compute_loss", broken)
+    run = dataclasses.replace(config, logging_steps=4, save_steps=100)
+    with pytest.raises(ValueError, match="must be finite, it is nan at step 6"):
+        trainer.train(run, silent)
+    assert not Path(run.output).exists()
+
+
+def test_weights_that_the_last_update_broke_are_refused(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: FusionTrainer, model: Any, *args: Any, **more: Any) -> Any:
+        loss = original(self, model, *args, **more)
+        if self.state.global_step == 5:
+            next(model.parameters()).register_hook(lambda g: g * float("nan"))
+        return loss
+
+    original = FusionTrainer.compute_loss
+    monkeypatch.setattr(FusionTrainer, "compute_loss", broken)
+    with pytest.raises(ValueError, match="trained weights must be finite"):
+        trainer.train(config, silent)
+    assert not Path(config.output).exists()
 
 
 def test_progress_tells_step_loss_speed_and_time_left(config: TrainConfig) -> None:
@@ -390,6 +470,17 @@ def test_activations_computed_twice_change_nothing(config: TrainConfig) -> None:
         for run in runs
     ]
     assert losses[1]["train/loss"] == pytest.approx(losses[0]["train/loss"], rel=1e-6)
+
+
+def test_a_run_in_bfloat16_ends_near_the_one_in_float32(config: TrainConfig) -> None:
+    plain = dataclasses.replace(config, model=str(_plain(config)), max_steps=2)
+    runs = [other(plain, name, dtype=name) for name in ("float32", "bfloat16")]
+    wide, narrow = (trainer.train(run, silent).metrics for run in runs)
+    assert narrow["train/loss"] == pytest.approx(wide["train/loss"], rel=1e-2)
+    assert narrow["train/loss"] != wide["train/loss"]
+    assert manifest.read(runs[1].output, publish.STAGE).settings["dtype"] == "bfloat16"
+    trained = safetensors.torch.load_file(f"{runs[1].output}/model.safetensors")
+    assert {value.dtype for value in trained.values()} == {torch.float32}
 
 
 def test_arguments_keep_the_words_of_the_settings(config: TrainConfig) -> None:
