@@ -124,7 +124,7 @@ def test_an_arm_of_the_same_settings_as_another_is_not_trained_twice(
 
 
 def test_a_run_is_proved_whole(undisturbed: Path) -> None:
-    assert len(verify.verify([str(undisturbed)])) == 6
+    assert len(verify.verify([str(undisturbed)])) == 11
 
 
 def test_a_repeated_run_changes_nothing(recipe: str, undisturbed: Path) -> None:
