@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from pipelines import corpus, evaluations
+from pipelines import corpus, evaluations, scored
 from schemas import files, fused, manifest, parquet, plan, scores, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import Manifest
@@ -189,19 +189,19 @@ def check_scores(folder: str, made: Manifest) -> str:
     """Checks that the scores are of the plan's windows, in order, and tile them."""
     source = made.origins["windows"]
     _check_input(folder, made, "windows", source, windows.STAGE)
-    scored = failed = 0
-    for window, score in pairs(folder, source):
+    done = failed = 0
+    for window, score in scored.pairs(folder, source):
         place = f"{folder}: window {window.window_id}"
         if score.window_id != window.window_id:
             raise SchemaError(f"{place} must stand where {score.window_id} does")
         if score.error is not None:
             failed += 1
             continue
-        scored += 1
+        done += 1
         _check_tiles(place, score, len(window.text.encode()))
-    _equal(folder, "windows", made.counts["windows"], scored + failed)
+    _equal(folder, "windows", made.counts["windows"], done + failed)
     _equal(folder, "failed", made.counts["failed"], failed)
-    return f"{scored:,} windows scored + {failed:,} failed = all of {source}"
+    return f"{done:,} windows scored + {failed:,} failed = all of {source}"
 
 
 def _check_tiles(place: str, score: scores.Score, n_bytes: int) -> None:
@@ -225,15 +225,6 @@ def _check_tiles(place: str, score: scores.Score, n_bytes: int) -> None:
         )
 
 
-def pairs(folder: str, source: str) -> Iterator[tuple[windows.Window, scores.Score]]:
-    """Yields each window of a windows folder with its score."""
-    for piece in plan.read(source):
-        found = scores.read(files.join(folder, piece.output))
-        groups = zip(windows.read_slice(source, piece), found, strict=True)
-        for group, scored in groups:
-            yield from zip(group, scored, strict=True)
-
-
 def _check_input(
     folder: str, made: Manifest, key: str, source: str, stage: str
 ) -> None:
@@ -247,8 +238,8 @@ def check_fused(folder: str, made: Manifest) -> str:
     source, target = made.origins["windows"], made.origins["target"]
     _check_input(folder, made, "windows", source, windows.STAGE)
     sources = [entry.partition("=")[::2] for entry in made.origins["sources"]]
-    for name, scored in [("target", target), *sources]:
-        _check_input(folder, made, f"scores:{name}", scored, scores.STAGE)
+    for name, made_of in [("target", target), *sources]:
+        _check_input(folder, made, f"scores:{name}", made_of, scores.STAGE)
     kept = failed = 0
     for piece in plan.read(source):
         wanted: dict[str, np.ndarray] = {}
