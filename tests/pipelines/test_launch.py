@@ -1,4 +1,6 @@
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
@@ -140,6 +142,54 @@ def test_an_unknown_command_lists_the_known_ones(
 ) -> None:
     assert cli.main(["scor"]) == 2
     assert "score" in capsys.readouterr().err
+
+
+def test_a_folder_where_a_file_should_be_is_one_line_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert str(tmp_path) in shown
+    assert len(shown.splitlines()) == 1
+
+
+def fail_with(error: Exception) -> Callable[[str], None]:
+    def fail(_: str) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (ModuleNotFoundError("No module named 'gguf'", name="gguf"), "[gguf]"),
+        (ImportError("requires `accelerate>=1.1.0`"), "[train]"),
+        (ImportError("Please install gcsfs to access Google Storage"), "[gcp]"),
+        (ImportError("Install s3fs to access S3"), "[aws]"),
+    ],
+)
+def test_a_missing_package_is_one_line_with_the_cure(
+    error: Exception,
+    cure: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli.importlib, "import_module", fail_with(error))
+    assert cli.main(["train"]) == 1
+    shown = capsys.readouterr().err
+    assert f"pip install 'fusebeam{cure}'" in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_slip_in_our_own_imports_keeps_its_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slip = ImportError("cannot import name 'x' from 'schemas'")
+    monkeypatch.setattr(cli.importlib, "import_module", fail_with(slip))
+    with pytest.raises(ImportError, match="cannot import name"):
+        cli.main(["train"])
 
 
 def test_an_error_in_the_input_is_one_line_and_no_trace(
