@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,13 @@ def test_overwrite_is_handed_to_all_stages(tmp_path: Path) -> None:
             plan.evaluate("fused", "m", "dev"),
         ]
         assert [stage.overwrite for stage in stages] == [overwrite] * 5
+
+
+def test_the_recipe_of_the_documentation_is_one_and_holds_every_table(
+    tmp_path: Path,
+) -> None:
+    text = (Path(__file__).parents[2] / "docs/running.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    plan = read(tmp_path, block)
+    assert plan.needed_splits == ("fusion", "dev", "heldout")
+    assert all(plan.tables[name] for name in recipe.TABLES_AND_KEYS)
