@@ -11,6 +11,8 @@ VERSION = re.search(
 )
 assert VERSION is not None, "schemas/version.py must define VERSION"
 
+PACKAGES = ("schemas", "transforms", "pipelines", "train")
+
 CORE = [
     "apache-beam>=2.77,<2.78",  # one minor at a time: runners and SDK must match
     "pyarrow>=18,<26",  # Beam's own upper bound
@@ -21,9 +23,9 @@ CORE = [
     "numba>=0.61,<1",
     "tokenizers>=0.22,<1",
     "transformers>=5,<6",
+    "huggingface_hub>=1.3,<3",  # transformers' own bounds
     "torch>=2.9,<3",
     "safetensors>=0.5,<1",
-    "jinja2>=3.1,<4",
 ]
 TRAIN = ["accelerate>=1.6,<2"]
 DEMO = [
@@ -41,14 +43,12 @@ EXTRAS = {
     "dev": [
         *DEMO,
         "beartype>=0.20,<1",
-        "build>=1.2,<2",
         "duckdb>=1.2,<3",
         "hypothesis>=6.120,<7",
         "mypy>=1.15,<3",
         "polars>=1.20,<3",
         "pre-commit>=4,<5",
         "pytest>=8.3,<10",
-        "pytest-benchmark>=5,<6",
         "pytest-timeout>=2.3,<3",
         "rapidfuzz>=3.10,<4",
         "ruff>=0.15,<0.18",
@@ -64,9 +64,19 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(
-        include=["schemas*", "transforms*", "pipelines*", "train*"]
-    ),
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    packages=setuptools.find_packages(include=[f"{name}*" for name in PACKAGES]),
+    package_data={name: ["py.typed"] for name in PACKAGES},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["fusebeam = pipelines.cli:main"]},

@@ -1,11 +1,12 @@
 """fusebeam: one command, a word for each stage.
 
-Each stage is also a module of its own, so that `python -m pipelines.score` and
-`fusebeam score` are the same.
+Each stage is also a module with a `main` of its own, which `python -m pipelines.score`
+runs; `fusebeam score` does the same, and tells errors that a user can mend in one line.
 """
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,15 @@ COMMANDS = {
     "verify": ("pipelines.verify", "prove from the files that nothing was lost"),
     "inspect": ("pipelines.inspect", "show windows, scores or fused rows as text"),
 }
+
+EXTRAS = {
+    "accelerate": "train",
+    "gguf": "gguf",
+    "sentencepiece": "gguf",
+    "gcsfs": "gcp",
+    "s3fs": "aws",
+}
+"""Which of our extras installs a package that not every command needs."""
 
 
 def usage() -> str:
@@ -49,12 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: no command {words[0]!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    module = importlib.import_module(COMMANDS[words[0]][0])
     try:
-        status = module.main(words[1:])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        status = importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
     except BrokenPipeError:
         # Whoever read our output has seen enough; the flush at exit must not fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,7 +68,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+    except (ValueError, OSError, ImportError) as error:
+        if (line := told(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
     return int(status or 0)
+
+
+def told(error: Exception) -> str | None:
+    """Tells an error in one line, with its cure; None for what is a slip of ours."""
+    if not isinstance(error, ImportError):
+        return str(error)
+    link: BaseException | None = error
+    while link is not None:
+        name = (getattr(link, "name", None) or "").split(".")[0]
+        for package, extra in EXTRAS.items():
+            # Libraries name the package in the text where they look for it themselves.
+            if package == name or re.search(rf"\b{package}\b", str(link), re.I):
+                return (
+                    f"this needs the package {package}, which is not installed; run"
+                    f" pip install 'fusebeam[{extra}]'"
+                )
+        link = link.__cause__ or link.__context__
+    return None
 
 
 if __name__ == "__main__":

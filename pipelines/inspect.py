@@ -1,18 +1,26 @@
-"""fusebeam inspect: show windows, scores or fused rows as text.
+r"""fusebeam inspect: show windows, scores or fused rows as text.
 
-For scores, one line a position: the bytes and the text of the token that came next, its
-cost in bits, and the likeliest tokens with their probabilities. For fused rows the same
-of the fused distribution, with the source that weighs most in each window.
+For windows, the text, and its tokens where a tokenizer is named. For scores, one line a
+position: the bytes and the text of the token that came next, its cost in bits, and the
+likeliest tokens with their probabilities. For fused rows the same of the fused
+distribution, with the source that weighs most in each window. For a folder that holds
+such folders, the commands that show them.
+
+Tokens stand in quotes, with \n and the like escaped, and \xNN for a byte that is no
+UTF-8 by itself. Control characters of a text are escaped, new lines and tabs apart.
 """
 
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from pipelines import scored
 from schemas import files, fused, manifest, parquet, plan, scores, windows
+from schemas.arrays import ByteEnds
 from schemas.errors import SchemaError
 from schemas.fused import FusedRow
 from schemas.scores import Score
@@ -46,12 +54,21 @@ class Page:
         n_bytes = len(window.text.encode())
         start = window.byte_start
         yield self.paint(
-            f"window {window.window_id}  document {window.doc_id}  bytes"
+            f"window {window.window_id}  document {one_line(window.doc_id)}  bytes"
             f" {start}-{start + n_bytes}{' (its last)' * window.ends_document}"
-            f"  domain {window.domain or windows.DEFAULT_DOMAIN}",
+            f"  domain {one_line(window.domain or windows.DEFAULT_DOMAIN)}",
             _BOLD,
         )
-        yield window.text
+        yield plain(window.text)
+
+    def tokens(self, window: Window, own: Tokenizer) -> Iterator[str]:
+        """Shows the tokens of a window, a line for each, with their byte spans."""
+        made = own.encode_window(
+            window.text, window.ends_document, window.control_spans
+        )
+        for m, (start, stop) in enumerate(itertools.pairwise(made.byte_ends), 1):
+            token_id = int(made.token_ids[m])
+            yield f"{f'{start}-{stop}':>11}  {shown(own, token_id):<18} {token_id:>6}"
 
     def score(
         self, window: Window, score: Score, own: Tokenizer, top: int
@@ -59,7 +76,7 @@ class Page:
         """Shows what a model says of a window, a line for each position."""
         yield next(self.window(window))
         if score.error is not None:
-            yield self.paint(f"failed: {score.error}", _RED)
+            yield self.paint(f"failed: {one_line(score.error)}", _RED)
             return
         yield f"{score.bits_per_byte:.3f} bits per byte over {score.n_bytes} bytes"
         for t, logprob in enumerate(score.gold_logprob):
@@ -81,18 +98,31 @@ class Page:
         rows: codec.Distributions,
         own: Tokenizer,
         sources: Sequence[str],
+        ends: Mapping[str, ByteEnds],
+        *,
         top: int,
     ) -> Iterator[str]:
-        """Shows a packed row: its windows, and what was fused at each position."""
+        """Shows a packed row: its windows, and what was fused at each position.
+
+        Args:
+          row: the row.
+          rows: its distributions.
+          own: the target's tokenizer.
+          sources: names of the columns of the row's weights.
+          ends: by window, where its tokens end.
+          top: entries shown of a position.
+        """
         starts = itertools.accumulate([0, *row.segment_lengths.tolist()])
         for segment, (start, stop) in enumerate(itertools.pairwise(starts)):
             weights = row.weights[segment]
             best = sources[int(weights.argmax())] if weights.any() else "no source"
             yield self.paint(
                 f"window {row.window_ids[segment]}  tokens {start}-{stop}  domain"
-                f" {row.domains[segment] or windows.DEFAULT_DOMAIN}  from {best}",
+                f" {one_line(row.domains[segment] or windows.DEFAULT_DOMAIN)}  from"
+                f" {best}",
                 _BOLD,
             )
+            own_ends = ends[row.window_ids[segment]]
             for p in range(start, stop - 1):
                 count = rows.counts[p]
                 kept = [
@@ -108,7 +138,8 @@ class Page:
                 bits = float(-np.log2(probs[0])) if probs.size else float("nan")
                 if count:
                     kept.append(f"tail {rows.tail[p]:.3f}")
-                yield self._line(str(p), shown(own, gold), bits, kept)
+                span = f"{own_ends[p - start]}-{own_ends[p - start + 1]}"
+                yield self._line(span, shown(own, gold), bits, kept)
 
     def _line(self, place: str, text: str, bits: float, kept: Sequence[str]) -> str:
         cost = "     -" if np.isnan(bits) else f"{bits:6.2f}"
@@ -118,11 +149,50 @@ class Page:
 
 def shown(own: Tokenizer, token_id: int) -> str:
     """Writes a token visibly: its text quoted, or the id of a control token."""
-    piece = own.token_bytes[token_id] if token_id < own.size else None
+    piece = own.token_bytes[token_id] if 0 <= token_id < own.size else None
     if piece is None:
         names = {own.bos_id: "<BOS>", own.eos_id: "<EOS>"}
         return names.get(token_id, f"<{token_id}>")
-    return repr(piece.decode(errors="backslashreplace"))
+    return quoted(piece)
+
+
+def quoted(piece: bytes) -> str:
+    r"""Writes bytes as text in quotes; what is no UTF-8 as \xNN, unlike any text.
+
+    Example:
+      >>> print(quoted("é".encode()), quoted(b"\xc3"), quoted(b"\\xc3\n"))
+      'é' '\xc3' '\\xc3\n'
+    """
+    text = piece.decode(errors="surrogateescape")
+    return f"'{''.join(map(_visible, text))}'"
+
+
+def _visible(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # so surrogateescape marks a byte that is no text
+        return f"\\x{code - 0xDC00:02x}"
+    known = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    if char in known:
+        return known[char]
+    return char if char.isprintable() else _escaped(char)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def plain(text: str) -> str:
+    """Escapes control characters, so that no text of a corpus steers a terminal."""
+    return "".join(
+        _escaped(c) if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
+        for c in text
+    )
+
+
+def one_line(text: str) -> str:
+    """Escapes control characters, new lines and tabs too."""
+    return "".join(_escaped(c) if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def lines(
@@ -131,49 +201,97 @@ def lines(
     """Yields the lines that show `count` windows or rows of a folder, from `skip`.
 
     Raises:
-      SchemaError: if it is not a finished windows, scores or fused folder.
+      FileNotFoundError: if there is no finished folder at or below it.
+      SchemaError: if it is finished, but holds no windows, scores or fused rows.
     """
+    if not manifest.present(folder):
+        yield from below(folder)
+        return
     stage = files.read_json(files.join(folder, manifest.NAME)).get("stage")
-    if stage == windows.STAGE:
-        made = windows.read_all(folder, plan.read(folder))
-        for window in itertools.islice(made, skip, skip + count):
-            yield from page.window(window)
-    elif stage == scores.STAGE:
-        found = manifest.read(folder, stage)
-        own = tokenizer.load(tokens or found.origins["tokenizer"])
-        pairs = _scored(folder, found.origins["windows"])
-        for window, score in itertools.islice(pairs, skip, skip + count):
-            yield from page.score(window, score, own, top)
-    elif stage == fused.STAGE:
-        found = manifest.read(folder, stage)
-        target = manifest.read(found.origins["target"], scores.STAGE)
-        own = tokenizer.load(tokens or target.origins["tokenizer"])
-        for row, rows, sources in itertools.islice(
-            _decoded(folder, found), skip, skip + count
-        ):
-            yield from page.row(row, rows, own, sources, top)
-    else:
+    if stage not in VIEWS:
         raise SchemaError(f"{folder} must hold windows, scores or fused rows")
+    views = VIEWS[stage](folder, page, top, tokens)
+    chosen = itertools.islice(views, skip, skip + count)
+    first = next(chosen, None)
+    if first is None:
+        total = sum(entry.rows for entry in manifest.read(folder, stage).files)
+        yield f"{folder} ends before: it holds {total:,}, of which {skip:,} are skipped"
+        return
+    yield from first
+    for view in chosen:
+        yield from view
 
 
-def _scored(folder: str, source: str) -> Iterator[tuple[Window, Score]]:
-    for piece in plan.read(source):
-        found = scores.read(files.join(folder, piece.output))
-        for group, scored in zip(windows.read_slice(source, piece), found, strict=True):
-            yield from zip(group, scored, strict=True)
+def below(folder: str) -> Iterator[str]:
+    """Yields the commands that show the finished folders below a folder."""
+    found = []
+    for path in files.find(folder, manifest.NAME):
+        stage = files.read_json(path).get("stage")
+        if stage in VIEWS:
+            found.append(f"fusebeam inspect {files.parent(path)}  # {stage}")
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} must be a finished windows, scores or fused folder, or hold one;"
+            " it does not"
+        )
+    yield f"{folder} is no stage's own folder; below it are"
+    yield from found
 
 
-def _decoded(
-    folder: str, found: manifest.Manifest
-) -> Iterator[tuple[FusedRow, codec.Distributions, list[str]]]:
+_Views = Iterator[Iterator[str]]
+
+
+def _windows(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
+    """Yields the lines of each window; of its tokens, where a tokenizer is named."""
+    own = tokenizer.load(tokens) if tokens else None
+    for window in windows.read_all(folder, plan.read(folder)):
+        more = page.tokens(window, own) if own else ()
+        yield itertools.chain(page.window(window), more)
+
+
+def _scores(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
+    found = manifest.read(folder, scores.STAGE)
+    own = tokenizer.load(tokens or found.origins["tokenizer"])
+    for window, score in scored.pairs(folder, found.origins["windows"]):
+        yield page.score(window, score, own, top)
+
+
+def _rows(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
+    found = manifest.read(folder, fused.STAGE)
+    target = found.origins["target"]
+    made = manifest.read(target, scores.STAGE)
+    own = tokenizer.load(tokens or made.origins["tokenizer"])
     for entry in found.files:
         path = files.join(folder, entry.name)
         footer = parquet.footer(path)
         table = ranks.load_ranks(footer["ranks"])
+        ends = {
+            score.window_id: score.byte_ends
+            for group in scores.read(files.join(target, entry.name))
+            for score in group
+        }
         for group in fused.read(path):
             for row in group:
                 rows = codec.decode_rows(row.distribution, row.input_ids, table)
-                yield row, rows, footer["sources"]
+                yield page.row(row, rows, own, footer["sources"], ends, top=top)
+
+
+VIEWS: dict[str, Callable[[str, Page, int, str | None], _Views]] = {
+    windows.STAGE: _windows,
+    scores.STAGE: _scores,
+    fused.STAGE: _rows,
+}
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"must be a number of at least {least}, got {text!r}"
+            )
+        return int(text)
+
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,13 +300,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="fusebeam inspect",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("folder", help="a windows, scores or fused folder")
-    parser.add_argument("--skip", type=int, default=0, help="windows or rows to skip")
-    parser.add_argument("--count", type=int, default=1, help="how many to show")
-    parser.add_argument("--top", type=int, default=5, help="entries shown a position")
-    parser.add_argument("--tokenizer", help="where it lies now, if it has moved")
-    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto")
+    add = parser.add_argument
+    add("folder", help="a windows, scores or fused folder, or one that holds such")
+    add("--skip", type=_at_least(0), default=0, help="windows or rows to skip")
+    add("--count", type=_at_least(1), default=1, help="how many to show")
+    add("--top", type=_at_least(1), default=5, help="entries shown a position")
+    add(
+        "--tokenizer",
+        metavar="MODEL",
+        help="of windows: show their tokens too; else where it lies now, if it moved",
+    )
+    add("--color", choices=("auto", "always", "never"), default="auto")
     given = parser.parse_args(sys.argv[1:] if argv is None else argv)
     color = given.color == "always" or (given.color == "auto" and sys.stdout.isatty())
     for line in lines(

@@ -1,6 +1,7 @@
 """What every job's command has in common: flags, the runner, progress and the end."""
 
 import argparse
+import dataclasses
 import logging
 import re
 import sys
@@ -20,6 +21,11 @@ Config = TypeVar("Config")
 DEFAULT_RUNNER = "FnApiRunner"
 """Runs in this process. Plain DirectRunner may download and start another program."""
 
+RUNNER_FLAGS = (
+    "Beam's own flags may stand among these (--runner=FlinkRunner,"
+    " --direct_num_workers=4, ...); words behind a bare -- go to the runner unseen."
+)
+
 
 def parse(
     cls: type[Config], argv: Sequence[str], *, prog: str, description: str
@@ -32,30 +38,65 @@ def parse(
     Returns:
       The settings, and the words for Beam.
     """
-    words = list(argv)
-    unseen: list[str] = []
-    if "--" in words:
-        place = words.index("--")
-        words, unseen = words[:place], words[place + 1 :]
+    words, unseen = behind_hyphens(argv)
+    ours = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     config, rest = settings.parse_known_flags(
-        cls, words, prog=prog, description=description
+        cls,
+        words,
+        prog=prog,
+        description=description,
+        check=lambda rest: refuse_unknown(rest, ours),
+        epilog=RUNNER_FLAGS,
     )
-    return config, check_runner_flags(rest, settings.as_dict(config)) + unseen
+    return config, rest + unseen
 
 
-def check_runner_flags(words: Sequence[str], ours: Sequence[str] | Any) -> list[str]:
-    """Refuses words that Python Beam does not know; returns the rest as they are."""
+def behind_hyphens(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Parts a command line at a bare `--`."""
+    words = list(argv)
+    if "--" not in words:
+        return words, []
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
+
+
+def refuse_unknown(words: Sequence[str], ours: Sequence[str]) -> None:
+    """Ends the program if there are words that Python Beam does not know.
+
+    Args:
+      words: a command line without our own flags.
+      ours: those, from which one may be suggested.
+    """
+    parser = _beam_parser()
+    known = {s.removeprefix("--") for s in parser._option_string_actions}
+    for word in parser.parse_known_args(list(words))[1]:
+        settings.refuse_flag(word, [*ours, *known])
+
+
+def part_runner_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Parts a command line into what is ours and what is Beam's, both in order.
+
+    Beam's parser goes first: it alone knows which of its flags take the next word.
+    """
+    _, ours = _beam_parser().parse_known_args(list(words))
+    waiting, beams = list(ours), []
+    for word in words:
+        if waiting and word == waiting[0]:
+            waiting.pop(0)
+        else:
+            beams.append(word)
+    return ours, beams
+
+
+def _beam_parser() -> argparse.ArgumentParser:
+    """Returns a parser of all flags that Python Beam knows."""
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, conflict_handler="resolve"
     )
     for options in _subclasses(pipeline_options.PipelineOptions):
         if "_add_argparse_args" in vars(options):
             options._add_argparse_args(parser)
-    known = {s.removeprefix("--") for s in parser._option_string_actions}
-    _, unknown = parser.parse_known_args(list(words))
-    for word in unknown:
-        settings.refuse_flag(word, [*ours, *known])
-    return list(words)
+    return parser
 
 
 def _subclasses(cls: Any) -> list[Any]:
@@ -79,7 +120,8 @@ def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> N
     flags = list(runner_flags)
     if not any(f.partition("=")[0] == "--runner" for f in flags):
         flags.append(f"--runner={DEFAULT_RUNNER}")
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    # A refused step comes to the user as one line; its trace is in the error's causes.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     pipeline = beam.Pipeline(options=pipeline_options.PipelineOptions(flags))
     build(pipeline)
     try:

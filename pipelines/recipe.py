@@ -5,6 +5,7 @@ affair: they lie below `output`.
 """
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -23,6 +24,11 @@ TABLES_AND_KEYS = (*TABLES, "evaluate", "splits", "output")
 SPLITS = {"fusion": "fusion", "dev": "dev", "heldout": "heldout"}
 SWEPT = "learning_rate"
 """The setting of an arm that may be a list, of which the dev split chooses."""
+
+_OWN_KEYS = ("windows", "output", "data", "slices", "name")
+"""Settings that a recipe's tables may not hold: the recipe sets them, or has none."""
+
+_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,7 @@ class Recipe:
       splits: which split is fused, which chooses settings, and which is reported.
       arms: the ways to continue the target, in order.
       tables: the table of each stage, by name.
+      overwrite: whether every stage writes anew what other settings have written.
     """
 
     output: str
@@ -59,10 +66,22 @@ class Recipe:
     splits: Mapping[str, str]
     arms: tuple[Arm, ...]
     tables: Mapping[str, Mapping[str, Any]]
+    overwrite: bool = False
 
     def folder(self, *names: str) -> str:
         """Returns a folder below the output."""
         return files.join(self.output, *names)
+
+    def _settings(self, cls: type[Config], given: Any, where: str) -> Config:
+        """Builds the settings of a stage."""
+        more = {"overwrite": True} if self.overwrite else {}
+        return settings.from_mapping(cls, {**given, **more}, where)
+
+    @property
+    def needed_splits(self) -> tuple[str, ...]:
+        """The splits that must hold windows; dev only where it chooses something."""
+        idle = set() if any(arm.rates for arm in self.arms) else {"dev"}
+        return tuple(self.splits[role] for role in SPLITS if role not in idle)
 
     @property
     def fusion_windows(self) -> str:
@@ -74,7 +93,7 @@ class Recipe:
         """Settings of prepare."""
         table = {**self.tables["corpus"], **self.tables["prepare"]}
         models = (self.target, *self.sources.values())
-        return settings.from_mapping(
+        return self._settings(
             PrepareConfig,
             {"output": self.folder("windows"), "models": models, **table},
             "[corpus] and [prepare]",
@@ -89,7 +108,8 @@ class Recipe:
             **self.tables["score"],
             **own,
         }
-        return settings.from_mapping(ScoreConfig, given, f"[score] and [{name}]")
+        table = name if name == "target" else f"sources.{name}"
+        return self._settings(ScoreConfig, given, f"[score] and [{table}]")
 
     def _model_table(self, name: str) -> Mapping[str, Any]:
         if name == "target":
@@ -106,7 +126,7 @@ class Recipe:
             "output": self.folder("fused"),
             **self.tables["fuse"],
         }
-        return settings.from_mapping(FuseConfig, given, "[fuse]")
+        return self._settings(FuseConfig, given, "[fuse]")
 
     def train(self, arm: Arm, rate: float | None = None) -> TrainConfig:
         """Settings of the training of an arm, at one of its rates where it has any."""
@@ -121,9 +141,7 @@ class Recipe:
             "output": self.folder(*where),
             **given,
         }
-        return settings.from_mapping(
-            TrainConfig, given, f"[train] and [arms.{arm.name}]"
-        )
+        return self._settings(TrainConfig, given, f"[train] and [arms.{arm.name}]")
 
     def evaluate(self, name: str, model: str, split: str) -> EvaluateConfig:
         """Settings of the evaluation of one model on one split."""
@@ -134,15 +152,16 @@ class Recipe:
             "output": self.folder("evaluation", self.splits[split]),
             **self.tables["evaluate"],
         }
-        return settings.from_mapping(EvaluateConfig, given, "[evaluate]")
+        return self._settings(EvaluateConfig, given, "[evaluate]")
 
 
-def read(path: str, output: str | None = None) -> Recipe:
+def read(path: str, output: str | None = None, overwrite: bool = False) -> Recipe:
     """Reads a recipe and checks all of its tables.
 
     Args:
       path: the TOML file.
       output: takes the place of the recipe's own output.
+      overwrite: whether every stage writes anew what other settings have written.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -153,62 +172,118 @@ def read(path: str, output: str | None = None) -> Recipe:
         given = tomllib.loads(files.read_bytes(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be TOML: {error}") from error
-    for key in given:
-        if key not in TABLES_AND_KEYS:
-            near = settings.suggestion(key, TABLES_AND_KEYS)
-            raise ValueError(f"{path} must hold known tables only, got {key!r}{near}")
-    for table in ("corpus", "target", "sources"):
-        if not isinstance(given.get(table), dict) or not given[table]:
-            raise ValueError(f"{path} must hold a table [{table}]")
-    recipe = Recipe(
-        output=output or _text(path, given, "output"),
-        target=_text(path, given["target"], "model"),
-        sources={
-            name: _text(path, table, "model")
-            for name, table in given["sources"].items()
-        },
-        splits=_splits(path, given.get("splits", {})),
-        arms=tuple(_arms(path, given.get("arms", {"fused": {}}))),
-        tables={name: given.get(name, {}) for name in TABLES_AND_KEYS},
-    )
-    _check(recipe)
+    try:
+        _check_tables(given)
+        recipe = Recipe(
+            output=output or _text(given, "the recipe", "output"),
+            target=_text(given["target"], "[target]", "model"),
+            sources={
+                name: _text(table, f"[sources.{name}]", "model")
+                for name, table in given["sources"].items()
+            },
+            splits=_splits(given.get("splits", {})),
+            arms=tuple(_arms(given.get("arms", {"fused": {}}))),
+            tables={name: given.get(name, {}) for name in TABLES_AND_KEYS},
+            overwrite=overwrite,
+        )
+        _check(recipe)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return recipe
 
 
-def _text(path: str, table: Any, key: str) -> str:
-    if not isinstance(table, dict) or not isinstance(table.get(key), str):
-        raise ValueError(f"{path} must hold a string {key!r}, got {table!r}")
+def _check_tables(given: Mapping[str, Any]) -> None:
+    """Refuses unknown tables, what is no table, and names that cannot be folders."""
+    for key, value in given.items():
+        if key not in TABLES_AND_KEYS:
+            near = settings.suggestion(key, TABLES_AND_KEYS)
+            raise ValueError(f"a recipe must hold known tables only, got {key!r}{near}")
+        if key != "output" and not isinstance(value, dict):
+            raise ValueError(f"[{key}] must be a table, got {value!r}")
+    for key in ("corpus", "target", "sources"):
+        if not given.get(key):
+            raise ValueError(f"a recipe must hold a table [{key}]")
+    for key in ("sources", "arms"):
+        for name, table in given.get(key, {}).items():
+            if not isinstance(table, dict):
+                raise ValueError(f"[{key}.{name}] must be a table, got {table!r}")
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"[{key}.{name}]: a name must be of letters, digits, and _.-, as it"
+                    " names folders"
+                )
+    if "target" in given["sources"]:
+        raise ValueError("[sources.target]: no source may be called 'target'")
+    for where, table in _stage_tables(given):
+        for key in _OWN_KEYS:
+            if key in table:
+                raise ValueError(f"{where} must not hold {key!r}: a recipe sets it")
+
+
+def _stage_tables(given: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns the tables of settings, as they are written and as they are."""
+    single = ("prepare", "target", "score", "fuse", "train", "evaluate")
+    found = [(f"[{key}]", given.get(key, {})) for key in single]
+    for key in ("sources", "arms"):
+        found += [(f"[{key}.{n}]", table) for n, table in given.get(key, {}).items()]
+    return found
+
+
+def _text(table: Mapping[str, Any], where: str, key: str) -> str:
+    if not isinstance(table.get(key), str) or not table[key]:
+        raise ValueError(
+            f"{where} must hold a string {key!r}, got {table.get(key, 'none')!r}"
+        )
     return str(table[key])
 
 
-def _splits(path: str, table: Mapping[str, Any]) -> dict[str, str]:
+def _splits(table: Mapping[str, Any]) -> dict[str, str]:
     for key in table:
         if key not in SPLITS:
-            raise ValueError(f"{path}: [splits] may hold {', '.join(SPLITS)}: {key!r}")
-    return {**SPLITS, **table}
+            raise ValueError(f"[splits] may hold {', '.join(SPLITS)}, got {key!r}")
+    return {**SPLITS, **{key: _text(table, "[splits]", key) for key in table}}
 
 
-def _arms(path: str, tables: Mapping[str, Any]) -> list[Arm]:
+def _arms(tables: Mapping[str, Any]) -> list[Arm]:
     arms = []
     for name, table in tables.items():
-        if not isinstance(table, dict):
-            raise ValueError(f"{path} must hold a table [arms.{name}], got {table!r}")
-        if name == "untouched" or name.startswith("source:"):
-            raise ValueError(f"{path}: no arm may be called {name!r}")
+        if name == "untouched" or name.startswith("source."):
+            raise ValueError(f"[arms.{name}]: no arm may be called {name!r}")
         own = dict(table)
         rates: tuple[float, ...] = ()
         if isinstance(own.get(SWEPT), list):
-            rates = tuple(float(rate) for rate in own.pop(SWEPT))
+            rates = _rates(name, own.pop(SWEPT))
         arms.append(Arm(name=name, settings=own, rates=rates))
+    if not arms:
+        raise ValueError("[arms] must hold an arm, or be left out")
     return arms
+
+
+def _rates(name: str, listed: list[Any]) -> tuple[float, ...]:
+    numbers = [rate for rate in listed if type(rate) in (int, float)]
+    if not listed or len({f"{rate:g}" for rate in numbers}) != len(listed):
+        raise ValueError(
+            f"[arms.{name}]: {SWEPT} must be a number or a list of numbers, each once,"
+            f" got {listed!r}"
+        )
+    return tuple(map(float, numbers))
 
 
 def _check(recipe: Recipe) -> None:
     """Builds the settings of every stage, so that a slip is found before any work."""
-    _ = recipe.prepare, recipe.fuse
+    prepared = recipe.prepare
+    _ = recipe.fuse
     for name in ("target", *recipe.sources):
         recipe.score(name)
     for arm in recipe.arms:
         for rate in arm.rates or (None,):
             recipe.train(arm, rate)
-    recipe.evaluate("untouched", recipe.target, "heldout")
+    named = prepared.shares()
+    for split in recipe.needed_splits:
+        if split not in named:
+            raise ValueError(
+                f"[prepare]: splits must name {split!r}, which [splits] has or means,"
+                f" it names {', '.join(named)}"
+            )
+    for name in ("untouched", *(arm.name for arm in recipe.arms), *recipe.sources):
+        recipe.evaluate(name, recipe.target, "heldout")

@@ -17,6 +17,7 @@ from typing import Any
 from pipelines import fuse, launch, prepare, recipe, score
 from pipelines.recipe import Arm, Recipe
 from schemas import files, manifest, settings
+from schemas.errors import FusionError
 from schemas.manifest import Manifest
 from train import evaluate, trainer
 from train.config import TrainConfig
@@ -35,6 +36,11 @@ def run(plan: Recipe, runner_flags: Sequence[str] = ()) -> dict[str, Any]:
     with _Stage("prepare") as stage:
         for split, made in prepare.prepare_corpus(plan.prepare, runner_flags).items():
             stage.say(f"{split}: {_counts(made, 'documents', 'windows', 'text_bytes')}")
+            if split in plan.needed_splits and not made.counts["windows"]:
+                raise FusionError(
+                    f"split {split!r} must hold windows, it holds none; give it a"
+                    " larger share, or more documents"
+                )
     for name in ("target", *plan.sources):
         with _Stage(f"score {name}") as stage:
             stage.say(_scored(score.score_windows(plan.score(name), runner_flags)))
@@ -77,6 +83,24 @@ class _Stage:
         print(f"   {text}", flush=True)
 
 
+class _Slices:
+    """Shows on standard error which slice of how many an evaluation has done."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._terminal = name, sys.stderr.isatty()
+
+    def __call__(self, line: str) -> None:
+        text = f"{self._name}: {line}"
+        if not self._terminal:
+            print(text, file=sys.stderr, flush=True)
+            return
+        done, _, total = line.rpartition(" ")[2].partition("/")
+        # One line that is written over, as the other stages have, until the last slice.
+        print(
+            f"\r\x1b[K{text}", end="\n" * (done == total), file=sys.stderr, flush=True
+        )
+
+
 def _counts(made: Manifest, *names: str) -> str:
     return ", ".join(f"{made.counts[n]:,} {n.replace('_', ' ')}" for n in names)
 
@@ -102,7 +126,8 @@ def train_arm(plan: Recipe, arm: Arm, stage: _Stage) -> str:
     for rate in arm.rates:
         trials[rate] = _train(plan.train(arm, rate), plan, stage)
         found = evaluate.evaluate_model(
-            plan.evaluate(f"{arm.name}.{rate:g}", trials[rate], "dev")
+            plan.evaluate(f"{arm.name}.{rate:g}", trials[rate], "dev"),
+            _Slices(f"evaluate {arm.name} on dev"),
         )
         scores[rate] = evaluate.bits_per_byte(found)["all"]
         stage.say(f"learning rate {rate:g}: {scores[rate]:.4f} bits per byte on dev")
@@ -149,7 +174,7 @@ def evaluate_all(
     found = {}
     for name, model in models.items():
         config = plan.evaluate(name.replace(":", "."), model, "heldout")
-        found[name] = evaluate.evaluate_model(config)
+        found[name] = evaluate.evaluate_model(config, _Slices(f"evaluate {name}"))
         cost = evaluate.bits_per_byte(found[name])[evaluate.ALL]
         stage.say(f"{name}: {cost:.4f} bits per byte")
     return evaluate.summarize(found)
@@ -177,18 +202,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="fusebeam run",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=launch.RUNNER_FLAGS,
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="the TOML file")
     parser.add_argument("--output", help="takes the place of the recipe's output")
-    words = settings.snake_case_flags(sys.argv[1:] if argv is None else list(argv))
-    unseen: list[str] = []
-    if "--" in words:
-        place = words.index("--")
-        words, unseen = words[:place], words[place + 1 :]
-    given, rest = parser.parse_known_args(words)
-    flags = launch.check_runner_flags(rest, ["output"]) + unseen
-    run(recipe.read(given.recipe, given.output), flags)
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write anew what other settings have written, in every stage",
+    )
+    words, unseen = launch.behind_hyphens(sys.argv[1:] if argv is None else argv)
+    ours, flags = launch.part_runner_flags(settings.snake_case_flags(words))
+    given, rest = parser.parse_known_args(ours)
+    launch.refuse_unknown(rest, ["output", "overwrite"])
+    plan = recipe.read(given.recipe, given.output, given.overwrite)
+    run(plan, flags + unseen)
     return 0
 
 

@@ -1,31 +1,45 @@
 """fusebeam verify: prove from the files that nothing was lost between two stages.
 
-Every finished folder under the given ones is read whole:
+Every folder that a stage left at or below the given ones is read whole:
 
-    windows  the windows of a document, end to end, are a document from its first byte
-             to its last; documents read = documents kept + left out
-    scores   the same windows in the same order, scored or failed with a reason
-    fused    every window that the target scored stands in one row, once
+    windows     the windows of a document, end to end, are a document from its first
+                byte to its last; where all splits are there, the corpus is read again:
+                each document is kept byte for byte, or listed as left out
+    scores      the same windows in the same order, whose tokens tile their bytes, or
+                failed with a reason
+    fused       every window that the target scored stands in one row, once, token for
+                token; the scores are those that it was made of
+    models      trained on the fused rows that are there
+    evaluation  every byte of a split was measured
 
-and every file has the size, rows and checksum that its manifest states.
+and every file has the size, rows and checksum that its manifest states. A folder that
+a stage has begun and not finished is refused.
 """
 
 import argparse
+import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from schemas import documents, files, fused, manifest, parquet, plan, scores, windows
-from schemas.documents import Fields
+import numpy as np
+
+from pipelines import corpus, evaluations, scored
+from schemas import files, fused, manifest, parquet, plan, scores, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import Manifest
 from schemas.plan import Slice
 from transforms import prepare
 from transforms.functional import windows as cutting
 
+TRAINED = "train"
+"""The stage of a model's manifest; `train.publish` names it too, but loads torch."""
+
+_PARTIAL = ".partial"
+_OURS = re.compile(r"(slice|part)-\d{6,}\.parquet")
+
 
 def verify(folders: Sequence[str]) -> list[str]:
-    """Verifies all finished folders at or below the given ones.
+    """Verifies all folders that stages left at or below the given ones, one by one.
 
     Returns:
       A line for each, saying what was proved.
@@ -34,20 +48,63 @@ def verify(folders: Sequence[str]) -> list[str]:
       SchemaError: at the first law that does not hold; names file, row and law.
       FileNotFoundError: if there is no finished folder.
     """
-    found = [path for folder in folders for path in files.find(folder, manifest.NAME)]
+    found = finished(folders)
     lines = []
-    for path in found:
-        folder = files.parent(path)
-        stage = files.read_json(path).get("stage")
-        if stage in CHECKS:
-            made = manifest.read(folder, stage)
-            check_files(folder, made)
-            lines.append(f"{folder}: {CHECKS[stage](folder, made)}")
-    if not lines:
+    for folder, stage in found.items():
+        made = manifest.read(folder, stage)
+        check_files(folder, made)
+        lines.append(f"{folder}: {CHECKS[stage](folder, made)}")
+    return lines
+
+
+def finished(folders: Sequence[str]) -> dict[str, str]:
+    """Returns the stage of every finished folder at or below the given ones.
+
+    Raises:
+      SchemaError: if a stage has begun a folder and not finished it.
+      FileNotFoundError: if there is none.
+    """
+    found: dict[str, str] = {}
+    for given in folders:
+        for folder, names in _tree(given).items():
+            if manifest.NAME in names:
+                path = files.join(folder, manifest.NAME)
+                stage = files.read_json(path).get("stage")
+                if stage in CHECKS:
+                    found[folder] = stage
+            elif _begun(folder, names):
+                raise SchemaError(
+                    f"{folder} must be finished, but has no {manifest.NAME}: run the"
+                    " command that writes it to its end (a repeated command goes on"
+                    " where it stopped), or remove it"
+                )
+    if not found:
         raise FileNotFoundError(
             f"there must be a {manifest.NAME} at or below {', '.join(folders)}; none is"
         )
-    return lines
+    return found
+
+
+def _tree(folder: str) -> dict[str, list[str]]:
+    """Returns the names of the files in a folder and in all below it, sorted."""
+    fs, plain = files.filesystem(folder)
+    found: dict[str, list[str]] = {}
+    for path in sorted(fs.find(plain)):
+        where = fs.unstrip_protocol(path) if "://" in folder else path
+        found.setdefault(files.parent(where), []).append(files.name_of(where))
+    return {k: v for k, v in found.items() if files.name_of(k) != files.TEMPORARY}
+
+
+def _begun(folder: str, names: Sequence[str]) -> bool:
+    """Says whether a stage has written into a folder that has no manifest."""
+    model, partial, _ = f"{folder}/".partition(f"{_PARTIAL}/")
+    if partial:
+        return not manifest.present(model)
+    ours = [name for name in names if _OURS.fullmatch(name)]
+    if not ours or files.name_of(folder) == prepare.INDEX:
+        return False
+    # A corpus may be of files called so too: ours say in the footer what they are.
+    return bool(parquet.footer(files.join(folder, ours[0])))
 
 
 def check_files(folder: str, made: Manifest) -> None:
@@ -56,14 +113,18 @@ def check_files(folder: str, made: Manifest) -> None:
         path = files.join(folder, entry.name)
         if not files.exists(path):
             raise SchemaError(f"{path} is named in the manifest but is not there")
-        for law, stated, found in (
+        laws = [
             ("bytes", entry.bytes, files.size(path)),
             ("SHA-256", entry.sha256, files.checksum(path)),
-            ("rows", entry.rows, parquet.metadata(path).num_rows),
-        ):
+        ]
+        for law, stated, found in laws:
             if stated != found:
                 raise SchemaError(f"{path} must have {law} {stated}, has {found}")
-    stated_names = sorted(entry.name for entry in made.files)
+        if entry.name.endswith(".parquet"):
+            rows = parquet.metadata(path).num_rows
+            if rows != entry.rows:
+                raise SchemaError(f"{path} must have rows {entry.rows}, has {rows}")
+    stated_names = sorted(e.name for e in made.files if e.name.endswith(".parquet"))
     if (found_names := files.names(folder, ".parquet")) != stated_names:
         extra = sorted(set(found_names) - set(stated_names))
         raise SchemaError(f"{folder} holds files that its manifest does not: {extra}")
@@ -124,103 +185,101 @@ def _check_plan(folder: str, made: Manifest, slices: Sequence[Slice]) -> None:
         )
 
 
-def check_left_out(folder: str, splits: Sequence[Manifest]) -> str:
-    """Checks that what prepare read is what it kept and what it left out."""
-    kept = sum(made.counts["documents"] for made in splits)
-    reasons: Counter[str] = Counter()
-    listed = files.join(folder, prepare.REJECTS)
-    for name in files.names(listed, ".jsonl"):
-        for line in files.read_bytes(files.join(listed, name)).splitlines():
-            reasons[prepare.reason_of(line)] += 1
-    for made in splits:
-        for reason, count in reasons.items():
-            _equal(folder, reason, made.counts.get(f"left_out_{reason}", 0), count)
-    read = _records_in_corpus(splits[0])
-    if read != kept + sum(reasons.values()):
-        raise SchemaError(
-            f"{folder}: the corpus holds {read} documents, of which {kept} were kept"
-            f" and {sum(reasons.values())} left out: {read - kept} must be left out"
-        )
-    left = ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items()))
-    return f"{read:,} documents read = {kept:,} kept + left out: {left or 'none'}"
-
-
-def _records_in_corpus(made: Manifest) -> int:
-    """Counts the records of the corpus anew."""
-    fields = Fields(
-        text=made.settings["text_field"],
-        id=made.settings["id_field"],
-        domain=made.settings["domain_field"],
-        split=made.settings["split_field"],
-    )
-    return sum(
-        1
-        for path in files.expand(made.origins["corpus"])
-        for _ in documents.read(path, fields, "")
-    )
-
-
 def check_scores(folder: str, made: Manifest) -> str:
     """Checks that the scores are of the plan's windows, in order, and tile them."""
     source = made.origins["windows"]
-    _check_input(folder, made, source)
-    scored = failed = 0
-    for window, score in _pairs(folder, source):
+    _check_input(folder, made, "windows", source, windows.STAGE)
+    done = failed = 0
+    for window, score in scored.pairs(folder, source):
         place = f"{folder}: window {window.window_id}"
         if score.window_id != window.window_id:
             raise SchemaError(f"{place} must stand where {score.window_id} does")
         if score.error is not None:
             failed += 1
             continue
-        scored += 1
-        n_bytes = len(window.text.encode())
-        if score.byte_ends[-1] != n_bytes:
-            raise SchemaError(
-                f"{place} must end at byte {n_bytes}, its tokens end at byte"
-                f" {score.byte_ends[-1]}"
-            )
-    _equal(folder, "windows", made.counts["windows"], scored + failed)
+        done += 1
+        _check_tiles(place, score, len(window.text.encode()))
+    _equal(folder, "windows", made.counts["windows"], done + failed)
     _equal(folder, "failed", made.counts["failed"], failed)
-    return f"{scored:,} windows scored + {failed:,} failed = all of {source}"
+    return f"{done:,} windows scored + {failed:,} failed = all of {source}"
 
 
-def _pairs(folder: str, source: str) -> Iterator[tuple[windows.Window, scores.Score]]:
-    for piece in plan.read(source):
-        found = scores.read(files.join(folder, piece.output))
-        groups = zip(windows.read_slice(source, piece), found, strict=True)
-        for group, scored in groups:
-            yield from zip(group, scored, strict=True)
+def _check_tiles(place: str, score: scores.Score, n_bytes: int) -> None:
+    """Checks that the tokens of a window follow each other from its start to its end.
+
+    That there is one position less than tokens, a score itself refuses to lack.
+    """
+    ends = score.byte_ends
+    if not len(ends):
+        raise SchemaError(f"{place} must have tokens or an error, it has neither")
+    if ends[0] != 0:
+        raise SchemaError(f"{place} must start at byte 0, it starts at {ends[0]}")
+    if (falls := np.flatnonzero(np.diff(ends) < 0)).size:
+        raise SchemaError(
+            f"{place} must have ends that never fall, token {falls[0] + 1} ends at byte"
+            f" {ends[falls[0] + 1]}, the one before at {ends[falls[0]]}"
+        )
+    if ends[-1] != n_bytes:
+        raise SchemaError(
+            f"{place} must end at byte {n_bytes}, its tokens end at byte {ends[-1]}"
+        )
 
 
-def _check_input(folder: str, made: Manifest, source: str) -> None:
-    found = manifest.read(source, windows.STAGE).fingerprint
-    if made.inputs["windows"] != found:
-        raise SchemaError(f"{folder} must be made of the windows now in {source}")
+def _check_input(
+    folder: str, made: Manifest, key: str, source: str, stage: str
+) -> None:
+    """Checks that what a folder was made of is what is there now."""
+    if made.inputs[key] != manifest.read(source, stage).fingerprint:
+        raise SchemaError(f"{folder} must be made of the {stage} now in {source}")
 
 
 def check_fused(folder: str, made: Manifest) -> str:
     """Checks that every window that the target scored stands in one row, once."""
     source, target = made.origins["windows"], made.origins["target"]
-    _check_input(folder, made, source)
+    _check_input(folder, made, "windows", source, windows.STAGE)
+    sources = [entry.partition("=")[::2] for entry in made.origins["sources"]]
+    for name, made_of in [("target", target), *sources]:
+        _check_input(folder, made, f"scores:{name}", made_of, scores.STAGE)
     kept = failed = 0
     for piece in plan.read(source):
-        wanted = []
+        wanted: dict[str, np.ndarray] = {}
         for group in scores.read(files.join(target, piece.output)):
-            wanted += [s.window_id for s in group if s.error is None]
+            wanted |= {s.window_id: s.token_ids for s in group if s.error is None}
             failed += sum(s.error is not None for s in group)
-        path = files.join(folder, piece.output)
-        rows = (row for group in fused.read(path) for row in group)
-        found = [name for row in rows for name in row.window_ids]
-        if sorted(found) != sorted(wanted):
-            raise SchemaError(
-                f"{path} must hold each of {len(wanted)} windows that the target"
-                f" scored once, it holds {len(found)}, {len(set(found))} of them"
-                " different"
-            )
-        kept += len(found)
+        kept += _check_rows(files.join(folder, piece.output), wanted)
     _equal(folder, "windows", made.counts["windows"], kept)
     _equal(folder, "failed", made.counts["failed"], failed)
     return f"{kept:,} windows fused + {failed:,} failed = all of {source}"
+
+
+def _check_rows(path: str, wanted: dict[str, np.ndarray]) -> int:
+    """Checks that the rows of a file hold these windows, once, token for token."""
+    found: list[str] = []
+    for group in fused.read(path):
+        for row in group:
+            found += row.window_ids
+            borders = np.cumsum(row.segment_lengths)[:-1]
+            segments = np.split(row.input_ids, borders)
+            for name, own in zip(row.window_ids, segments, strict=True):
+                if name in wanted and not np.array_equal(own, wanted[name]):
+                    raise SchemaError(
+                        f"{path}: window {name} must hold the tokens that the target"
+                        " scored, it holds others"
+                    )
+    if sorted(found) != sorted(wanted):
+        raise SchemaError(
+            f"{path} must hold each of {len(wanted)} windows that the target scored"
+            f" once, it holds {len(found)}, {len(set(found))} of them different"
+        )
+    return len(found)
+
+
+def check_model(folder: str, made: Manifest) -> str:
+    """Checks that a model was trained on the fused rows that are there."""
+    data = made.origins["data"]
+    _check_input(folder, made, "data", data, fused.STAGE)
+    steps = made.counts["steps"]
+    return f"{len(made.files)} files whole, trained {steps:,} steps on {data}"
 
 
 def _equal(folder: str, name: str, stated: int, found: int) -> None:
@@ -234,38 +293,82 @@ CHECKS: dict[str, Callable[[str, Manifest], str]] = {
     windows.STAGE: check_windows,
     scores.STAGE: check_scores,
     fused.STAGE: check_fused,
+    TRAINED: check_model,
 }
 
 
-def splits_below(folder: str) -> dict[str, list[Manifest]]:
-    """Returns, for each folder that prepare wrote, the manifests of its splits."""
-    found: dict[str, list[Manifest]] = {}
-    for path in files.find(folder, manifest.NAME):
-        if files.read_json(path).get("stage") == windows.STAGE:
-            split = files.parent(path)
-            made = manifest.read(split, windows.STAGE)
-            found.setdefault(files.parent(split), []).append(made)
-    return found
+def between(folders: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Verifies what no folder shows alone: corpora and evaluations.
+
+    Returns:
+      A line for each thing proved, and one for each that could not be looked at.
+
+    Raises:
+      SchemaError: at the first law that does not hold.
+    """
+    found = finished(folders)
+    splits = [folder for folder, stage in found.items() if stage == windows.STAGE]
+    proved, left = [], []
+    for prepared in dict.fromkeys(map(files.parent, splits)):
+        split = next(s for s in splits if files.parent(s) == prepared)
+        config = corpus.config_of(prepared, manifest.read(split, windows.STAGE))
+        if away := corpus.missing(prepared, config):
+            left.append(
+                f"{prepared} was not compared with its corpus: for that all splits must"
+                f" be there, {', '.join(away)} must be finished"
+            )
+        else:
+            proved.append(f"{prepared}: {corpus.check(prepared, config)}")
+    known = evaluations.fingerprints(splits)
+    for given in folders:
+        for folder, names in _tree(given).items():
+            for path, line in _evaluations(folder, names, known):
+                if line is None:
+                    left.append(
+                        f"{path} was not compared: what it speaks of is not there"
+                    )
+                else:
+                    proved.append(f"{path}: {line}")
+    return proved, left
+
+
+def _evaluations(
+    folder: str, names: Sequence[str], known: dict[str, str]
+) -> Iterator[tuple[str, str | None]]:
+    """Checks the results, or the table, that a folder holds."""
+    if files.name_of(files.parent(folder)) == evaluations.FOLDER:
+        for name in names:
+            if name.endswith(".json"):
+                path = files.join(folder, name)
+                yield path, evaluations.check_result(path, known)
+    if evaluations.TABLE in names:
+        path = files.join(folder, evaluations.TABLE)
+        yield path, evaluations.check_table(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="fusebeam verify", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="fusebeam verify", description=__doc__, allow_abbrev=False
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "folders", nargs="+", help="finished folders, or a run's folder"
     )
     given = parser.parse_args(sys.argv[1:] if argv is None else argv)
     try:
-        for line in verify(given.folders):
+        lines = verify(given.folders)
+        for line in lines:
             print(line)
-        for folder in given.folders:
-            for prepared, splits in splits_below(folder).items():
-                print(f"{prepared}: {check_left_out(prepared, splits)}")
+        proved, left = between(given.folders)
     except FusionError as error:
         print(f"NOT PROVED: {error}", file=sys.stderr)
         return 1
-    print("nothing was lost")
+    for line in proved:
+        print(line)
+    for line in left:
+        print(f"not proved: {line}")
+    print("nothing was lost" + (" in what is proved above" if left else ""))
     return 0
 
 

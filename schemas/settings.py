@@ -8,10 +8,9 @@ those that do enter the fingerprint.
 import argparse
 import dataclasses
 import difflib
-import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from schemas import files
@@ -76,10 +75,20 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], where: str) -> Co
             )
     hints = typing.get_type_hints(cls)
     given = {k: _checked(hints[k], v, f"{where}.{k}") for k, v in values.items()}
-    for name, f in fields.items():
-        if name not in given and f.default is dataclasses.MISSING:
-            raise ValueError(f"{where} must hold {name!r}: {f.metadata['help']}")
-    return cls(**given)
+    for name in _required(cls):
+        if name not in given:
+            told = fields[name].metadata["help"]
+            raise ValueError(f"{where} must hold {name!r}: {told}")
+    try:
+        return cls(**given)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _required(cls: type[Any]) -> list[str]:
+    """Names the fields that must be given."""
+    missing = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is missing]
 
 
 def suggestion(word: str, known: Iterable[str], mark: str = "") -> str:
@@ -147,7 +156,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
             f"--{f.name}",
             default=argparse.SUPPRESS,
             help=text,
-            **_action(hints[f.name]),
+            **_action(f, hints[f.name]),
         )
 
 
@@ -155,28 +164,56 @@ def _shown(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
-def _action(hint: Any) -> dict[str, Any]:
-    """Translates an annotation into argparse's words."""
-    kinds = [o for o in _options(hint) if o is not type(None)]
-    kind = kinds[0]
+_METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
+
+
+def _action(f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    """Translates a field's annotation into argparse's words."""
+    kind = next(o for o in _options(hint) if o is not type(None))
+    required = f.default is dataclasses.MISSING
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(kind) is tuple:
         element = typing.get_args(kind)[0]
-        return {"nargs": "+", "type": element, "metavar": element.__name__.upper()}
+        shown = f.name.upper() if required else _METAVARS[element]
+        return {"nargs": "+", "type": element, "metavar": shown}
     if typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
         return {"choices": choices, "type": type(choices[0])}
-    return {"type": kind, "metavar": kind.__name__.upper()}
+    return {"type": kind, "metavar": f.name.upper() if required else _METAVARS[kind]}
 
 
-def snake_case_flags(argv: Sequence[str]) -> list[str]:
+def _usage(prog: str, cls: type[Any]) -> str:
+    """Writes the usage line: what must be given, and that more may be."""
+    hints = typing.get_type_hints(cls)
+    words = []
+    for name in _required(cls):
+        many = typing.get_origin(hints[name]) is tuple
+        words.append(f"--{name} {name.upper()}{' ...' * many}")
+    return " ".join([prog, *words, "[flags]"])
+
+
+def truths(cls: type[Any]) -> list[str]:
+    """Names the fields that are true or false, which a flag `--no_NAME` denies."""
+    hints = typing.get_type_hints(cls)
+    return [f.name for f in dataclasses.fields(cls) if hints[f.name] is bool]
+
+
+def snake_case_flags(argv: Sequence[str], deniable: Iterable[str] = ()) -> list[str]:
     """Spells flags with underscores; what follows a bare `--` is left as it is.
+
+    Args:
+      argv: a command line.
+      deniable: our truth values; argparse spells their denial with a hyphen. Other
+        flags may begin with `--no_` of themselves, as several of Beam's do.
 
     Example:
       >>> snake_case_flags(["--top-k=3", "a-b", "--", "--keep-me"])
       ['--top_k=3', 'a-b', '--', '--keep-me']
+      >>> snake_case_flags(["--no_fast", "--no-auth"], ["fast"])
+      ['--no-fast', '--no_auth']
     """
+    denials = {f"--no_{name}": f"--no-{name}" for name in deniable}
     spelt: list[str] = []
     for place, word in enumerate(argv):
         if word == "--":
@@ -184,8 +221,7 @@ def snake_case_flags(argv: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
-            # argparse spells the denial of a truth value with a hyphen.
-            name = re.sub("^--no_", "--no-", name)
+            name = denials.get(name, name)
         spelt.append(name + equals + value)
     return spelt
 
@@ -194,9 +230,14 @@ def parse_flags(
     cls: type[Config], argv: Sequence[str], *, prog: str, description: str
 ) -> Config:
     """Parses a command line that takes the settings of `cls` and nothing else."""
-    config, rest = parse_known_flags(cls, argv, prog=prog, description=description)
-    for word in rest:
-        refuse_flag(word, [f.name for f in dataclasses.fields(cls)])  # type: ignore[arg-type]
+
+    def refuse(rest: Sequence[str]) -> None:
+        for word in rest:
+            refuse_flag(word, [f.name for f in dataclasses.fields(cls)])  # type: ignore[arg-type]
+
+    config, _ = parse_known_flags(
+        cls, argv, prog=prog, description=description, check=refuse
+    )
     return config
 
 
@@ -211,19 +252,47 @@ def refuse_flag(word: str, known: Iterable[str]) -> None:
 
 
 def parse_known_flags(
-    cls: type[Config], argv: Sequence[str], *, prog: str, description: str
+    cls: type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    check: Callable[[Sequence[str]], Any],
+    epilog: str | None = None,
 ) -> tuple[Config, list[str]]:
     """Parses the flags of `cls`, and returns the words that are not among them.
+
+    Args:
+      cls: the settings.
+      argv: the command line.
+      prog: the command, as help and errors name it.
+      description: what it does.
+      check: refuses words that are not among the flags; called before anything is
+        said of what is missing, as a misspelt flag is missing too.
+      epilog: ends the help.
 
     Raises:
       SystemExit: on a bad or missing value, with the message on standard error.
     """
     parser = argparse.ArgumentParser(
-        prog=prog, description=description, allow_abbrev=False
+        prog=prog,
+        usage=_usage(prog, cls),
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
     )
     add_flags(parser, cls)
-    given, rest = parser.parse_known_args(snake_case_flags(argv))
+    given, rest = parser.parse_known_args(snake_case_flags(argv, truths(cls)))
+    check(rest)
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(given).items()
+    }
+    helps = {f.name: f.metadata["help"] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in _required(cls):
+        if name not in values:
+            parser.error(f"--{name} must be given: {helps[name]}")
     try:
-        return from_mapping(cls, vars(given), prog), rest
+        return cls(**values), rest
     except ValueError as error:
         parser.error(str(error))

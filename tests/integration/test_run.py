@@ -124,7 +124,7 @@ def test_an_arm_of_the_same_settings_as_another_is_not_trained_twice(
 
 
 def test_a_run_is_proved_whole(undisturbed: Path) -> None:
-    assert len(verify.verify([str(undisturbed)])) == 6
+    assert len(verify.verify([str(undisturbed)])) == 11
 
 
 def test_a_repeated_run_changes_nothing(recipe: str, undisturbed: Path) -> None:
@@ -164,3 +164,22 @@ def test_a_run_that_is_killed_ends_on_repetition_with_the_same_bytes(
     assert not (out / "evaluation.json").exists()
     assert cli.main(["run", recipe, f"--output={out}"]) == 0
     assert contents(out) == contents(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "words", [["--runner=DirectRunner"], ["--runner", "DirectRunner"]]
+)
+def test_a_job_runs_on_beams_default_local_runner(
+    words: list[str], recipe: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "fused"
+    flags = [
+        f"--windows={undisturbed}/windows/fusion",
+        f"--target={undisturbed}/scores/target",
+        f"--sources=other={undisturbed}/scores/other",
+        f"--output={out}",
+        "--top_k=6",
+        "--seq_length=512",
+    ]
+    assert cli.main(["fuse", *words, *flags]) == 0
+    assert contents(out) == contents(undisturbed / "fused")

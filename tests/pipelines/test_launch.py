@@ -1,4 +1,6 @@
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
@@ -31,6 +33,42 @@ def test_beam_flags_may_have_their_value_apart() -> None:
     assert flags == ["--runner", "DirectRunner"]
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["--no_use_public_ips", "--no-use-public-ips", "--no_save_main_session"],
+)
+def test_beam_flags_may_begin_with_no(word: str) -> None:
+    _, flags = parse("--windows=w", word)
+    assert flags == [word.replace("-", "_").replace("__", "--", 1)]
+
+
+def test_a_misspelt_required_flag_is_not_called_missing() -> None:
+    with pytest.raises(SystemExit, match=r"'--windos'; did you mean --windows"):
+        parse("--windos", "x")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--runner", "DirectRunner", "r.toml", "--output", "x"],
+        ["r.toml", "--runner", "DirectRunner", "--output", "x"],
+        ["r.toml", "--output", "x", "--runner", "DirectRunner"],
+    ],
+)
+def test_the_value_of_a_beam_flag_is_not_taken_for_ours(words: list[str]) -> None:
+    ours, beams = launch.part_runner_flags(words)
+    assert ours == ["r.toml", "--output", "x"]
+    assert beams == ["--runner", "DirectRunner"]
+
+
+def test_help_tells_of_the_runners_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("usage: test --windows WINDOWS [flags]")
+    assert "words behind a bare -- go to the runner unseen" in shown
+
+
 def test_a_flag_that_nobody_knows_is_refused_with_a_suggestion() -> None:
     with pytest.raises(SystemExit, match=r"--flink_mastr.*did you mean --flink_master"):
         parse("--windows=w", "--flink_mastr=x")
@@ -57,6 +95,14 @@ def test_a_steps_refusal_reaches_the_user_in_its_own_words(runner: str) -> None:
             lambda root: root | beam.Create([1]) | beam.Map(refuse),
             [f"--runner={runner}"],
         )
+
+
+def test_a_refusal_comes_without_the_runners_trace(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(FusionError):
+        launch.run(lambda root: root | beam.Create([1]) | beam.Map(refuse), [])
+    assert not [r for r in caplog.records if r.name.startswith("apache_beam")]
 
 
 def crash(_: int) -> int:
@@ -96,6 +142,54 @@ def test_an_unknown_command_lists_the_known_ones(
 ) -> None:
     assert cli.main(["scor"]) == 2
     assert "score" in capsys.readouterr().err
+
+
+def test_a_folder_where_a_file_should_be_is_one_line_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert str(tmp_path) in shown
+    assert len(shown.splitlines()) == 1
+
+
+def fail_with(error: Exception) -> Callable[[str], None]:
+    def fail(_: str) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (ModuleNotFoundError("No module named 'gguf'", name="gguf"), "[gguf]"),
+        (ImportError("requires `accelerate>=1.1.0`"), "[train]"),
+        (ImportError("Please install gcsfs to access Google Storage"), "[gcp]"),
+        (ImportError("Install s3fs to access S3"), "[aws]"),
+    ],
+)
+def test_a_missing_package_is_one_line_with_the_cure(
+    error: Exception,
+    cure: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli.importlib, "import_module", fail_with(error))
+    assert cli.main(["train"]) == 1
+    shown = capsys.readouterr().err
+    assert f"pip install 'fusebeam{cure}'" in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_slip_in_our_own_imports_keeps_its_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slip = ImportError("cannot import name 'x' from 'schemas'")
+    monkeypatch.setattr(cli.importlib, "import_module", fail_with(slip))
+    with pytest.raises(ImportError, match="cannot import name"):
+        cli.main(["train"])
 
 
 def test_an_error_in_the_input_is_one_line_and_no_trace(

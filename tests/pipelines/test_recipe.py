@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ output = "runs/x"
 [corpus]
 inputs = ["a.jsonl"]
 [prepare]
+splits = "fusion=.5,dev=.25,heldout=.25"
 max_bytes = 100
 [target]
 model = "t"
@@ -25,6 +27,13 @@ clm_weight = 0.5
 clm_weight = 1.0
 learning_rate = [1e-3, 1e-4]
 """
+
+
+def added(table: str, line: str) -> str:
+    """Returns the recipe with a line more in a table, which is made if need be."""
+    if f"[{table}]" not in GOOD:
+        return f"{GOOD}\n[{table}]\n{line}\n"
+    return GOOD.replace(f"[{table}]", f"[{table}]\n{line}")
 
 
 def read(tmp_path: Path, text: str) -> recipe.Recipe:
@@ -68,3 +77,75 @@ def test_a_slip_in_a_recipe_is_named_before_any_work(
     assert old in GOOD
     with pytest.raises(ValueError, match=message):
         read(tmp_path, GOOD.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (added("splits", "fusion = 3"), r"\[splits\] must hold a string 'fusion'"),
+        (added("splits", 'heldout = "test"'), r"\[prepare\]: splits must name 'test'"),
+        (GOOD.replace("dev=.25,heldout=.25", "heldout=.5"), "must name 'dev'"),
+        (GOOD.replace('splits = "', '# "'), r"must name 'fusion'.*it names train"),
+        (added('arms."clm v2"', ""), r"letters, digits, and _\.-"),
+        (added('arms."../../x"', ""), r"letters, digits, and _\.-"),
+        (added('arms.".."', ""), r"letters, digits, and _\.-"),
+        (added('sources."a/b"', 'model = "m"'), r"letters, digits, and _\.-"),
+        (added('arms."source.one"', ""), "no arm may be called"),
+        (added("sources.target", 'model = "m"'), "no source may be called 'target'"),
+        (added("score", 'slices = "0-1"'), r"\[score\] must not hold 'slices'"),
+        (added("fuse", 'slices = "0-1"'), r"\[fuse\] must not hold 'slices'"),
+        (added("sources.one", 'slices = "0"'), r"\[sources.one\] must not hold"),
+        (GOOD.replace("[1e-3, 1e-4]", "[]"), r"\[arms.clm\]: learning_rate must be"),
+        (GOOD.replace("[1e-3, 1e-4]", '["a"]'), r"list of numbers, each once"),
+        (GOOD.replace("[1e-3, 1e-4]", "[1e-3, 0.001]"), r"each once"),
+        (GOOD.replace("[1e-3, 1e-4]", "[true]"), r"list of numbers"),
+        ("score = 3\n" + GOOD.replace("[score]\ntop_k = 7", ""), r"\[score\] must be"),
+        ("arms = 3\n" + GOOD[: GOOD.index("[arms.fused]")], r"\[arms\] must be"),
+        (
+            "sources = 3\n" + GOOD.replace("[sources.one]", "[x]"),
+            r"known tables|must be",
+        ),
+        (
+            GOOD.replace("top_k = 7", "top_k = 0"),
+            r"\[score\] and \[target\]: top_k must",
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line_that_names_file_and_table(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        read(tmp_path, text)
+    assert str(refused.value).startswith(f"{tmp_path}/recipe.toml")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_no_dev_split_is_needed_where_nothing_is_chosen(tmp_path: Path) -> None:
+    text = GOOD.replace("dev=.25,heldout=.25", "heldout=.5").replace(", 1e-4", "")
+    text = text.replace("[1e-3]", "1e-3")
+    assert read(tmp_path, text).needed_splits == ("fusion", "heldout")
+
+
+def test_overwrite_is_handed_to_all_stages(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(GOOD)
+    for overwrite in (False, True):
+        plan = recipe.read(str(path), overwrite=overwrite)
+        stages = [
+            plan.prepare,
+            plan.fuse,
+            plan.score("one"),
+            plan.train(plan.arms[0]),
+            plan.evaluate("fused", "m", "dev"),
+        ]
+        assert [stage.overwrite for stage in stages] == [overwrite] * 5
+
+
+def test_the_recipe_of_the_documentation_is_one_and_holds_every_table(
+    tmp_path: Path,
+) -> None:
+    text = (Path(__file__).parents[2] / "docs/running.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    plan = read(tmp_path, block)
+    assert plan.needed_splits == ("fusion", "dev", "heldout")
+    assert all(plan.tables[name] for name in recipe.TABLES_AND_KEYS)

@@ -16,6 +16,10 @@ class Config:
     limit: int | None = setting(None, help="bytes")
     fast: bool = setting(False, help="haste", shapes_output=False)
 
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+
 
 def parse(*argv: str) -> Config:
     return settings.parse_flags(Config, argv, prog="test", description="")
@@ -29,6 +33,41 @@ def test_flags_become_fields() -> None:
 def test_a_boolean_has_both_spellings() -> None:
     assert parse("--inputs", "a", "--fast").fast
     assert not parse("--inputs", "a", "--no-fast").fast
+
+
+@pytest.mark.parametrize("word", ["--no_fast", "--no-fast"])
+def test_a_boolean_is_denied_in_either_spelling(word: str) -> None:
+    assert not parse("--inputs", "a", "--fast", word).fast
+
+
+def test_what_only_looks_like_a_denial_is_left_as_it_is() -> None:
+    words = ["--no_use_public_ips", "--no-auth", "--no_fast"]
+    spelt = settings.snake_case_flags(words, ["fast"])
+    assert spelt == ["--no_use_public_ips", "--no_auth", "--no-fast"]
+
+
+def test_a_missing_flag_is_named_with_what_it_is_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse()
+    assert "error: --inputs must be given: files" in capsys.readouterr().err
+
+
+def test_a_misspelt_flag_is_named_before_what_is_missing() -> None:
+    with pytest.raises(SystemExit, match=r"'--input'; did you mean --inputs"):
+        parse("--input", "a")
+
+
+def test_the_usage_line_tells_what_must_be_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: test --inputs INPUTS ... [flags]\n")
+    assert "--rate NUMBER" in shown
+    assert "--top_k INTEGER" in shown
 
 
 @pytest.mark.parametrize(
@@ -61,6 +100,7 @@ def test_an_unknown_flag_is_refused_with_a_suggestion() -> None:
         ({"inputs": ["a"], "fast": 1}, r"fast must be true or false, got 1"),
         ({"inputs": ["a"], "kind": "mse"}, r"kind must be one of 'ce', 'kl'"),
         ({}, r"must hold 'inputs'"),
+        ({"inputs": ["a"], "top_k": 0}, r"\[score\]: top_k must be at least 1, got 0"),
     ],
 )
 def test_a_bad_recipe_table_names_key_and_cure(

@@ -1,0 +1,104 @@
+import sys
+from typing import Any
+
+import pytest
+
+from pipelines import recipe, run
+from schemas.errors import FusionError
+from schemas.manifest import Manifest
+
+GOOD = """
+output = "runs/x"
+[corpus]
+inputs = ["a.jsonl"]
+[prepare]
+splits = "fusion=.8,dev=.1,heldout=.1"
+max_bytes = 100
+[target]
+model = "t"
+[sources.one]
+model = "m"
+"""
+
+
+@pytest.fixture
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    made = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    made.write_text(GOOD)
+    return str(made)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Returns what the command would have run, instead of running it."""
+    found: list[Any] = []
+    monkeypatch.setattr(run, "run", lambda plan, flags: found.append((plan, flags)))
+    return found
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_beams_words_may_stand_before_or_behind_the_recipe(
+    first: bool, path: str, asked: list[Any]
+) -> None:
+    beams = ["--runner", "DirectRunner", "--no_use_public_ips"]
+    words = [*beams, path] if first else [path, *beams]
+    assert run.main([*words, "--output=y", "--", "--java"]) == 0
+    ((plan, flags),) = asked
+    assert plan.output == "y"
+    assert flags == [*beams, "--java"]
+    assert not plan.overwrite
+
+
+def test_overwrite_reaches_the_recipe(path: str, asked: list[Any]) -> None:
+    run.main([path, "--overwrite"])
+    assert asked[0][0].prepare.overwrite
+
+
+@pytest.mark.parametrize("word", ["--overwrit", "other.toml"])
+def test_a_word_that_nobody_knows_is_refused(
+    word: str, path: str, asked: list[Any]
+) -> None:
+    with pytest.raises(SystemExit, match=f"unknown argument '{word}'"):
+        run.main([path, word])
+    assert not asked
+
+
+def manifest_of(windows: int) -> Manifest:
+    return Manifest(
+        stage="windows",
+        fingerprint="",
+        settings={},
+        inputs={},
+        origins={},
+        counts={"documents": windows, "windows": windows, "text_bytes": windows},
+        files=(),
+        code_version="",
+    )
+
+
+def test_an_empty_split_that_is_needed_ends_the_run_behind_prepare(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {"fusion": manifest_of(9), "dev": manifest_of(0), "heldout": manifest_of(0)}
+    monkeypatch.setattr(run.prepare, "prepare_corpus", lambda *_: made)
+    with pytest.raises(FusionError, match="split 'heldout' must hold windows"):
+        run.run(recipe.read(path))
+
+
+def test_an_evaluation_shows_its_slices(
+    path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate_model(_: Any, progress: Any) -> dict[str, Any]:
+        progress("slice 1/2")
+        progress("slice 2/2")
+        return {"a": {"nats": 1.0, "bytes": 1, "windows": 1, "failed": 0}}
+
+    monkeypatch.setattr(run.evaluate, "evaluate_model", evaluate_model)
+    run.evaluate_all(recipe.read(path), {"untouched": "t"}, run._Stage("evaluate"))
+    shown = capsys.readouterr().err
+    assert shown == "evaluate untouched: slice 1/2\nevaluate untouched: slice 2/2\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run.evaluate_all(recipe.read(path), {"untouched": "t"}, run._Stage("evaluate"))
+    shown = capsys.readouterr().err
+    assert shown.count("\r") == 2
+    assert shown.endswith("slice 2/2\n")

@@ -1,0 +1,30 @@
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from schemas import fused, scores, windows
+from schemas.documents import Reject
+from schemas.manifest import FileEntry, Manifest
+from schemas.plan import Slice
+from transforms import prepare
+from transforms.prepare import Unit
+
+PAGE = (Path(__file__).parent.parent / "docs/format.md").read_text()
+TOLD = set(re.findall(r"`([\w/]+)`", PAGE))
+
+
+@pytest.mark.parametrize("record", [Manifest, FileEntry, Slice, Reject, Unit])
+def test_every_field_of_a_file_is_documented(record: type) -> None:
+    names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+    assert names - TOLD == set()
+
+
+@pytest.mark.parametrize("module", [windows, scores, fused])
+def test_every_column_is_documented(module: object) -> None:
+    assert set(module.SCHEMA.names) - TOLD == set()  # type: ignore[attr-defined]
+
+
+def test_the_columns_of_the_protected_shingles_are_documented() -> None:
+    assert set(prepare._INDEX_SCHEMA.names) - TOLD == set()
