@@ -12,7 +12,7 @@ from schemas.errors import SchemaError
 from schemas.manifest import Manifest
 from schemas.settings import setting
 from transforms import fuse, tokenizer
-from transforms.functional import vocabulary
+from transforms.functional import codec, vocabulary
 from transforms.fuse import FuseSlices, Mixing, Source
 from transforms.tokenizer import Tokenizer
 
@@ -56,9 +56,13 @@ class FuseConfig:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without reading a file."""
-        for name in ("top_k", "seq_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 1 <= self.top_k <= codec.MAX_K:
+            raise ValueError(
+                f"top_k must be in [1, {codec.MAX_K}], what a shard can hold, got"
+                f" {self.top_k}"
+            )
+        if self.seq_length < 1:
+            raise ValueError(f"seq_length must be positive, got {self.seq_length}")
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
         if not self.sources and not self.include_target:
@@ -190,8 +194,13 @@ def fuse_scores(
             "windows": config.windows,
             "target": config.target,
             "sources": list(config.sources),
+            "models": {
+                name: manifest.read(folder, scores.STAGE).origins["model"]
+                for name, folder in config.named_sources().items()
+            },
         },
         names=[piece.output for piece in plan.read(config.windows)],
+        overwrite=config.overwrite,
         count=lambda footers: {
             **stage.total(
                 footers, "windows", "failed", "tokens", "positions", "covered"

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import apache_beam as beam
-
 from pipelines import launch, stage
 from schemas import documents, files, manifest, parquet, plan, settings, windows
 from schemas.documents import Fields
@@ -23,6 +21,9 @@ from transforms.functional import splits
 from transforms.prepare import Cut, DoUnits, Unit
 
 UNITS = "units.jsonl"
+
+
+_PROTECTED = ("dev", "validation", "heldout", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,10 @@ class PrepareConfig:
         help="named shares of the documents, e.g. fusion=.8,dev=.1,heldout=.1; with"
         " --split_field the names alone",
     )
-    protected: tuple[str, ...] = setting(
-        ("dev", "heldout", "test"),
-        help="splits whose near-duplicates leave the others",
+    protected: tuple[str, ...] | None = setting(
+        None,
+        help="splits whose near-duplicates leave the others; left out: those of dev,"
+        " validation, heldout and test that there are",
     )
     max_tokens: int = setting(
         1024, help="tokens of a window at most, start token and EOS included"
@@ -70,7 +72,9 @@ class PrepareConfig:
         8 << 20, help="bytes of text of a slice, the unit of work of what follows"
     )
     max_reject_fraction: float = setting(
-        0.0, help="share of the documents that may be rejected, in [0, 1]"
+        0.0,
+        help="share of the documents that may be rejected, in [0, 1]",
+        shapes_output=False,
     )
     overwrite: bool = setting(
         False, help="write anew what other settings have written", shapes_output=False
@@ -93,12 +97,28 @@ class PrepareConfig:
             raise ValueError(
                 f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
             )
-        self.shares()
+        self.protected_splits()
+
+    def protected_splits(self) -> tuple[str, ...]:
+        """Returns the splits whose near-duplicates leave the others."""
+        named = self.shares()
+        for name in self.protected or ():
+            if name not in named:
+                raise ValueError(
+                    f"protected must name splits, {', '.join(named)}, got {name!r}"
+                )
+        chosen = _PROTECTED if self.protected is None else self.protected
+        return tuple(name for name in chosen if name in named)
 
     def shares(self) -> dict[str, float]:
         """Returns the share of each split; equal ones where records name theirs."""
         if self.split_field is None:
             return splits.parse_splits(self.splits)
+        if "=" in self.splits:
+            raise ValueError(
+                "splits must hold names alone with split_field, as fusion,dev,heldout,"
+                f" got {self.splits!r}"
+            )
         names = self.splits.split(",")
         return splits.parse_splits(",".join(f"{n}={1 / len(names)}" for n in names))
 
@@ -129,11 +149,12 @@ def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
     }
 
 
-def cut_of(config: PrepareConfig, inputs: Mapping[str, Any]) -> Cut:
+def cut_of(config: PrepareConfig, units: int, inputs: Mapping[str, Any]) -> Cut:
     """Returns how the corpus is to be cut."""
     named = config.shares()
     return Cut(
         output=config.output,
+        units=units,
         fields=Fields(
             text=config.text_field,
             id=config.id_field,
@@ -141,7 +162,7 @@ def cut_of(config: PrepareConfig, inputs: Mapping[str, Any]) -> Cut:
             split=config.split_field,
         ),
         splits=named,
-        protected=tuple(name for name in config.protected if name in named),
+        protected=config.protected_splits(),
         tokenizers=config.models,
         max_tokens=config.max_tokens,
         max_bytes=config.max_bytes,
@@ -165,9 +186,11 @@ def prepare_corpus(
     """
     units = units_of(config)
     inputs = inputs_of(config, units)
-    cut = cut_of(config, inputs)
+    cut = cut_of(config, len(units), inputs)
     folders = {split: cut.folder(split) for split in cut.splits}
-    if all(_whole(config, folder, split, inputs) for split, folder in folders.items()):
+    # All are looked at: each that is not whole loses its manifest before it is written.
+    whole = [_whole(config, folder, split, inputs) for split, folder in folders.items()]
+    if all(whole):
         return {s: manifest.read(f, windows.STAGE) for s, f in folders.items()}
     listed = files.join(config.output, UNITS)
     files.write_bytes(listed, "".join(u.to_line() + "\n" for u in units).encode())
@@ -179,10 +202,20 @@ def prepare_corpus(
     ):
         launch.run(lambda root: root | DoUnits(listed, cut, "cut"), runner_flags)
     rejects = _rejects(config, units)
+    if config.overwrite:
+        _remove_old(config.output, len(units))
     return {
         split: _finish(config, folder, split, units, inputs, rejects)
         for split, folder in folders.items()
     }
+
+
+def _remove_old(output: str, units: int) -> None:
+    """Removes what an earlier, larger corpus has left beside the splits."""
+    for folder in (prepare.REJECTS, prepare.INDEX):
+        place = files.join(output, folder)
+        for name in files.names(place)[units:]:  # they are numbered
+            files.remove_tree(files.join(place, name))
 
 
 def _settings(config: PrepareConfig, split: str) -> dict[str, Any]:
@@ -216,6 +249,10 @@ def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
     )
     bad = sum(n for reason, n in reasons.items() if reason != prepare.NEAR_DUPLICATE)
     read = kept + sum(reasons.values())
+    if not read:
+        raise FusionError(
+            f"the corpus must hold a document, but {', '.join(config.inputs)} hold none"
+        )
     if bad > config.max_reject_fraction * read:
         listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
         raise FusionError(
@@ -245,6 +282,7 @@ def _finish(
         inputs=inputs,
         origins={"corpus": list(config.inputs), "tokenizers": list(config.models)},
         names=names,
+        overwrite=config.overwrite,
         count=lambda footers: {
             **stage.total(footers, "documents", "windows", "text_bytes"),
             **left_out,
@@ -277,11 +315,6 @@ def plan_slices(folder: str, names: Sequence[str], slice_bytes: int) -> list[Sli
             )
             start = stop
     return slices
-
-
-def build(root: beam.Pipeline, listed: str, cut: Cut) -> beam.PCollection[str]:
-    """Wires the second pass; yields the names of the parts."""
-    return root | "Cut" >> DoUnits(listed, cut, "cut")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,7 +32,9 @@ class ScoreConfig:
         "auto", help="number format of weights; auto: bfloat16 where it is fast"
     )
     device: str = setting(
-        "auto", help="cpu, cuda or cuda:N; auto: CUDA where there is one"
+        "auto",
+        help="cpu, cuda or cuda:N; auto: CUDA where this machine, which starts the job,"
+        " has one",
     )
     batch_tokens: int = setting(
         4096, help="tokens of one forward pass, padding included; bounds memory"
@@ -41,7 +43,9 @@ class ScoreConfig:
         None, help="threads of the CPU's arithmetic; left out: what torch takes"
     )
     max_reject_fraction: float = setting(
-        0.0, help="share of a slice's windows that may fail, in [0, 1]"
+        0.0,
+        help="share of a slice's windows that may fail, in [0, 1]",
+        shapes_output=False,
     )
     keep_malloc: bool = setting(
         False, help="leave the allocator of glibc as it is", shapes_output=False
@@ -112,6 +116,8 @@ def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
         windows=config.windows,
         output=config.output,
         settings=settled,
+        model=inputs["model"],
+        tokenizer=inputs["tokenizer"],
         identity=stage.identity(scores.STAGE, shaping(config), inputs),
         max_reject_fraction=config.max_reject_fraction,
         overwrite=config.overwrite,
@@ -154,6 +160,7 @@ def score_windows(
             "tokenizer": config.tokenizer or config.model,
         },
         names=[piece.output for piece in plan.read(config.windows)],
+        overwrite=config.overwrite,
         count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
     )
 

@@ -26,6 +26,7 @@ MAX_DOCUMENT_BYTES = 1 << 30
 
 _ZSTD_WINDOW_BYTES = 1 << 31
 _BLOCK_BYTES = 1 << 20
+_BATCH_BYTES = 16 << 20  # of a Parquet file, unpacked, at once
 _PACKED_BYTES = 1 << 12  # unpacks to 128 MiB at the very most
 
 
@@ -56,6 +57,10 @@ class Reject:
     doc_id: str | None
     reason: str
     detail: str
+
+
+Record = bytes | dict[str, Any]
+"""A line, or a row's fields; text undecoded."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,38 +96,41 @@ def read(path: str, fields: Fields, label: str) -> Iterator[Document | Reject]:
     check_suffix(path)
     name = files.name_of(path)
     try:
-        for row, record in enumerate(_records(path, fields)):
+        for row, record in _records(path, fields):
             yield _document(record, fields, label, name, row)
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise SchemaError(
             f"{path} must be a whole compressed file, but is truncated or corrupt"
             f" ({error}); fetch it again or leave it out"
         ) from error
-    except pa.ArrowInvalid as error:
-        raise SchemaError(f"{path} must be a whole Parquet file: {error}") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        # Arrow's own OSError has no number; others come from disk or network.
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
+            raise
+        raise SchemaError(
+            f"{path} must be a whole Parquet file, but is corrupt ({error}); fetch it"
+            " again or leave it out"
+        ) from error
 
 
-def _records(path: str, fields: Fields) -> Iterator[bytes | dict[str, Any]]:
-    """Yields a file's records: undecoded lines or text, or rows as dictionaries."""
+def _records(path: str, fields: Fields) -> Iterator[tuple[int, Record]]:
+    """Yields a file's records with their rows: undecoded lines, or dictionaries."""
     with files.open_input(path) as raw:
         if path.endswith(".parquet"):
-            yield from _rows(path, raw, fields)
+            yield from enumerate(_rows(path, raw, fields))
         elif path.endswith(".txt"):
-            yield {fields.text: _whole(path, raw)}
+            yield 0, {fields.text: _whole(path, raw)}
         else:
             with contextlib.closing(_unpacked(path, raw)) as stream:
                 yield from _lines(path, stream)
 
 
-def _whole(path: str, raw: Any) -> str | bytes:
-    """Reads a text file; bytes that are not UTF-8 stay bytes, and become a reject."""
-    content = raw.read(MAX_DOCUMENT_BYTES + 1)
+def _whole(path: str, raw: Any) -> bytes:
+    """Reads a text file, undecoded."""
+    content: bytes = raw.read(MAX_DOCUMENT_BYTES + 1)
     if len(content) > MAX_DOCUMENT_BYTES:
         raise SchemaError(f"{path} must hold at most {MAX_DOCUMENT_BYTES} bytes")
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return content
+    return content
 
 
 def _rows(path: str, raw: Any, fields: Fields) -> Iterator[dict[str, Any]]:
@@ -135,8 +143,23 @@ def _rows(path: str, raw: Any, fields: Fields) -> Iterator[dict[str, Any]]:
                 f"{path} must have a column {name!r}, it has"
                 f" {', '.join(file.schema_arrow.names)}; name the right one by flag"
             )
-    for batch in file.iter_batches(batch_size=256, columns=wanted):
-        yield from batch.to_pylist()
+    for group in range(file.num_row_groups):
+        described = file.metadata.row_group(group)
+        # Rows are of about their mean size; one alone may still be of any.
+        per_row = described.total_byte_size // max(1, described.num_rows) + 1
+        size = min(256, max(1, _BATCH_BYTES // per_row))
+        for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
+            yield from _undecoded(batch).to_pylist()
+
+
+def _undecoded(batch: pa.RecordBatch) -> pa.Table:
+    """Returns strings as bytes: each is decoded alone, so that one may be refused."""
+    binary = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    fields = [f.with_type(binary.get(f.type, f.type)) for f in batch.schema]
+    columns = [
+        column.view(field.type) for column, field in zip(batch, fields, strict=True)
+    ]
+    return pa.table(columns, schema=pa.schema(fields))
 
 
 def _unpacked(path: str, raw: Any) -> Any:
@@ -180,16 +203,20 @@ class _ZstandardStream(io.RawIOBase):
         return count
 
 
-def _lines(path: str, stream: Any) -> Iterator[bytes]:
-    """Yields the lines that are not blank; a too long one ends the job."""
-    while line := stream.readline(MAX_DOCUMENT_BYTES + 1):
+def _lines(path: str, stream: Any) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines that are not blank, counted with those that are.
+
+    A too long one ends the job.
+    """
+    lines = iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b"")
+    for row, line in enumerate(lines):
         if len(line) > MAX_DOCUMENT_BYTES:
             raise SchemaError(
                 f"{path}: a line must hold at most {MAX_DOCUMENT_BYTES} bytes; is it"
                 " JSON Lines, one record a line?"
             )
         if line.strip():
-            yield line
+            yield row, line
 
 
 class _UnusableError(Exception):
@@ -197,7 +224,7 @@ class _UnusableError(Exception):
 
 
 def _document(
-    record: bytes | dict[str, Any], fields: Fields, label: str, name: str, row: int
+    record: Record, fields: Fields, label: str, name: str, row: int
 ) -> Document | Reject:
     """Turns one record into a document, or says what is wrong with it."""
     doc_id = f"{label}:{row}"
@@ -214,9 +241,10 @@ def _document(
     return Document(doc_id=doc_id, text=text, domain=domain, split=split)
 
 
-def _parsed(record: bytes | dict[str, Any]) -> dict[str, Any]:
+def _parsed(record: Record) -> dict[str, Any]:
+    """Returns a record's fields, their text decoded."""
     if isinstance(record, dict):
-        return record
+        return {name: _decoded(value, name) for name, value in record.items()}
     try:
         content = json.loads(record)
     except UnicodeDecodeError as error:
@@ -229,16 +257,31 @@ def _parsed(record: bytes | dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def _decoded(value: Any, field: str) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    if len(value) > MAX_DOCUMENT_BYTES:
+        detail = f"field {field!r} must hold at most {MAX_DOCUMENT_BYTES} bytes"
+        raise _UnusableError("too_long", detail)
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        detail = f"field {field!r} must be UTF-8"
+        raise _UnusableError("invalid_utf8", detail) from error
+
+
 def _id(value: Any, field: str) -> str:
     if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-        return str(value)
+        return _whole_text(str(value), field)
     raise _UnusableError("missing_id", f"field {field!r} must be a string or a number")
 
 
 def _domain(content: dict[str, Any], field: str | None) -> str | None:
     domain = content.get(field) if field is not None else None
-    if domain is None or (isinstance(domain, str) and domain not in ("", "all")):
-        return domain
+    if domain is None:
+        return None
+    if isinstance(domain, str) and domain not in ("", "all"):
+        return _whole_text(domain, str(field))
     detail = f"field {field!r} must be a string, and not 'all', which is the sum"
     raise _UnusableError("invalid_domain", detail)
 
@@ -247,24 +290,23 @@ def _split(content: dict[str, Any], field: str | None) -> str | None:
     if field is None:
         return None
     if isinstance(split := content.get(field), str) and split:
-        return split
+        return _whole_text(split, field)
     raise _UnusableError("missing_split", f"field {field!r} must name a split")
 
 
 def _text(text: Any, field: str) -> str:
-    if isinstance(text, bytes) or (isinstance(text, str) and _has_surrogate(text)):
-        raise _UnusableError("invalid_utf8", "the text must be UTF-8")
     if not isinstance(text, str):
         raise _UnusableError("missing_text", f"field {field!r} must be a string")
     if not text:
         raise _UnusableError("empty_text", "the text must hold a character")
-    return text
+    return _whole_text(text, field)
 
 
-def _has_surrogate(text: str) -> bool:
-    """Says whether JSON's escapes spelt half a character, which no UTF-8 can hold."""
+def _whole_text(text: str, field: str) -> str:
+    """Refuses text in which JSON's escapes spelt half a character, which is no UTF-8."""
     try:
         text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    except UnicodeEncodeError as error:
+        detail = f"field {field!r} must be UTF-8"
+        raise _UnusableError("invalid_utf8", detail) from error
+    return text

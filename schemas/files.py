@@ -6,6 +6,7 @@ that was killed leaves nothing but orphans in `.tmp/`.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,12 +20,16 @@ from fsspec.implementations.local import LocalFileSystem
 from schemas.errors import SchemaError
 
 TEMPORARY = ".tmp"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _BLOCK_BYTES = 1 << 20
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """Returns the fsspec filesystem of `path` and the path without its protocol."""
-    fs, plain = fsspec.core.url_to_fs(path)
+    """Returns the fsspec filesystem of `path` and the path without its protocol.
+
+    Nothing is listed from a cache: what is there is mostly written by other processes.
+    """
+    fs, plain = fsspec.core.url_to_fs(path, use_listings_cache=False)
     return fs, plain
 
 
@@ -204,6 +209,9 @@ def publish(path: str) -> Iterator[CountedFile]:
     Two attempts may write the same file at once: each has a temporary name of its
     own, and the last rename wins, with equal contents. An error removes the
     temporary file and leaves whatever was at `path`.
+
+    Raises:
+      OSError: if there is no room; names the file and the cure.
     """
     fs, final = filesystem(path)
     folder = parent(final)
@@ -219,9 +227,15 @@ def publish(path: str) -> Iterator[CountedFile]:
             fs.mv(temporary, final)
         else:
             os.replace(temporary, final)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             fs.rm(temporary)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise OSError(
+                error.errno,
+                f"there must be room to write {path}, but there is none left; make"
+                " some and repeat the command: it goes on where it stopped",
+            ) from error
         raise
 
 
@@ -235,12 +249,6 @@ def write_json(path: str, value: Any) -> None:
     """Publishes JSON for people and programs: sorted keys, one space of indent."""
     text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
-
-
-def make_folder(path: str) -> None:
-    """Makes a folder and those above it, where the filesystem has folders."""
-    fs, plain = filesystem(path)
-    fs.makedirs(plain, exist_ok=True)
 
 
 def tidy(folder: str) -> None:
@@ -271,7 +279,8 @@ def identity(path: str) -> str:
 
 
 def remove_tree(path: str) -> None:
-    """Removes a folder and all in it; nothing happens where there is none."""
+    """Removes a file, or a folder and all in it; nothing where there is none."""
     fs, plain = filesystem(path)
-    if fs.exists(plain):
-        fs.rm(plain, recursive=True)
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        if fs.exists(plain):
+            fs.rm(plain, recursive=True)

@@ -15,6 +15,16 @@ VERSION = 1
 NAME = "manifest.json"
 
 
+class _Unset:
+    """What a setting is in a manifest that does not know it."""
+
+    def __repr__(self) -> str:
+        return "not there"
+
+
+_UNSET = _Unset()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
     """One data file of a folder; `tokens` is None where the stage counts none."""
@@ -105,9 +115,14 @@ def forget_entry(folder: str, name: str) -> None:
 
 
 def entry_of(folder: str, name: str) -> FileEntry | None:
-    """Returns the note of a file, or None where its writer died before it."""
-    path = _note(folder, name)
-    return FileEntry(**files.read_json(path)) if files.exists(path) else None
+    """Returns the note of a file, or None where it has none, or one of another."""
+    try:
+        found = FileEntry(**files.read_json(_note(folder, name)))
+    except FileNotFoundError:
+        return None
+    # Of two attempts at a file, the one that came last may have died before its note.
+    same = found.bytes == files.size(files.join(folder, name))
+    return found if same else None
 
 
 def _note(folder: str, name: str) -> str:
@@ -123,13 +138,14 @@ def refuse_other(folder: str, found: Manifest, wanted: Mapping[str, Any]) -> Non
       wanted: `settings` and `inputs` as they would be written now, flat.
 
     Raises:
-      SchemaError: naming the first key that differs, both values and the cure.
+      SchemaError: always; names the first key that differs, both values and the cure.
     """
     had = {**found.settings, **found.inputs}
+    cure = "choose another folder, or pass --overwrite to write this one anew"
     for key in sorted({*had, *wanted}):
-        if had.get(key) != wanted.get(key):
+        if had.get(key, _UNSET) != wanted.get(key, _UNSET):
             raise SchemaError(
-                f"{folder} was written with {key} = {had.get(key)!r}, and now it is"
-                f" {wanted.get(key)!r}; choose another folder, or pass --overwrite to"
-                " write this one anew"
+                f"{folder} was written with {key} = {had.get(key, _UNSET)!r}, and now"
+                f" it is {wanted.get(key, _UNSET)!r}; {cure}"
             )
+    raise SchemaError(f"{folder} was written by another version of FuseBeam; {cure}")

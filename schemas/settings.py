@@ -8,6 +8,7 @@ those that do enter the fingerprint.
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,6 +56,8 @@ def fingerprint(config: Any, **more: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)  # JSON has no infinity
     return value
 
 

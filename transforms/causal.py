@@ -33,20 +33,27 @@ _PROBE_TOKENS = (12, 5)
 def choose_device(device: str) -> torch.device:
     """Resolves `auto` to CUDA where there is one.
 
+    A device that is named may be another machine's: `check_device` asks for it where it
+    is used.
+
     Raises:
-      ValueError: if the device is unknown or not there.
+      ValueError: if the device is unknown.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    return torch.device(device)
+
+
+def check_device(device: torch.device) -> None:
+    """Raises ValueError if this machine has no such device."""
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {device} must be there, but there are {torch.cuda.device_count()}"
             " CUDA devices; use --device=cpu"
         )
-    return torch.device(device)
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -54,11 +61,19 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
     A CPU without hardware for bfloat16 is 60 times slower at it, and float16 overflows
     in some models: neither is chosen unasked.
+
+    Raises:
+      ValueError: if it depends on a GPU that is not this machine's.
     """
     if dtype != "auto":
         return _DTYPES[dtype]
     if device.type != "cuda":
         return torch.float32
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"dtype must be given where {device} is another machine's: add"
+            " --dtype=bfloat16, or float16 or float32"
+        )
     fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
 

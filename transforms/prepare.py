@@ -38,6 +38,11 @@ _INDEX_GROUP = 1024  # documents of a row group
 _INDEX_SCHEMA = pa.schema([("shingle", pa.uint64()), ("document", pa.uint32())])
 
 
+def part_name(index: int) -> str:
+    """Returns the name of the file that is made of an input file."""
+    return f"part-{index:06d}.parquet"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """One input file: its number, its path, and its name in document ids."""
@@ -49,7 +54,7 @@ class Unit:
     @property
     def part(self) -> str:
         """Name of the windows file that a split gets of it."""
-        return f"part-{self.index:06d}.parquet"
+        return part_name(self.index)
 
     def to_line(self) -> str:
         """Writes the unit as a line of JSON."""
@@ -67,6 +72,7 @@ class Cut:
 
     Attributes:
       output: folder that gets a windows folder for each split.
+      units: how many input files there are.
       fields: where a record's text, id and domain stand.
       splits: the splits and their shares.
       protected: splits whose near-duplicates leave the others.
@@ -79,6 +85,7 @@ class Cut:
     """
 
     output: str
+    units: int
     fields: Fields
     splits: Mapping[str, float]
     protected: tuple[str, ...]
@@ -130,10 +137,10 @@ def _split(cut: Cut, document: Document) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _protected_index(folder: str, _: str) -> ProtectedIndex:
+def _protected_index(folder: str, units: int, _: str) -> ProtectedIndex:
     """Reads the shingles of all units; the fingerprint is there for the cache."""
     rows: list[np.ndarray] = []
-    for name in files.names(folder, ".parquet"):
+    for name in map(part_name, range(units)):
         for table in parquet.read(files.join(folder, name), _INDEX_SCHEMA):
             owners = table["document"].to_numpy()
             borders = np.flatnonzero(np.diff(owners)) + 1
@@ -186,7 +193,9 @@ def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
     guarded = [name for name in cut.splits if name not in cut.protected]
     index = None
     if cut.protected and guarded:
-        index = _protected_index(files.join(cut.output, INDEX), cut.fingerprint)
+        index = _protected_index(
+            files.join(cut.output, INDEX), cut.units, cut.fingerprint
+        )
     for row, record in enumerate(documents.read(unit.path, cut.fields, unit.label)):
         if isinstance(record, Reject):
             yield record

@@ -19,14 +19,36 @@ _LOADING = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(settings: ScorerSettings) -> Scorer:
-    return scorer.load(settings)
+def _loaded(settings: ScorerSettings, model: str, tokenizer: str) -> Scorer:
+    """Loads a scorer, and makes sure that it is the one the job was started with.
+
+    Raises:
+      FusionError: if this machine, or the hub by now, has another model of that name.
+    """
+    loaded = scorer.load(settings)
+    for what, found, wanted in (
+        ("model", scorer.model_fingerprint(settings.model), model),
+        ("tokenizer", loaded.tokenizer.fingerprint, tokenizer),
+    ):
+        if found != wanted:
+            raise FusionError(
+                f"the {what} of {settings.model} must be the one that the job was"
+                f" started with ({wanted}), but the one here is another ({found}); give"
+                " all machines the same files, or name a folder that does not change"
+            )
+    return loaded
 
 
-def shared_scorer(settings: ScorerSettings) -> Scorer:
-    """Returns the process's scorer of these settings; loads it once for all threads."""
+def shared_scorer(settings: ScorerSettings, model: str, tokenizer: str) -> Scorer:
+    """Returns the process's scorer; loads it once for all threads.
+
+    Args:
+      settings: the model and how it is run.
+      model: the model's fingerprint.
+      tokenizer: the tokenizer's.
+    """
     with _LOADING:
-        return _loaded(settings)
+        return _loaded(settings, model, tokenizer)
 
 
 def unload() -> None:
@@ -43,6 +65,8 @@ class ScoreSlices:
       windows: the windows folder.
       output: the scores folder.
       settings: the model and how it is run.
+      model: fingerprint of the model.
+      tokenizer: fingerprint of its tokenizer.
       identity: digest of the settings, the model and the tokenizer.
       max_reject_fraction: share of a slice's windows that may fail.
       overwrite: whether files of other settings are written anew.
@@ -51,6 +75,8 @@ class ScoreSlices:
     windows: str
     output: str
     settings: ScorerSettings
+    model: str
+    tokenizer: str
     identity: str
     max_reject_fraction: float = 0.0
     overwrite: bool = False
@@ -72,7 +98,7 @@ class ScoreSlices:
     def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
         """Scores a slice; a row group of scores for each row group of windows."""
         groups = list(windows.read_slice(self.windows, piece))
-        model = shared_scorer(self.settings)
+        model = shared_scorer(self.settings, self.model, self.tokenizer)
         batch = model.score([window for group in groups for window in group])
         self._check(piece, batch.scores)
         start = 0

@@ -90,6 +90,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         read or is not causal.
     """
     device = causal.choose_device(settings.device)
+    causal.check_device(device)
     if device.type == "cpu":
         if settings.tune_allocator:
             allocator.keep_large_blocks()
