@@ -87,8 +87,8 @@ def told(error: Exception) -> str | None:
             # Libraries name the package in the text where they look for it themselves.
             if package == name or re.search(rf"\b{package}\b", str(link), re.I):
                 return (
-                    f"this needs the package {package}, which is not installed; run"
-                    f" pip install 'fusebeam[{extra}]'"
+                    f"this needs the package {package}; run pip install"
+                    f" 'fusebeam[{extra}]'"
                 )
         link = link.__cause__ or link.__context__
     return None

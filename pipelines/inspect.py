@@ -12,6 +12,7 @@ UTF-8 by itself. Control characters of a text are escaped, new lines and tabs ap
 
 import argparse
 import itertools
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -228,7 +229,9 @@ def below(folder: str) -> Iterator[str]:
     for path in files.find(folder, manifest.NAME):
         stage = files.read_json(path).get("stage")
         if stage in VIEWS:
-            found.append(f"fusebeam inspect {files.parent(path)}  # {stage}")
+            found.append(
+                f"fusebeam inspect {shlex.quote(files.parent(path))}  # {stage}"
+            )
     if not found:
         raise FileNotFoundError(
             f"{folder} must be a finished windows, scores or fused folder, or hold one;"
