@@ -5,6 +5,7 @@ from typing import Any
 
 from pipelines import launch
 from schemas import files, manifest, parquet, plan, version
+from schemas.errors import FusionError, SchemaError
 from schemas.manifest import FileEntry, Manifest
 from schemas.plan import Slice
 from transforms import slices
@@ -65,37 +66,88 @@ def do_slices(
       runner_flags: Beam's own.
 
     Returns:
-      Whether all slices of the plan are there now.
+      Whether all slices of the plan are there now, made by this work.
+
+    Raises:
+      FusionError: if a job over all slices ended without some of them.
+      SchemaError: if slices beside the chosen ones are there, made by other settings,
+        and `work.overwrite` is off.
     """
     pieces = plan.read(windows)
     mine = plan.select(pieces, chosen)
-    with launch.Progress(name, len(mine), Tally(work.output, mine)):
+    tally = Tally(work, mine)
+    with launch.Progress(name, len(mine), tally):
         if chosen is None:
             job = name >> slices.DoSlices(windows, work)
             launch.run(lambda root: root | job, runner_flags)
         else:
             for piece in mine:
                 slices.do_slice(work, piece)
-    return Tally(work.output, pieces)()[0] == len(pieces)
+    if chosen is not None:
+        return _others_are_there(work, pieces)
+    if (done := tally()[0]) < len(pieces):
+        raise FusionError(
+            f"all {len(pieces)} slices must be in {work.output} when the job has ended,"
+            f" but only {done} are; do the workers write to the folder that is read"
+            " here? The same command does those that are missing"
+        )
+    return True
+
+
+def _others_are_there(work: SliceWork, pieces: Sequence[Slice]) -> bool:
+    """Says whether all slices are there, done by several commands, one after another.
+
+    Raises:
+      SchemaError: if some were made by other work and `work.overwrite` is off.
+    """
+    if not {piece.output for piece in pieces} <= set(files.names(work.output)):
+        return False  # cheaper than a look into hundreds of files after each command
+
+    def done(piece: Slice) -> bool:
+        path = files.join(work.output, piece.output)
+        return parquet.done(path, work.fingerprint(piece), overwrite=work.overwrite)
+
+    return all(files.each(done, pieces))
 
 
 class Tally:
-    """Counts the slices that are there, and their tokens; reads each footer once."""
+    """Counts the slices that this work has made, and their tokens.
 
-    def __init__(self, folder: str, pieces: Sequence[Slice]) -> None:
-        self._folder = folder
-        self._missing = {piece.output for piece in pieces}
+    A file is looked into once, and again only when it is written anew. One that other
+    settings have made, or that cannot be read, counts as missing.
+    """
+
+    def __init__(self, work: SliceWork, pieces: Sequence[Slice]) -> None:
+        self._work = work
+        self._missing = {piece.output: piece for piece in pieces}
+        self._seen: dict[str, tuple[int, str]] = {}
         self._slices = self._tokens = 0
 
     def __call__(self) -> tuple[int, int]:
         """Returns slices and tokens as of now."""
-        there = self._missing & set(files.names(self._folder, ".parquet"))
-        self._missing -= there
-        self._slices += len(there)
-        for name in there:
-            footer = parquet.footer(files.join(self._folder, name))
-            self._tokens += int(footer.get("tokens", 0))
+        stamps = files.stamps(self._work.output, ".parquet")
+        fresh = [
+            name
+            for name in self._missing.keys() & stamps.keys()
+            if self._seen.get(name) != stamps[name]
+        ]
+        for name, tokens in zip(fresh, files.each(self._tokens_of, fresh), strict=True):
+            self._seen[name] = stamps[name]
+            if tokens is not None:
+                del self._missing[name]
+                self._slices += 1
+                self._tokens += tokens
         return self._slices, self._tokens
+
+    def _tokens_of(self, name: str) -> int | None:
+        """Returns the tokens of a slice's file; None where this work has not made it."""
+        try:
+            footer = parquet.footer(files.join(self._work.output, name))
+        except (SchemaError, FileNotFoundError):
+            return None  # whoever does the slice will say what is wrong, and the cure
+        if footer.get("fingerprint") != self._work.fingerprint(self._missing[name]):
+            return None
+        return int(footer.get("tokens") or 0)
 
 
 def describe(folder: str, names: Sequence[str]) -> list[FileEntry]:
