@@ -1,23 +1,18 @@
 """A stage: skip what is whole, do the slices that are missing, describe the result."""
 
-import concurrent.futures
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pipelines import launch
 from schemas import files, manifest, parquet, plan, version
-from schemas.errors import SchemaError
+from schemas.errors import FusionError, SchemaError
 from schemas.manifest import FileEntry, Manifest
 from schemas.plan import Slice
 from transforms import slices
 from transforms.slices import SliceWork
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-_CALLS = 32  # to a bucket, at once
 _OURS = re.compile(r"(part|slice)-\d+\.parquet")
 
 
@@ -75,66 +70,94 @@ def do_slices(
       runner_flags: Beam's own.
 
     Returns:
-      Whether all slices of the plan are there now.
+      Whether all slices of the plan are there now, made by this work.
+
+    Raises:
+      FusionError: if a job over all slices ended without some of them.
+      SchemaError: if slices beside the chosen ones are there, made by other settings,
+        and `work.overwrite` is off.
     """
     pieces = plan.read(windows)
     mine = plan.select(pieces, chosen)
-    with launch.Progress(name, len(mine), Tally(work.output, mine)):
+    tally = Tally(work, mine)
+    with launch.Progress(name, len(mine), tally):
         if chosen is None:
             job = name >> slices.DoSlices(windows, work)
             launch.run(lambda root: root | job, runner_flags)
         else:
             for piece in mine:
                 slices.do_slice(work, piece)
-    missing = len(pieces) - sum(_each(functools.partial(_is_of, work), pieces))
-    if missing and chosen is None:
-        raise RuntimeError(
+    if chosen is not None:
+        return _others_are_there(work, pieces)
+    if (done := tally()[0]) < len(pieces):
+        raise FusionError(
             f"all {len(pieces)} slices must be in {work.output} when the job has ended,"
-            f" but {missing} are not, or are of other settings; repeat the command"
+            f" but only {done} are; do the workers write to the folder that is read"
+            " here? The same command does those that are missing"
         )
-    return not missing
+    return True
 
 
-def _is_of(work: SliceWork, piece: Slice) -> bool:
-    """Says whether the file of a slice is there, and of this work."""
-    path = files.join(work.output, piece.output)
-    if not files.exists(path):
-        return False
-    return parquet.footer(path).get("fingerprint") == work.fingerprint(piece)
+def _others_are_there(work: SliceWork, pieces: Sequence[Slice]) -> bool:
+    """Says whether all slices are there, done by several commands, one after another.
 
+    Raises:
+      SchemaError: if some were made by other work and `work.overwrite` is off.
+    """
+    if not {piece.output for piece in pieces} <= set(files.names(work.output)):
+        return False  # cheaper than a look into hundreds of files after each command
 
-def _each(do: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Calls a function that waits for a bucket on each item, many at once."""
-    with concurrent.futures.ThreadPoolExecutor(_CALLS) as pool:
-        return list(pool.map(do, items))
+    def done(piece: Slice) -> bool:
+        path = files.join(work.output, piece.output)
+        return parquet.done(path, work.fingerprint(piece), overwrite=work.overwrite)
+
+    return all(files.each(done, pieces))
 
 
 class Tally:
-    """Counts the slices that are there, and the tokens of those made meanwhile."""
+    """Counts the slices that this work has made, and their tokens.
 
-    def __init__(self, folder: str, pieces: Sequence[Slice]) -> None:
-        self._folder = folder
-        self._missing = {piece.output for piece in pieces}
+    A file is looked into once, and again only when it is written anew. One that other
+    settings have made, or that cannot be read, counts as missing.
+    """
+
+    def __init__(self, work: SliceWork, pieces: Sequence[Slice]) -> None:
+        self._work = work
+        self._missing = {piece.output: piece for piece in pieces}
+        self._seen: dict[str, tuple[int, str]] = {}
         self._slices = self._tokens = 0
         self._begun = False
 
     def __call__(self) -> tuple[int, int]:
         """Returns slices and tokens as of now."""
-        there = self._missing & set(files.names(self._folder, ".parquet"))
-        self._missing -= there
-        self._slices += len(there)
-        if self._begun:
-            self._tokens += sum(_each(self._tokens_of, there))
-        self._begun = True
+        stamps = files.stamps(self._work.output, ".parquet")
+        fresh = [
+            name
+            for name in self._missing.keys() & stamps.keys()
+            if self._seen.get(name) != stamps[name]
+        ]
+        for name, tokens in zip(fresh, files.each(self._tokens_of, fresh), strict=True):
+            self._seen[name] = stamps[name]
+            if tokens is not None:
+                del self._missing[name]
+                self._slices += 1
+                self._tokens += tokens
         return self._slices, self._tokens
 
-    def _tokens_of(self, name: str) -> int:
-        return int(parquet.footer(files.join(self._folder, name)).get("tokens", 0))
+    def _tokens_of(self, name: str) -> int | None:
+        """Returns the tokens of a slice's file; None where it is not of this work."""
+        try:
+            footer = parquet.footer(files.join(self._work.output, name))
+        except (SchemaError, FileNotFoundError):
+            return None  # whoever does the slice will say what is wrong, and the cure
+        if footer.get("fingerprint") != self._work.fingerprint(self._missing[name]):
+            return None
+        return int(footer.get("tokens") or 0)
 
 
 def describe(folder: str, names: Sequence[str]) -> list[FileEntry]:
     """Returns the entries of files: as their writers noted them, or by reading them."""
-    return _each(
+    return files.each(
         lambda name: manifest.entry_of(folder, name) or _read(folder, name), names
     )
 
@@ -177,7 +200,7 @@ def finish(
       SchemaError: if there are such files and `overwrite` is off.
     """
     _remove_others(folder, names, overwrite=overwrite)
-    footers = _each(lambda name: parquet.footer(files.join(folder, name)), names)
+    footers = files.each(lambda name: parquet.footer(files.join(folder, name)), names)
     made = Manifest(
         stage=stage,
         fingerprint=identity(stage, settings, inputs),
@@ -189,7 +212,7 @@ def finish(
         code_version=version.VERSION,
     )
     manifest.write(folder, made)
-    _each(functools.partial(manifest.forget_entry, folder), names)
+    files.each(functools.partial(manifest.forget_entry, folder), names)
     files.tidy(folder)
     return made
 

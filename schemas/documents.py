@@ -303,7 +303,7 @@ def _text(text: Any, field: str) -> str:
 
 
 def _whole_text(text: str, field: str) -> str:
-    """Refuses text in which JSON's escapes spelt half a character, which is no UTF-8."""
+    """Refuses text in which JSON's escapes spelt half a character: that is no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -11,26 +11,39 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from schemas.errors import SchemaError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 TEMPORARY = ".tmp"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _BLOCK_BYTES = 1 << 20
+_AT_ONCE = 16
+"""Requests under way at once: a bucket takes many, but answers each slowly."""
 
 
 def filesystem(path: str) -> tuple[Any, str]:
     """Returns the fsspec filesystem of `path` and the path without its protocol.
 
-    Nothing is listed from a cache: what is there is mostly written by other processes.
+    Listings are not cached: other processes write the files that this one waits for,
+    and the clients of buckets would serve an old listing for ever.
     """
     fs, plain = fsspec.core.url_to_fs(path, use_listings_cache=False)
     return fs, plain
+
+
+def each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Calls `work` with every item, several at once; results in the items' order."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(work, items))
 
 
 def join(folder: str, *names: str) -> str:
@@ -71,11 +84,31 @@ def names(folder: str, suffix: str = "") -> list[str]:
 
     A folder that is not there has no files. Temporary files are not listed.
     """
+    return sorted(stamps(folder, suffix))
+
+
+def stamps(folder: str, suffix: str = "") -> dict[str, tuple[int, str]]:
+    """Lists the files in a folder as `names` does, with size and time or tag.
+
+    Returns:
+      By name: the size in bytes, and what the filesystem says of the version. A file
+      whose entry is still the same has not been written anew.
+    """
     fs, plain = filesystem(folder)
-    if not fs.exists(plain):
-        return []
-    found = (e["name"] for e in fs.ls(plain, detail=True) if e["type"] == "file")
-    return sorted(n for n in map(name_of, found) if n.endswith(suffix))
+    try:
+        found = fs.ls(plain, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {
+        name_of(e["name"]): (int(e["size"] or 0), _version(e))
+        for e in found
+        if e["type"] == "file" and e["name"].endswith(suffix)
+    }
+
+
+def _version(entry: dict[str, Any]) -> str:
+    keys = ("ETag", "etag", "md5Hash", "ino", "mtime", "LastModified", "created")
+    return " ".join(str(entry[key]) for key in keys if key in entry)
 
 
 def find(folder: str, name: str) -> list[str]:
@@ -122,9 +155,10 @@ def _remote(fs: Any) -> bool:
 def open_input(path: str) -> Any:
     """Opens a file for reading bytes, as it is: nothing is decompressed."""
     fs, plain = filesystem(path)
-    if not fs.exists(plain):
-        raise FileNotFoundError(f"no such file: {path}")
-    return fs.open(plain, "rb")
+    try:
+        return fs.open(plain, "rb")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no such file: {path}") from error
 
 
 def read_bytes(path: str) -> bytes:
@@ -279,8 +313,10 @@ def identity(path: str) -> str:
 
 
 def remove_tree(path: str) -> None:
-    """Removes a file, or a folder and all in it; nothing where there is none."""
+    """Removes a file, or a folder and all in it; nothing happens where there is none.
+
+    Another process may remove it at the same time.
+    """
     fs, plain = filesystem(path)
-    with contextlib.suppress(FileNotFoundError):  # another process was first
-        if fs.exists(plain):
-            fs.rm(plain, recursive=True)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(plain, recursive=True)

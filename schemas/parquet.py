@@ -78,9 +78,9 @@ def metadata(path: str) -> pq.FileMetaData:
     Raises:
       SchemaError: if the file is truncated or not Parquet; names it and the cure.
     """
-    with files.open_input(path) as source:
-        with _arrow_errors(f"{path} must be a whole Parquet file, but cannot be read"):
-            return pq.read_metadata(source)
+    law = f"{path} must be a whole Parquet file, but cannot be read"
+    with files.open_input(path) as source, _arrow_errors(law):
+        return pq.read_metadata(source)
 
 
 @contextlib.contextmanager
@@ -157,7 +157,8 @@ def read(
       SchemaError: if the file is corrupt or its columns are not those of `schema`.
     """
     with files.open_input(path) as source:
-        with _arrow_errors(f"{path} must be a whole Parquet file, but cannot be read"):
+        law = f"{path} must be a whole Parquet file, but cannot be read"
+        with _arrow_errors(law):
             file = pq.ParquetFile(source, page_checksum_verification=True)
         _check_columns(path, file.schema_arrow, schema)
         chosen = range(file.num_row_groups) if row_groups is None else row_groups

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from pipelines import score
+from pipelines import launch, score
 from schemas import files, manifest, parquet, plan, scores, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.scores import Score
@@ -187,3 +187,52 @@ def test_duckdb_computes_the_bits_per_byte_that_the_manifest_files_hold(
     n_bytes = sum(row.n_bytes for row in rows)
     assert found == pytest.approx(nats / np.log(2) / n_bytes)
     assert files.exists(f"{road}/scores/neox/manifest.json")
+
+
+def test_slices_of_other_settings_never_come_under_one_manifest(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    last = len(plan.read(f"{road}/windows/fusion")) - 1
+
+    def part(slices: str, **more: object) -> object:
+        config = score_config(road, models, "llama", output=out, slices=slices, **more)
+        return score.score_windows(config)
+
+    assert part(f"1-{last}") is None
+    with pytest.raises(FusionError, match=r"slice-0+1\.parquet was made with other"):
+        part("0", top_k=5)
+    assert not manifest.present(out)
+    assert part("0", top_k=5, overwrite=True) is None
+    assert not manifest.present(out)
+    assert part(f"1-{last}", top_k=5, overwrite=True) is not None
+    assert {parquet.footer(str(p))["k"] for p in Path(out).glob("*.parquet")} == {5}
+
+
+def test_some_slices_of_a_finished_folder_may_be_written_anew(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    score.score_windows(score_config(road, models, "llama", output=out))
+    anew = score_config(
+        road, models, "llama", output=out, top_k=5, slices="0", overwrite=True
+    )
+    assert score.score_windows(anew) is None
+    assert not manifest.present(out)
+
+
+def test_a_slice_that_cannot_be_read_is_written_anew_on_request(
+    road: str, models: dict[str, str], out: str, contents: Contents
+) -> None:
+    score.score_windows(score_config(road, models, "llama", output=out))
+    path = Path(out) / "slice-000001.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    (Path(out) / "manifest.json").unlink()
+    score.score_windows(score_config(road, models, "llama", output=out, overwrite=True))
+    assert contents(out) == contents(f"{road}/scores/llama")
+
+
+def test_a_job_that_ends_without_a_slice_is_an_error(
+    road: str, models: dict[str, str], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "run", lambda build, flags: None)
+    with pytest.raises(FusionError, match=r"slices must be in .* but only 0 are"):
+        score.score_windows(score_config(road, models, "llama", output=out))

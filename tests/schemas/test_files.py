@@ -1,8 +1,11 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from schemas import files
 from schemas.errors import SchemaError
@@ -80,3 +83,41 @@ def test_broken_json_names_its_file(tmp_path: Path) -> None:
 def test_equal_values_have_equal_digests_whatever_their_order() -> None:
     assert files.digest({"a": 1, "b": [2]}) == files.digest({"b": [2], "a": 1})
     assert files.digest({"a": 1}) != files.digest({"a": 2})
+
+
+class _Cached(MemoryFileSystem):
+    """Serves old listings for ever, as the clients of buckets do."""
+
+    protocol = "cachedbox"
+    cachable = False
+    seen: ClassVar[dict[str, list[dict[str, Any]]]] = {}
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        path = self._strip_protocol(path)
+        if self.dircache.use_listings_cache and path in self.seen:
+            return self.seen[path]
+        self.seen[path] = super().ls(path, detail=True, **kwargs)
+        return self.seen[path]
+
+
+def test_what_another_process_has_written_is_seen_at_once() -> None:
+    fsspec.register_implementation("cachedbox", _Cached, clobber=True)
+    folder = "cachedbox://polled"
+    files.write_bytes(f"{folder}/a", b"")
+    assert files.names(folder) == ["a"]
+    _Cached(use_listings_cache=False).pipe(f"{folder}/b", b"x")
+    assert files.names(folder) == ["a", "b"]
+    assert files.exists(f"{folder}/b")
+
+
+def test_a_file_that_is_written_anew_has_another_stamp(tmp_path: Path) -> None:
+    for folder in (str(tmp_path), "memory://stamps"):
+        files.write_bytes(f"{folder}/a", b"one")
+        before = files.stamps(folder)
+        assert files.stamps(folder) == before
+        files.write_bytes(f"{folder}/a", b"two")
+        assert files.stamps(folder) != before
+
+
+def test_work_on_many_files_comes_back_in_order() -> None:
+    assert files.each(str, range(99)) == [str(n) for n in range(99)]
