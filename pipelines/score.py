@@ -29,10 +29,14 @@ class ScoreConfig:
     )
     top_k: int = setting(10, help="entries kept for each position")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", help="number format of weights; auto: bfloat16 where it is fast"
+        "auto",
+        help="number format of weights; auto: bfloat16 where it is fast, as the"
+        " machine that starts the command finds",
     )
     device: str = setting(
-        "auto", help="cpu, cuda or cuda:N; auto: CUDA where there is one"
+        "auto",
+        help="cpu, cuda or cuda:N, on the workers; auto: CUDA where the machine that"
+        " starts the command has one",
     )
     batch_tokens: int = setting(
         4096, help="tokens of one forward pass, padding included; bounds memory"
@@ -41,7 +45,9 @@ class ScoreConfig:
         None, help="threads of the CPU's arithmetic; left out: what torch takes"
     )
     max_reject_fraction: float = setting(
-        0.0, help="share of a slice's windows that may fail, in [0, 1]"
+        0.0,
+        help="share of a slice's windows that may fail, in [0, 1]",
+        shapes_output=False,
     )
     keep_malloc: bool = setting(
         False, help="leave the allocator of glibc as it is", shapes_output=False

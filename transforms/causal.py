@@ -30,23 +30,33 @@ _PROBE_TOKENS = (12, 5)
 """Tokens of the trial, and of its beginning, which must not feel what follows."""
 
 
-def choose_device(device: str) -> torch.device:
-    """Resolves `auto` to CUDA where there is one.
+def name_device(device: str) -> torch.device:
+    """Resolves `auto` to CUDA where there is one; others need not be on this machine.
 
     Raises:
-      ValueError: if the device is unknown or not there.
+      ValueError: if the device is unknown.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or not (index or "0").isdecimal():
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    return torch.device(device)
+
+
+def choose_device(device: str) -> torch.device:
+    """Resolves a device as `name_device` does, and sees that it is there.
+
+    Raises:
+      ValueError: if the device is unknown or not there.
+    """
+    named = name_device(device)
+    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {device} must be there, but there are {torch.cuda.device_count()}"
             " CUDA devices; use --device=cpu"
         )
-    return torch.device(device)
+    return named
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -54,11 +64,20 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
     A CPU without hardware for bfloat16 is 60 times slower at it, and float16 overflows
     in some models: neither is chosen unasked.
+
+    Raises:
+      ValueError: if it is `auto` for a GPU, and this machine has none to look at.
     """
     if dtype != "auto":
         return _DTYPES[dtype]
     if device.type != "cuda":
         return torch.float32
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"dtype must be given for device {device} where the command starts on a"
+            " machine without a GPU, got auto; pass --dtype=bfloat16, float16 or"
+            " float32, as the workers' GPUs multiply it"
+        )
     fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
 
