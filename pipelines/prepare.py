@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import apache_beam as beam
-
 from pipelines import launch, stage
 from schemas import documents, files, manifest, parquet, plan, settings, windows
 from schemas.documents import Fields
@@ -23,6 +21,8 @@ from transforms.functional import splits
 from transforms.prepare import Cut, DoUnits, Unit
 
 UNITS = "units.jsonl"
+PROTECTED = ("dev", "heldout", "test", "validation")
+"""Splits whose near-duplicates leave the others unless others are named."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +57,10 @@ class PrepareConfig:
         help="named shares of the documents, e.g. fusion=.8,dev=.1,heldout=.1; with"
         " --split_field the names alone",
     )
-    protected: tuple[str, ...] = setting(
-        ("dev", "heldout", "test"),
-        help="splits whose near-duplicates leave the others",
+    protected: tuple[str, ...] | None = setting(
+        None,
+        help="splits whose near-duplicates leave the others; left out: those of"
+        f" {', '.join(PROTECTED)} that there are",
     )
     max_tokens: int = setting(
         1024, help="tokens of a window at most, start token and EOS included"
@@ -70,7 +71,9 @@ class PrepareConfig:
         8 << 20, help="bytes of text of a slice, the unit of work of what follows"
     )
     max_reject_fraction: float = setting(
-        0.0, help="share of the documents that may be rejected, in [0, 1]"
+        0.0,
+        help="share of the documents that may be rejected, in [0, 1]",
+        shapes_output=False,
     )
     overwrite: bool = setting(
         False, help="write anew what other settings have written", shapes_output=False
@@ -93,14 +96,32 @@ class PrepareConfig:
             raise ValueError(
                 f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
             )
-        self.shares()
+        self.protected_splits()
 
     def shares(self) -> dict[str, float]:
         """Returns the share of each split; equal ones where records name theirs."""
         if self.split_field is None:
             return splits.parse_splits(self.splits)
+        if "=" in self.splits:
+            raise ValueError(
+                "splits must be names alone where split_field names the field that"
+                f" holds them, e.g. --splits=train,dev,heldout, got {self.splits!r}"
+            )
         names = self.splits.split(",")
         return splits.parse_splits(",".join(f"{n}={1 / len(names)}" for n in names))
+
+    def protected_splits(self) -> tuple[str, ...]:
+        """Returns the splits whose near-duplicates leave the others."""
+        named = self.shares()
+        if self.protected is None:
+            return tuple(name for name in PROTECTED if name in named)
+        for name in self.protected:
+            if name not in named:
+                raise ValueError(
+                    f"protected must name splits, which are {', '.join(named)}, got"
+                    f" {name!r}{settings.suggestion(name, named)}"
+                )
+        return self.protected
 
 
 def units_of(config: PrepareConfig) -> list[Unit]:
@@ -129,9 +150,10 @@ def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
     }
 
 
-def cut_of(config: PrepareConfig, inputs: Mapping[str, Any]) -> Cut:
+def cut_of(
+    config: PrepareConfig, inputs: Mapping[str, Any], units: Sequence[Unit]
+) -> Cut:
     """Returns how the corpus is to be cut."""
-    named = config.shares()
     return Cut(
         output=config.output,
         fields=Fields(
@@ -140,13 +162,14 @@ def cut_of(config: PrepareConfig, inputs: Mapping[str, Any]) -> Cut:
             domain=config.domain_field,
             split=config.split_field,
         ),
-        splits=named,
-        protected=tuple(name for name in config.protected if name in named),
+        splits=config.shares(),
+        protected=config.protected_splits(),
         tokenizers=config.models,
         max_tokens=config.max_tokens,
         max_bytes=config.max_bytes,
         group_windows=config.group_windows,
-        fingerprint=stage.identity(windows.STAGE, settings.shaping(config), inputs),
+        units=len(units),
+        fingerprint=stage.identity(windows.STAGE, _shaping(config), inputs),
         overwrite=config.overwrite,
     )
 
@@ -165,9 +188,11 @@ def prepare_corpus(
     """
     units = units_of(config)
     inputs = inputs_of(config, units)
-    cut = cut_of(config, inputs)
+    cut = cut_of(config, inputs, units)
     folders = {split: cut.folder(split) for split in cut.splits}
-    if all(_whole(config, folder, split, inputs) for split, folder in folders.items()):
+    # A list, for each split is looked at: what is not whole must lose its manifest.
+    whole = [_whole(config, folder, split, inputs) for split, folder in folders.items()]
+    if all(whole):
         return {s: manifest.read(f, windows.STAGE) for s, f in folders.items()}
     listed = files.join(config.output, UNITS)
     files.write_bytes(listed, "".join(u.to_line() + "\n" for u in units).encode())
@@ -179,14 +204,27 @@ def prepare_corpus(
     ):
         launch.run(lambda root: root | DoUnits(listed, cut, "cut"), runner_flags)
     rejects = _rejects(config, units)
+    for place, names in (
+        (prepare.REJECTS, {unit.rejects for unit in units}),
+        (prepare.INDEX, {unit.part for unit in units}),
+    ):
+        stage.remove_others(files.join(config.output, place), names)
     return {
         split: _finish(config, folder, split, units, inputs, rejects)
         for split, folder in folders.items()
     }
 
 
+def _shaping(config: PrepareConfig) -> dict[str, Any]:
+    """Returns the settings that shape the windows, defaults made definite."""
+    return {
+        **settings.shaping(config),
+        "protected": list(config.protected_splits()),
+    }
+
+
 def _settings(config: PrepareConfig, split: str) -> dict[str, Any]:
-    return {**settings.shaping(config), "split": split}
+    return {**_shaping(config), "split": split}
 
 
 def _whole(
@@ -206,14 +244,18 @@ def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
     folder = files.join(config.output, prepare.REJECTS)
     reasons: Counter[str] = Counter()
     for unit in units:
-        name = f"part-{unit.index:06d}.jsonl"
-        for line in files.read_bytes(files.join(folder, name)).splitlines():
+        for line in files.read_bytes(files.join(folder, unit.rejects)).splitlines():
             reasons[prepare.reason_of(line)] += 1
     kept = sum(
         parquet.footer(files.join(config.output, split, unit.part))["documents"]
         for split in config.shares()
         for unit in units
     )
+    if not kept and not reasons:
+        raise FusionError(
+            f"the corpus must hold a document, but {len(units)} files hold none; are"
+            f" {', '.join(config.inputs)} the right ones?"
+        )
     bad = sum(n for reason, n in reasons.items() if reason != prepare.NEAR_DUPLICATE)
     read = kept + sum(reasons.values())
     if bad > config.max_reject_fraction * read:
@@ -277,11 +319,6 @@ def plan_slices(folder: str, names: Sequence[str], slice_bytes: int) -> list[Sli
             )
             start = stop
     return slices
-
-
-def build(root: beam.Pipeline, listed: str, cut: Cut) -> beam.PCollection[str]:
-    """Wires the second pass; yields the names of the parts."""
-    return root | "Cut" >> DoUnits(listed, cut, "cut")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

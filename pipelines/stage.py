@@ -1,6 +1,7 @@
 """A stage: skip what is whole, do the slices that are missing, describe the result."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pipelines import launch
@@ -10,6 +11,8 @@ from schemas.manifest import FileEntry, Manifest
 from schemas.plan import Slice
 from transforms import slices
 from transforms.slices import SliceWork
+
+_OURS = re.compile(r"(part|slice)-\d{6,}\.(parquet|jsonl)")
 
 
 def whole(
@@ -140,7 +143,7 @@ class Tally:
         return self._slices, self._tokens
 
     def _tokens_of(self, name: str) -> int | None:
-        """Returns the tokens of a slice's file; None where this work has not made it."""
+        """Returns the tokens of a slice; None where this work has not made its file."""
         try:
             footer = parquet.footer(files.join(self._work.output, name))
         except (SchemaError, FileNotFoundError):
@@ -148,6 +151,17 @@ class Tally:
         if footer.get("fingerprint") != self._work.fingerprint(self._missing[name]):
             return None
         return int(footer.get("tokens") or 0)
+
+
+def remove_others(folder: str, names: Collection[str]) -> None:
+    """Removes the files of ours that are not among `names`.
+
+    An earlier run had more of them, and they were not written anew. What is not called
+    as our files are is left alone.
+    """
+    for name in files.names(folder):
+        if name not in names and _OURS.fullmatch(name):
+            files.remove_tree(files.join(folder, name))
 
 
 def describe(folder: str, names: Sequence[str]) -> list[FileEntry]:
@@ -198,6 +212,7 @@ def finish(
         files=describe(folder, names),
         code_version=version.VERSION,
     )
+    remove_others(folder, set(names))
     manifest.write(folder, made)
     for name in names:
         manifest.forget_entry(folder, name)

@@ -123,13 +123,21 @@ def refuse_other(folder: str, found: Manifest, wanted: Mapping[str, Any]) -> Non
       wanted: `settings` and `inputs` as they would be written now, flat.
 
     Raises:
-      SchemaError: naming the first key that differs, both values and the cure.
+      SchemaError: always, naming the first key that differs, both values and the cure.
     """
     had = {**found.settings, **found.inputs}
+    cure = "choose another folder, or pass --overwrite to write this one anew"
     for key in sorted({*had, *wanted}):
-        if had.get(key) != wanted.get(key):
+        if key not in had or key not in wanted or had[key] != wanted[key]:
             raise SchemaError(
-                f"{folder} was written with {key} = {had.get(key)!r}, and now it is"
-                f" {wanted.get(key)!r}; choose another folder, or pass --overwrite to"
-                " write this one anew"
+                f"{folder} was written with {key} = {_shown(had, key)}, and now it is"
+                f" {_shown(wanted, key)}; {cure}"
             )
+    raise SchemaError(
+        f"{folder} was written by another format of the same settings (fingerprint"
+        f" {found.fingerprint}, code version {found.code_version}); {cure}"
+    )
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not set"
