@@ -21,9 +21,8 @@ from transforms.functional import splits
 from transforms.prepare import Cut, DoUnits, Unit
 
 UNITS = "units.jsonl"
-
-
-_PROTECTED = ("dev", "validation", "heldout", "test")
+PROTECTED = ("dev", "heldout", "test", "validation")
+"""Splits whose near-duplicates leave the others unless others are named."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,8 @@ class PrepareConfig:
     )
     protected: tuple[str, ...] | None = setting(
         None,
-        help="splits whose near-duplicates leave the others; left out: those of dev,"
-        " validation, heldout and test that there are",
+        help="splits whose near-duplicates leave the others; left out: those of"
+        f" {', '.join(PROTECTED)} that there are",
     )
     max_tokens: int = setting(
         1024, help="tokens of a window at most, start token and EOS included"
@@ -99,28 +98,30 @@ class PrepareConfig:
             )
         self.protected_splits()
 
-    def protected_splits(self) -> tuple[str, ...]:
-        """Returns the splits whose near-duplicates leave the others."""
-        named = self.shares()
-        for name in self.protected or ():
-            if name not in named:
-                raise ValueError(
-                    f"protected must name splits, {', '.join(named)}, got {name!r}"
-                )
-        chosen = _PROTECTED if self.protected is None else self.protected
-        return tuple(name for name in chosen if name in named)
-
     def shares(self) -> dict[str, float]:
         """Returns the share of each split; equal ones where records name theirs."""
         if self.split_field is None:
             return splits.parse_splits(self.splits)
         if "=" in self.splits:
             raise ValueError(
-                "splits must hold names alone with split_field, as fusion,dev,heldout,"
-                f" got {self.splits!r}"
+                "splits must be names alone where split_field names the field that"
+                f" holds them, e.g. --splits=train,dev,heldout, got {self.splits!r}"
             )
         names = self.splits.split(",")
         return splits.parse_splits(",".join(f"{n}={1 / len(names)}" for n in names))
+
+    def protected_splits(self) -> tuple[str, ...]:
+        """Returns the splits whose near-duplicates leave the others."""
+        named = self.shares()
+        if self.protected is None:
+            return tuple(name for name in PROTECTED if name in named)
+        for name in self.protected:
+            if name not in named:
+                raise ValueError(
+                    f"protected must name splits, which are {', '.join(named)}, got"
+                    f" {name!r}{settings.suggestion(name, named)}"
+                )
+        return self.protected
 
 
 def units_of(config: PrepareConfig) -> list[Unit]:
@@ -149,25 +150,26 @@ def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
     }
 
 
-def cut_of(config: PrepareConfig, units: int, inputs: Mapping[str, Any]) -> Cut:
+def cut_of(
+    config: PrepareConfig, inputs: Mapping[str, Any], units: Sequence[Unit]
+) -> Cut:
     """Returns how the corpus is to be cut."""
-    named = config.shares()
     return Cut(
         output=config.output,
-        units=units,
         fields=Fields(
             text=config.text_field,
             id=config.id_field,
             domain=config.domain_field,
             split=config.split_field,
         ),
-        splits=named,
+        splits=config.shares(),
         protected=config.protected_splits(),
         tokenizers=config.models,
         max_tokens=config.max_tokens,
         max_bytes=config.max_bytes,
         group_windows=config.group_windows,
-        fingerprint=stage.identity(windows.STAGE, settings.shaping(config), inputs),
+        units=len(units),
+        fingerprint=stage.identity(windows.STAGE, _shaping(config), inputs),
         overwrite=config.overwrite,
     )
 
@@ -186,9 +188,9 @@ def prepare_corpus(
     """
     units = units_of(config)
     inputs = inputs_of(config, units)
-    cut = cut_of(config, len(units), inputs)
+    cut = cut_of(config, inputs, units)
     folders = {split: cut.folder(split) for split in cut.splits}
-    # All are looked at: each that is not whole loses its manifest before it is written.
+    # A list, for each split is looked at: what is not whole must lose its manifest.
     whole = [_whole(config, folder, split, inputs) for split, folder in folders.items()]
     if all(whole):
         return {s: manifest.read(f, windows.STAGE) for s, f in folders.items()}
@@ -202,24 +204,27 @@ def prepare_corpus(
     ):
         launch.run(lambda root: root | DoUnits(listed, cut, "cut"), runner_flags)
     rejects = _rejects(config, units)
-    if config.overwrite:
-        _remove_old(config.output, len(units))
+    for place, names in (
+        (prepare.REJECTS, {unit.rejects for unit in units}),
+        (prepare.INDEX, {unit.part for unit in units}),
+    ):
+        stage.remove_others(files.join(config.output, place), names)
     return {
         split: _finish(config, folder, split, units, inputs, rejects)
         for split, folder in folders.items()
     }
 
 
-def _remove_old(output: str, units: int) -> None:
-    """Removes what an earlier, larger corpus has left beside the splits."""
-    for folder in (prepare.REJECTS, prepare.INDEX):
-        place = files.join(output, folder)
-        for name in files.names(place)[units:]:  # they are numbered
-            files.remove_tree(files.join(place, name))
+def _shaping(config: PrepareConfig) -> dict[str, Any]:
+    """Returns the settings that shape the windows, defaults made definite."""
+    return {
+        **settings.shaping(config),
+        "protected": list(config.protected_splits()),
+    }
 
 
 def _settings(config: PrepareConfig, split: str) -> dict[str, Any]:
-    return {**settings.shaping(config), "split": split}
+    return {**_shaping(config), "split": split}
 
 
 def _whole(
@@ -239,20 +244,20 @@ def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
     folder = files.join(config.output, prepare.REJECTS)
     reasons: Counter[str] = Counter()
     for unit in units:
-        name = f"part-{unit.index:06d}.jsonl"
-        for line in files.read_bytes(files.join(folder, name)).splitlines():
+        for line in files.read_bytes(files.join(folder, unit.rejects)).splitlines():
             reasons[prepare.reason_of(line)] += 1
     kept = sum(
         parquet.footer(files.join(config.output, split, unit.part))["documents"]
         for split in config.shares()
         for unit in units
     )
+    if not kept and not reasons:
+        raise FusionError(
+            f"the corpus must hold a document, but {len(units)} files hold none; are"
+            f" {', '.join(config.inputs)} the right ones?"
+        )
     bad = sum(n for reason, n in reasons.items() if reason != prepare.NEAR_DUPLICATE)
     read = kept + sum(reasons.values())
-    if not read:
-        raise FusionError(
-            f"the corpus must hold a document, but {', '.join(config.inputs)} hold none"
-        )
     if bad > config.max_reject_fraction * read:
         listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
         raise FusionError(

@@ -29,12 +29,14 @@ class ScoreConfig:
     )
     top_k: int = setting(10, help="entries kept for each position")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", help="number format of weights; auto: bfloat16 where it is fast"
+        "auto",
+        help="number format of weights; auto: bfloat16 where it is fast, as the"
+        " machine that starts the command finds",
     )
     device: str = setting(
         "auto",
-        help="cpu, cuda or cuda:N; auto: CUDA where this machine, which starts the job,"
-        " has one",
+        help="cpu, cuda or cuda:N, on the workers; auto: CUDA where the machine that"
+        " starts the command has one",
     )
     batch_tokens: int = setting(
         4096, help="tokens of one forward pass, padding included; bounds memory"

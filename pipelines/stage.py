@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pipelines import launch
@@ -13,7 +13,7 @@ from schemas.plan import Slice
 from transforms import slices
 from transforms.slices import SliceWork
 
-_OURS = re.compile(r"(part|slice)-\d+\.parquet")
+_OURS = re.compile(r"(part|slice)-\d{6,}\.(parquet|jsonl)")
 
 
 def whole(
@@ -145,7 +145,7 @@ class Tally:
         return self._slices, self._tokens
 
     def _tokens_of(self, name: str) -> int | None:
-        """Returns the tokens of a slice's file; None where it is not of this work."""
+        """Returns the tokens of a slice; None where this work has not made its file."""
         try:
             footer = parquet.footer(files.join(self._work.output, name))
         except (SchemaError, FileNotFoundError):
@@ -153,6 +153,21 @@ class Tally:
         if footer.get("fingerprint") != self._work.fingerprint(self._missing[name]):
             return None
         return int(footer.get("tokens") or 0)
+
+
+def remove_others(folder: str, names: Collection[str]) -> None:
+    """Removes the files of ours that are not among `names`.
+
+    An earlier run had more of them, and they were not written anew. What is not called
+    as our files are is left alone.
+    """
+    for name in _ours(folder):
+        if name not in names:
+            files.remove_tree(files.join(folder, name))
+
+
+def _ours(folder: str) -> list[str]:
+    return [name for name in files.names(folder) if _OURS.fullmatch(name)]
 
 
 def describe(folder: str, names: Sequence[str]) -> list[FileEntry]:
@@ -199,7 +214,8 @@ def finish(
     Raises:
       SchemaError: if there are such files and `overwrite` is off.
     """
-    _remove_others(folder, names, overwrite=overwrite)
+    if not overwrite:
+        _refuse_others(folder, names)
     footers = files.each(lambda name: parquet.footer(files.join(folder, name)), names)
     made = Manifest(
         stage=stage,
@@ -211,24 +227,22 @@ def finish(
         files=describe(folder, names),
         code_version=version.VERSION,
     )
+    remove_others(folder, set(names))
     manifest.write(folder, made)
     files.each(functools.partial(manifest.forget_entry, folder), names)
     files.tidy(folder)
     return made
 
 
-def _remove_others(folder: str, names: Sequence[str], *, overwrite: bool) -> None:
-    """Removes files of ours that an earlier, larger input has left."""
-    there = [name for name in files.names(folder, ".parquet") if _OURS.fullmatch(name)]
-    others = sorted(set(there) - set(names))
-    if others and not overwrite:
+def _refuse_others(folder: str, names: Sequence[str]) -> None:
+    """Refuses files of ours that an earlier, larger input has left."""
+    others = [n for n in _ours(folder) if n not in set(names)]
+    if others:
         raise SchemaError(
             f"{folder} must hold the files of this work alone, but holds {others[0]}"
             f" ({len(others)} others in all); choose another folder, or pass"
             " --overwrite to remove them"
         )
-    for name in others:
-        files.remove_tree(files.join(folder, name))
 
 
 def total(footers: Sequence[Mapping[str, Any]], *keys: str) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """manifest.json: what a folder holds, how it was made, and what to check it by.
 
 Written last, so that a folder with a manifest is whole. It holds no time, host name or
-absolute path: the same inputs and settings give the same bytes.
+path but those in `origins`: without these, the same inputs and settings give the same
+bytes.
 """
 
 import dataclasses
@@ -13,16 +14,6 @@ from schemas.errors import SchemaError
 
 VERSION = 1
 NAME = "manifest.json"
-
-
-class _Unset:
-    """What a setting is in a manifest that does not know it."""
-
-    def __repr__(self) -> str:
-        return "not there"
-
-
-_UNSET = _Unset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,14 +129,21 @@ def refuse_other(folder: str, found: Manifest, wanted: Mapping[str, Any]) -> Non
       wanted: `settings` and `inputs` as they would be written now, flat.
 
     Raises:
-      SchemaError: always; names the first key that differs, both values and the cure.
+      SchemaError: always, naming the first key that differs, both values and the cure.
     """
     had = {**found.settings, **found.inputs}
     cure = "choose another folder, or pass --overwrite to write this one anew"
     for key in sorted({*had, *wanted}):
-        if had.get(key, _UNSET) != wanted.get(key, _UNSET):
+        if key not in had or key not in wanted or had[key] != wanted[key]:
             raise SchemaError(
-                f"{folder} was written with {key} = {had.get(key, _UNSET)!r}, and now"
-                f" it is {wanted.get(key, _UNSET)!r}; {cure}"
+                f"{folder} was written with {key} = {_shown(had, key)}, and now it is"
+                f" {_shown(wanted, key)}; {cure}"
             )
-    raise SchemaError(f"{folder} was written by another version of FuseBeam; {cure}")
+    raise SchemaError(
+        f"{folder} was written by another format of the same settings (fingerprint"
+        f" {found.fingerprint}, code version {found.code_version}); {cure}"
+    )
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not set"

@@ -30,11 +30,8 @@ _PROBE_TOKENS = (12, 5)
 """Tokens of the trial, and of its beginning, which must not feel what follows."""
 
 
-def choose_device(device: str) -> torch.device:
-    """Resolves `auto` to CUDA where there is one.
-
-    A device that is named may be another machine's: `check_device` asks for it where it
-    is used.
+def name_device(device: str) -> torch.device:
+    """Resolves `auto` to CUDA where there is one; others need not be on this machine.
 
     Raises:
       ValueError: if the device is unknown.
@@ -47,13 +44,19 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def check_device(device: torch.device) -> None:
-    """Raises ValueError if this machine has no such device."""
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+def choose_device(device: str) -> torch.device:
+    """Resolves a device as `name_device` does, and sees that it is there.
+
+    Raises:
+      ValueError: if the device is unknown or not there.
+    """
+    named = name_device(device)
+    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {device} must be there, but there are {torch.cuda.device_count()}"
             " CUDA devices; use --device=cpu"
         )
+    return named
 
 
 def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -63,7 +66,7 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     in some models: neither is chosen unasked.
 
     Raises:
-      ValueError: if it depends on a GPU that is not this machine's.
+      ValueError: if it is `auto` for a GPU, and this machine has none to look at.
     """
     if dtype != "auto":
         return _DTYPES[dtype]
@@ -71,8 +74,9 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
         return torch.float32
     if not torch.cuda.is_available():
         raise ValueError(
-            f"dtype must be given where {device} is another machine's: add"
-            " --dtype=bfloat16, or float16 or float32"
+            f"dtype must be given for device {device} where the command starts on a"
+            " machine without a GPU, got auto; pass --dtype=bfloat16, float16 or"
+            " float32, as the workers' GPUs multiply it"
         )
     fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32

@@ -39,7 +39,7 @@ _INDEX_SCHEMA = pa.schema([("shingle", pa.uint64()), ("document", pa.uint32())])
 
 
 def part_name(index: int) -> str:
-    """Returns the name of the file that is made of an input file."""
+    """Returns the name of the files that are made of an input file."""
     return f"part-{index:06d}.parquet"
 
 
@@ -55,6 +55,11 @@ class Unit:
     def part(self) -> str:
         """Name of the windows file that a split gets of it."""
         return part_name(self.index)
+
+    @property
+    def rejects(self) -> str:
+        """Name of the file that lists what was left out of it."""
+        return f"part-{self.index:06d}.jsonl"
 
     def to_line(self) -> str:
         """Writes the unit as a line of JSON."""
@@ -72,7 +77,6 @@ class Cut:
 
     Attributes:
       output: folder that gets a windows folder for each split.
-      units: how many input files there are.
       fields: where a record's text, id and domain stand.
       splits: the splits and their shares.
       protected: splits whose near-duplicates leave the others.
@@ -80,12 +84,12 @@ class Cut:
       max_tokens: tokens of a window at most, start token and EOS included.
       max_bytes: bytes of a window at most, or None.
       group_windows: windows of a row group.
+      units: how many input files there are.
       fingerprint: digest of all that shapes the output.
       overwrite: whether files of other settings are written anew.
     """
 
     output: str
-    units: int
     fields: Fields
     splits: Mapping[str, float]
     protected: tuple[str, ...]
@@ -93,6 +97,7 @@ class Cut:
     max_tokens: int
     max_bytes: int | None
     group_windows: int
+    units: int
     fingerprint: str
     overwrite: bool = False
 
@@ -138,10 +143,14 @@ def _split(cut: Cut, document: Document) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _protected_index(folder: str, units: int, _: str) -> ProtectedIndex:
-    """Reads the shingles of all units; the fingerprint is there for the cache."""
+    """Reads the shingles of all units; the fingerprint is there for the cache.
+
+    The files of units that an earlier corpus had beyond these are not read.
+    """
     rows: list[np.ndarray] = []
-    for name in map(part_name, range(units)):
-        for table in parquet.read(files.join(folder, name), _INDEX_SCHEMA):
+    for index in range(units):
+        path = files.join(folder, part_name(index))
+        for table in parquet.read(path, _INDEX_SCHEMA):
             owners = table["document"].to_numpy()
             borders = np.flatnonzero(np.diff(owners)) + 1
             rows += np.split(table["shingle"].to_numpy(), borders)
@@ -180,7 +189,7 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
         for part in parts.values():
             part.close()
         # Before the parts are published: a unit whose parts are there is whole.
-        rejects = files.join(cut.output, REJECTS, f"part-{unit.index:06d}.jsonl")
+        rejects = files.join(cut.output, REJECTS, unit.rejects)
         files.write_bytes(rejects, "".join(lines).encode())
     for split, part in parts.items():
         assert part.tables.entry is not None
@@ -193,9 +202,8 @@ def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
     guarded = [name for name in cut.splits if name not in cut.protected]
     index = None
     if cut.protected and guarded:
-        index = _protected_index(
-            files.join(cut.output, INDEX), cut.units, cut.fingerprint
-        )
+        folder = files.join(cut.output, INDEX)
+        index = _protected_index(folder, cut.units, cut.fingerprint)
     for row, record in enumerate(documents.read(unit.path, cut.fields, unit.label)):
         if isinstance(record, Reject):
             yield record

@@ -90,7 +90,6 @@ def load(settings: ScorerSettings) -> "Scorer":
         read or is not causal.
     """
     device = causal.choose_device(settings.device)
-    causal.check_device(device)
     if device.type == "cpu":
         if settings.tune_allocator:
             allocator.keep_large_blocks()
@@ -111,8 +110,15 @@ def load(settings: ScorerSettings) -> "Scorer":
 
 
 def resolved(settings: ScorerSettings) -> dict[str, Any]:
-    """Makes definite, for this machine, what the settings leave to it."""
-    device = causal.choose_device(settings.device)
+    """Makes definite, for this machine, what the settings leave to it.
+
+    A GPU that is named need not be here: a job may start on a machine without one, and
+    `load` looks for it where the work is done.
+
+    Raises:
+      ValueError: if the device is unknown, or its dtype cannot be known here.
+    """
+    device = causal.name_device(settings.device)
     threads = settings.threads or torch.get_num_threads()
     dtype = causal.choose_dtype(settings.dtype, device)
     return {

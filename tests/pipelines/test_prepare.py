@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_every_window_fits_every_tokenizer(
 def test_the_job_equals_the_pure_functions(corpus: list[str], out: str) -> None:
     made = config(corpus, out, splits="train=1")
     prepare.prepare_corpus(made)
-    cut = prepare.cut_of(made, {})
+    cut = prepare.cut_of(made, {}, prepare.units_of(made))
     found = {w.window_id: w for w in read(out, "train")}
     direct = {
         w.window_id: w
@@ -235,6 +236,8 @@ def test_files_of_one_name_give_documents_of_different_ids(
         ({"slice_bytes": 0}, "slice_bytes"),
         ({"max_reject_fraction": 2.0}, "max_reject_fraction"),
         ({"splits": "a=.5"}, "sum to 1"),
+        ({"protected": ("held_out",)}, "base, fusion, dev, heldout.*'held_out'; did"),
+        ({"split_field": "part"}, "names alone where split_field"),
     ],
 )
 def test_a_bad_setting_is_refused_before_any_work(
@@ -242,3 +245,69 @@ def test_a_bad_setting_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         config(["x.jsonl"], "out", **more)
+
+
+def test_the_share_of_rejects_is_raised_without_cutting_anew(
+    tmp_path: Path, out: str
+) -> None:
+    refused = config(bad_corpus(tmp_path), out, splits="train=1")
+    with pytest.raises(FusionError, match="--max_reject_fraction"):
+        prepare.prepare_corpus(refused)
+    (part,) = Path(out).glob("train/*.parquet")
+    stamp = part.stat().st_mtime_ns
+    prepare.prepare_corpus(dataclasses.replace(refused, max_reject_fraction=0.5))
+    assert part.stat().st_mtime_ns == stamp
+
+
+def test_a_smaller_corpus_leaves_nothing_of_the_larger_one(
+    corpus: list[str], out: str
+) -> None:
+    prepare.prepare_corpus(config(corpus, out))
+    prepare.prepare_corpus(config(corpus[:1], out, overwrite=True))
+    prepare.prepare_corpus(config(corpus[:1], f"{out}2"))
+    assert contents(out) == contents(f"{out}2")
+
+
+def test_shingles_of_files_that_left_the_corpus_are_not_read(
+    corpus: list[str], out: str
+) -> None:
+    prepare.prepare_corpus(config(corpus, out))
+    stale = f"{out}/protected/part-000002.parquet"
+    files.write_bytes(stale, b"no Parquet file: to read it would be an error")
+    prepare.prepare_corpus(config(corpus, out, max_bytes=200, overwrite=True))
+    assert not files.exists(stale)
+
+
+def test_files_that_are_not_ours_are_left_alone(corpus: list[str], out: str) -> None:
+    files.write_bytes(f"{out}/base/notes.parquet", b"a user's own")
+    prepare.prepare_corpus(config(corpus, out))
+    assert files.exists(f"{out}/base/notes.parquet")
+
+
+def test_no_split_keeps_its_manifest_while_it_is_written_anew(
+    corpus: list[str], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = prepare.prepare_corpus(config(corpus, out))
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare.launch, "run", die)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare_corpus(config(corpus, out, max_bytes=200, overwrite=True))
+    assert not [split for split in folders if manifest.present(f"{out}/{split}")]
+
+
+def test_protected_splits_are_those_of_the_usual_names_or_those_named() -> None:
+    given = {"splits": "train=.5,validation=.2,heldout=.2,mine=.1"}
+    usual = config(["x.jsonl"], "out", **given)
+    assert set(usual.protected_splits()) == {"heldout", "validation"}
+    named = config(["x.jsonl"], "out", **given, protected=("mine",))
+    assert named.protected_splits() == ("mine",)
+    assert config(["x.jsonl"], "out", **given, protected=()).protected_splits() == ()
+
+
+def test_a_corpus_without_documents_is_refused(tmp_path: Path, out: str) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(FusionError, match=r"must hold a document.*empty\.jsonl"):
+        prepare.prepare_corpus(config([str(tmp_path / "empty.jsonl")], out))

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import duckdb
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from pipelines import launch, score
 from schemas import files, manifest, parquet, plan, scores, windows
@@ -236,3 +238,36 @@ def test_a_job_that_ends_without_a_slice_is_an_error(
     monkeypatch.setattr(launch, "run", lambda build, flags: None)
     with pytest.raises(FusionError, match=r"slices must be in .* but only 0 are"):
         score.score_windows(score_config(road, models, "llama", output=out))
+
+
+def test_a_job_for_gpus_starts_on_a_machine_without_one(
+    road: str, models: dict[str, str], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    config = score_config(
+        road, models, "llama", output=out, device="cuda:1", dtype="bfloat16"
+    )
+    settled = score.work_of(config, score.inputs_of(config)).settings
+    assert (settled.device, settled.dtype) == ("cuda:1", "bfloat16")
+    assert score.shaping(config)["device"] == "cuda"
+    with pytest.raises(ValueError, match="device cuda:1 must be there"):
+        scorer.load(settled)
+    with pytest.raises(ValueError, match=r"dtype must be given for device cuda:1"):
+        score.shaping(dataclasses.replace(config, dtype="auto"))
+
+
+def test_the_share_that_may_fail_is_raised_without_scoring_anew(
+    road: str, broken: dict[str, str], out: str
+) -> None:
+    config = score_config(road, broken, "broken", output=out)
+    last = len(plan.read(config.windows)) - 1
+    score.score_windows(
+        dataclasses.replace(config, slices=f"1-{last}", max_reject_fraction=1.0)
+    )
+    stamps = {p: p.stat().st_mtime_ns for p in Path(out).glob("slice-*.parquet")}
+    assert len(stamps) == last
+    with pytest.raises(FusionError, match=r"may fail.*--max_reject_fraction"):
+        score.score_windows(config)
+    assert score.score_windows(dataclasses.replace(config, max_reject_fraction=1.0))
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())

@@ -240,3 +240,18 @@ def test_an_unfinished_folder_is_refused_with_the_cure(tmp_path: Path) -> None:
 def test_other_settings_are_refused_by_key(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"top_k = 10, and now it is 11.*--overwrite"):
         manifest.refuse_other("here", made(), {"top_k": 11, "model": "m"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"top_k": 10, "model": "m", "new": None}, "new = not set, and now it is None"),
+        ({"model": "m"}, "top_k = 10, and now it is not set"),
+        ({"top_k": 10, "model": "m"}, "another format of the same settings"),
+    ],
+)
+def test_what_is_to_be_refused_is_refused_whatever_differs(
+    wanted: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SchemaError, match=message):
+        manifest.refuse_other("here", made(), wanted)
