@@ -164,9 +164,16 @@ def remove_others(folder: str, names: Collection[str]) -> None:
             files.remove_tree(files.join(folder, name))
 
 
-def describe(folder: str, names: Sequence[str]) -> list[FileEntry]:
+def describe(
+    folder: str, names: Sequence[str], footers: Sequence[Mapping[str, Any]]
+) -> list[FileEntry]:
     """Returns the entries of files: as their writers noted them, or by reading them."""
-    return [manifest.entry_of(folder, name) or _read(folder, name) for name in names]
+    fingerprints = {
+        name: footer.get("fingerprint")
+        for name, footer in zip(names, footers, strict=True)
+    }
+    noted = manifest.noted_entries(folder, fingerprints)
+    return files.each(lambda name: noted.get(name) or _read(folder, name), names)
 
 
 def _read(folder: str, name: str) -> FileEntry:
@@ -201,7 +208,7 @@ def finish(
       names: the files, in the order of the plan.
       count: makes the folder's counts of its files' footers.
     """
-    footers = [parquet.footer(files.join(folder, name)) for name in names]
+    footers = files.each(lambda name: parquet.footer(files.join(folder, name)), names)
     made = Manifest(
         stage=stage,
         fingerprint=identity(stage, settings, inputs),
@@ -209,13 +216,12 @@ def finish(
         inputs=inputs,
         origins=origins,
         counts=count(footers),
-        files=describe(folder, names),
+        files=describe(folder, names, footers),
         code_version=version.VERSION,
     )
     remove_others(folder, set(names))
     manifest.write(folder, made)
-    for name in names:
-        manifest.forget_entry(folder, name)
+    manifest.forget_entries(folder)
     files.tidy(folder)
     return made
 
