@@ -243,14 +243,15 @@ def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
     """Counts what was left out by reason, and refuses too many rejects."""
     folder = files.join(config.output, prepare.REJECTS)
     reasons: Counter[str] = Counter()
-    for unit in units:
-        for line in files.read_bytes(files.join(folder, unit.rejects)).splitlines():
-            reasons[prepare.reason_of(line)] += 1
-    kept = sum(
-        parquet.footer(files.join(config.output, split, unit.part))["documents"]
+    lists = [files.join(folder, unit.rejects) for unit in units]
+    for listed in files.each(files.read_bytes, lists):
+        reasons.update(prepare.reason_of(line) for line in listed.splitlines())
+    parts = [
+        files.join(config.output, split, unit.part)
         for split in config.shares()
         for unit in units
-    )
+    ]
+    kept = sum(footer["documents"] for footer in files.each(parquet.footer, parts))
     if not kept and not reasons:
         raise FusionError(
             f"the corpus must hold a document, but {len(units)} files hold none; are"
@@ -259,10 +260,10 @@ def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
     bad = sum(n for reason, n in reasons.items() if reason != prepare.NEAR_DUPLICATE)
     read = kept + sum(reasons.values())
     if bad > config.max_reject_fraction * read:
-        listed = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
+        found = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
         raise FusionError(
             f"at most {config.max_reject_fraction:g} of the documents may be rejected,"
-            f" got {bad} of {read} ({listed}); they are listed in {folder}: mend them,"
+            f" got {bad} of {read} ({found}); they are listed in {folder}: mend them,"
             " or allow a share by --max_reject_fraction"
         )
     return reasons
@@ -298,9 +299,9 @@ def _finish(
 def plan_slices(folder: str, names: Sequence[str], slice_bytes: int) -> list[Slice]:
     """Groups the row groups of windows files into slices of about `slice_bytes`."""
     slices: list[Slice] = []
-    for name in names:
-        groups = parquet.footer(files.join(folder, name))["groups"]
-        start = 0
+    footers = files.each(parquet.footer, [files.join(folder, name) for name in names])
+    for name, footer in zip(names, footers, strict=True):
+        groups, start = footer["groups"], 0
         while start < len(groups):
             stop, size = start, 0
             while stop < len(groups) and (stop == start or size < slice_bytes):

@@ -1,6 +1,5 @@
 """A stage: skip what is whole, do the slices that are missing, describe the result."""
 
-import functools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -170,11 +169,16 @@ def _ours(folder: str) -> list[str]:
     return [name for name in files.names(folder) if _OURS.fullmatch(name)]
 
 
-def describe(folder: str, names: Sequence[str]) -> list[FileEntry]:
+def describe(
+    folder: str, names: Sequence[str], footers: Sequence[Mapping[str, Any]]
+) -> list[FileEntry]:
     """Returns the entries of files: as their writers noted them, or by reading them."""
-    return files.each(
-        lambda name: manifest.entry_of(folder, name) or _read(folder, name), names
-    )
+    fingerprints = {
+        name: footer.get("fingerprint")
+        for name, footer in zip(names, footers, strict=True)
+    }
+    noted = manifest.noted_entries(folder, fingerprints)
+    return files.each(lambda name: noted.get(name) or _read(folder, name), names)
 
 
 def _read(folder: str, name: str) -> FileEntry:
@@ -214,8 +218,6 @@ def finish(
     Raises:
       SchemaError: if there are such files and `overwrite` is off.
     """
-    if not overwrite:
-        _refuse_others(folder, names)
     footers = files.each(lambda name: parquet.footer(files.join(folder, name)), names)
     made = Manifest(
         stage=stage,
@@ -224,12 +226,12 @@ def finish(
         inputs=inputs,
         origins=origins,
         counts=count(footers),
-        files=describe(folder, names),
+        files=describe(folder, names, footers),
         code_version=version.VERSION,
     )
     remove_others(folder, set(names))
     manifest.write(folder, made)
-    files.each(functools.partial(manifest.forget_entry, folder), names)
+    manifest.forget_entries(folder)
     files.tidy(folder)
     return made
 

@@ -5,6 +5,7 @@ path but those in `origins`: without these, the same inputs and settings give th
 bytes.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from schemas.errors import SchemaError
 
 VERSION = 1
 NAME = "manifest.json"
+_NOTES = "entries"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,29 +97,70 @@ def read(folder: str, stage: str) -> Manifest:
         raise SchemaError(f"{path} lacks or misspells a field: {error}") from error
 
 
-def keep_entry(folder: str, entry: FileEntry) -> None:
-    """Notes what is known of a file just written, until the manifest takes it over."""
-    files.write_json(_note(folder, entry.name), dataclasses.asdict(entry))
+def note_entry(folder: str, entry: FileEntry, fingerprint: str) -> None:
+    """Notes what is known of a file just written, until the manifest takes it over.
+
+    Two attempts at one file leave two notes, each named by the content it describes.
+
+    Args:
+      folder: the folder of the file.
+      entry: what is known of it.
+      fingerprint: that of the work which wrote it, as in the file's footer.
+    """
+    note = f"{entry.name}.{entry.sha256[:16]}.json"
+    # Another command may finish the folder now, and with it remove the notes.
+    with contextlib.suppress(FileNotFoundError):
+        files.write_json(
+            files.join(_notes(folder), note),
+            {**dataclasses.asdict(entry), "fingerprint": fingerprint},
+        )
 
 
-def forget_entry(folder: str, name: str) -> None:
-    """Drops the note of a file that is about to be written anew."""
-    files.remove_tree(_note(folder, name))
+def noted_entries(
+    folder: str, fingerprints: Mapping[str, str | None]
+) -> dict[str, FileEntry]:
+    """Returns the notes of files that describe, beyond doubt, what is there now.
+
+    A note is in doubt where the file has another size, where other work wrote it, or
+    where another attempt's note says otherwise; its file must then be read.
+
+    Args:
+      folder: the folder.
+      fingerprints: those of the files' footers, by name.
+    """
+    sizes = {name: size for name, (size, _) in files.stamps(folder).items()}
+    found: dict[str, set[FileEntry]] = {}
+    for note in files.each(
+        lambda name: _note(folder, name), files.names(_notes(folder))
+    ):
+        if note is None:
+            continue
+        entry, fingerprint = note
+        ours = fingerprints.get(entry.name) == fingerprint
+        if ours and sizes.get(entry.name) == entry.bytes:
+            found.setdefault(entry.name, set()).add(entry)
+    return {name: notes.pop() for name, notes in found.items() if len(notes) == 1}
 
 
-def entry_of(folder: str, name: str) -> FileEntry | None:
-    """Returns the note of a file, or None where it has none, or one of another."""
+def _note(folder: str, name: str) -> tuple[FileEntry, str] | None:
+    """Reads a note; None where it is gone, as another command finished the folder."""
     try:
-        found = FileEntry(**files.read_json(_note(folder, name)))
+        value = dict(files.read_json(files.join(_notes(folder), name)))
     except FileNotFoundError:
         return None
-    # Of two attempts at a file, the one that came last may have died before its note.
-    same = found.bytes == files.size(files.join(folder, name))
-    return found if same else None
+    fingerprint = value.pop("fingerprint")
+    return FileEntry(**value), fingerprint
 
 
-def _note(folder: str, name: str) -> str:
-    return files.join(folder, files.TEMPORARY, f"{name}.entry")
+def forget_entries(folder: str) -> None:
+    """Drops all notes of a folder whose manifest is written."""
+    # A note that comes too late stays, and harms nobody.
+    with contextlib.suppress(OSError):
+        files.remove_tree(_notes(folder))
+
+
+def _notes(folder: str) -> str:
+    return files.join(folder, files.TEMPORARY, _NOTES)
 
 
 def refuse_other(folder: str, found: Manifest, wanted: Mapping[str, Any]) -> None:

@@ -167,8 +167,6 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
     ]
     if all(done):
         return False
-    for name in cut.splits:
-        manifest.forget_entry(cut.folder(name), unit.part)
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
         parts = {
@@ -193,7 +191,7 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
         files.write_bytes(rejects, "".join(lines).encode())
     for split, part in parts.items():
         assert part.tables.entry is not None
-        manifest.keep_entry(cut.folder(split), part.tables.entry)
+        manifest.note_entry(cut.folder(split), part.tables.entry, fingerprint)
     return True
 
 

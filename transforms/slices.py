@@ -56,12 +56,11 @@ def do_slice(work: SliceWork, piece: Slice) -> bool:
     fingerprint = work.fingerprint(piece)
     if parquet.done(path, fingerprint, overwrite=work.overwrite):
         return False
-    manifest.forget_entry(work.output, piece.output)
     footer = {"fingerprint": fingerprint, "slice": piece.index, "digest": piece.digest}
     with parquet.writer(path, work.schema, footer, **work.options) as tables:
         work.fill(piece, tables)
     assert tables.entry is not None
-    manifest.keep_entry(work.output, tables.entry)
+    manifest.note_entry(work.output, tables.entry, fingerprint)
     return True
 
 

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from pipelines import fuse, launch
-from schemas import files, parquet
+from schemas import files, manifest, parquet
 from schemas.errors import FusionError
+from schemas.manifest import FileEntry
 from schemas.plan import Slice
 from tests.pipelines.conftest import fuse_config
 from transforms import slices
@@ -140,3 +141,30 @@ def test_steps_pickle_and_need_no_fallback_coder(
 ) -> None:
     run(flaky(road, out, tmp_path, failures=0), "BundleBasedDirectRunner")
     assert not [r for r in caplog.records if "allback coder" in r.getMessage()]
+
+
+def test_the_note_of_a_slower_attempt_never_enters_the_manifest(
+    road: str, out: str, tmp_path: Path, contents: Contents
+) -> None:
+    work = flaky(road, out, tmp_path, failures=0)
+    piece = slices.plan.read(work.work.windows)[0]
+    slices.do_slice(work, piece)
+    slower = FileEntry(
+        name=piece.output,
+        rows=1,
+        tokens=1,
+        bytes=files.size(f"{out}/{piece.output}"),
+        sha256="0" * 64,
+    )
+    manifest.note_entry(out, slower, work.fingerprint(piece))
+    fuse.fuse_scores(fuse_config(road, out))
+    assert contents(out) == contents(f"{road}/fused")
+
+
+def test_a_slice_done_long_ago_leaves_no_trace_in_a_run_of_other_settings(
+    road: str, out: str, contents: Contents
+) -> None:
+    files.write_bytes(f"{out}/slice-000999.parquet", b"of a larger plan")
+    fuse.fuse_scores(fuse_config(road, out, top_k=4))
+    fuse.fuse_scores(fuse_config(road, out, overwrite=True))
+    assert contents(out) == contents(f"{road}/fused")

@@ -255,3 +255,63 @@ def test_what_is_to_be_refused_is_refused_whatever_differs(
 ) -> None:
     with pytest.raises(SchemaError, match=message):
         manifest.refuse_other("here", made(), wanted)
+
+
+def noted(folder: str, content: bytes, **more: object) -> FileEntry:
+    files.write_bytes(f"{folder}/a", content)
+    fields = {"name": "a", "rows": 1, "tokens": None, "sha256": "s" * 16}
+    entry = FileEntry(**{**fields, "bytes": len(content), **more})  # type: ignore[arg-type]
+    manifest.note_entry(folder, entry, "work")
+    return entry
+
+
+@pytest.mark.parametrize("base", ["memory://notes", "LOCAL"])
+def test_a_note_describes_the_file_until_the_notes_are_dropped(
+    base: str, tmp_path: Path
+) -> None:
+    folder = str(tmp_path) if base == "LOCAL" else base
+    entry = noted(folder, b"abc")
+    assert manifest.noted_entries(folder, {"a": "work"}) == {"a": entry}
+    manifest.forget_entries(folder)
+    assert manifest.noted_entries(folder, {"a": "work"}) == {}
+    manifest.forget_entries(folder)
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "more"),
+    [("other", {}), ("work", {"bytes": 4}), ("work", {"sha256": "t" * 16})],
+    ids=["of other work", "of another size", "of two attempts"],
+)
+def test_a_note_in_doubt_is_not_believed(
+    fingerprint: str, more: dict[str, object], tmp_path: Path
+) -> None:
+    folder = str(tmp_path)
+    if "sha256" in more:
+        noted(folder, b"abd")
+    noted(folder, b"abc", **more)
+    assert manifest.noted_entries(folder, {"a": fingerprint}) == {}
+
+
+def test_a_note_that_another_command_removes_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted(str(tmp_path), b"abc")
+    listed = files.names(f"{tmp_path}/.tmp/entries")
+    manifest.forget_entries(str(tmp_path))
+    monkeypatch.setattr(files, "names", lambda folder: listed)
+    assert manifest.noted_entries(str(tmp_path), {"a": "work"}) == {}
+
+
+def test_a_note_that_comes_after_the_end_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files.write_json
+
+    def finished_meanwhile(path: str, value: object) -> None:
+        with files.publish(path) as file:
+            manifest.forget_entries(str(tmp_path))
+            file.write(b"{}")
+        write(path, value)
+
+    monkeypatch.setattr(files, "write_json", finished_meanwhile)
+    noted(str(tmp_path), b"abc")
