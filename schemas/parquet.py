@@ -81,8 +81,21 @@ def metadata(path: str) -> pq.FileMetaData:
     with files.open_input(path) as source:
         try:
             return pq.read_metadata(source)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
+            if not is_corruption(error):
+                raise
             raise _corrupt(path, error) from error
+
+
+def is_corruption(error: Exception) -> bool:
+    """Says whether an error of pyarrow means that a file is not what it should be.
+
+    Arrow raises plain OSError, without a number, where a page cannot be unpacked. What
+    says nothing of the file, as a lost connection, has a number or another class.
+    """
+    return isinstance(error, pa.ArrowInvalid) or (
+        type(error) is OSError and error.errno is None
+    )
 
 
 def _corrupt(path: str, error: Exception) -> SchemaError:
@@ -144,7 +157,9 @@ def read(
     with files.open_input(path) as source:
         try:
             file = pq.ParquetFile(source, page_checksum_verification=True)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
+            if not is_corruption(error):
+                raise
             raise _corrupt(path, error) from error
         _check_columns(path, file.schema_arrow, schema)
         chosen = range(file.num_row_groups) if row_groups is None else row_groups
@@ -152,7 +167,9 @@ def read(
         for group in chosen:
             try:
                 yield file.read_row_group(group, columns=wanted)
-            except (pa.ArrowInvalid, OSError) as error:
+            except (pa.ArrowException, OSError) as error:
+                if not is_corruption(error):
+                    raise
                 raise SchemaError(
                     f"{path}, row group {group}, is corrupt ({error}); remove the file"
                     " and run the command that wrote it again"
