@@ -113,11 +113,14 @@ def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
         dtype=found["dtype"],
         device=found["device"] if config.device == "auto" else config.device,
         threads=found["threads"],
+        revision=scorer.revision_of(config.model),
     )
     return score.ScoreSlices(
         windows=config.windows,
         output=config.output,
         settings=settled,
+        model=inputs["model"],
+        tokenizer=inputs["tokenizer"],
         identity=stage.identity(scores.STAGE, shaping(config), inputs),
         max_reject_fraction=config.max_reject_fraction,
         overwrite=config.overwrite,

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas import files, parquet, scores, windows
-from schemas.errors import FusionError
+from schemas.errors import FusionError, SchemaError
 from schemas.plan import Slice
 from schemas.scores import Score
 from transforms import scorer
@@ -19,14 +19,36 @@ _LOADING = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(settings: ScorerSettings) -> Scorer:
-    return scorer.load(settings)
+def _loaded(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
+    """Loads a scorer, and sees that it is the one that the job is about."""
+    made = scorer.load(settings)
+    found = scorer.model_fingerprint(settings.model, revision=settings.revision)
+    for what, name, wanted, here in (
+        ("model", settings.model, model, found),
+        ("tokenizer", made.tokenizer.name, tokens, made.tokenizer.fingerprint),
+    ):
+        if here != wanted:
+            raise SchemaError(
+                f"{what} {name} must be the same on every worker as where the job was"
+                f" started (fingerprint {wanted}), but here it is another ({here});"
+                " give all of them the same files"
+            )
+    return made
 
 
-def shared_scorer(settings: ScorerSettings) -> Scorer:
-    """Returns the process's scorer of these settings; loads it once for all threads."""
+def shared_scorer(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
+    """Returns the process's scorer of these settings; loads it once for all threads.
+
+    Args:
+      settings: the model and how it is run.
+      model: fingerprint that the model must have.
+      tokens: fingerprint that its tokenizer must have.
+
+    Raises:
+      SchemaError: if what lies here is another model or tokenizer; names both.
+    """
     with _LOADING:
-        return _loaded(settings)
+        return _loaded(settings, model, tokens)
 
 
 def unload() -> None:
@@ -43,6 +65,8 @@ class ScoreSlices:
       windows: the windows folder.
       output: the scores folder.
       settings: the model and how it is run.
+      model: fingerprint of the model.
+      tokenizer: fingerprint of its tokenizer.
       identity: digest of the settings, the model and the tokenizer.
       max_reject_fraction: share of a slice's windows that may fail.
       overwrite: whether files of other settings are written anew.
@@ -51,6 +75,8 @@ class ScoreSlices:
     windows: str
     output: str
     settings: ScorerSettings
+    model: str
+    tokenizer: str
     identity: str
     max_reject_fraction: float = 0.0
     overwrite: bool = False
@@ -72,7 +98,7 @@ class ScoreSlices:
     def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
         """Scores a slice; a row group of scores for each row group of windows."""
         groups = list(windows.read_slice(self.windows, piece))
-        model = shared_scorer(self.settings)
+        model = shared_scorer(self.settings, self.model, self.tokenizer)
         batch = model.score([window for group in groups for window in group])
         self._check(piece, batch.scores)
         start = 0

@@ -186,7 +186,9 @@ def test_a_corrupt_page_names_file_and_row(tmp_path: Path) -> None:
     start = chunk.data_page_offset
     content[start : start + 20] = b"\xff" * 20
     path.write_bytes(bytes(content))
-    with pytest.raises(SchemaError, match=r"c\.parquet .* row 300 .*fetch it again"):
+    with pytest.raises(
+        SchemaError, match=r"(?s)c\.parquet .* row 300 .*fetch it again"
+    ):
         read(path)
 
 
