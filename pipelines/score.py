@@ -113,6 +113,7 @@ def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
         dtype=found["dtype"],
         device=found["device"] if config.device == "auto" else config.device,
         threads=found["threads"],
+        revision=scorer.revision_of(config.model),
     )
     return score.ScoreSlices(
         windows=config.windows,

@@ -17,25 +17,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from schemas import files
+from schemas import files, parquet
 from schemas.errors import SchemaError
+
+Record = bytes | dict[str, Any]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 MAX_DOCUMENT_BYTES = 1 << 30
 """A longer line is refused, so that a broken or hostile file cannot fill memory."""
+MAX_BATCH_BYTES = 1 << 26
+"""Rows of a Parquet file become strings together up to about this size."""
 
 _ZSTD_WINDOW_BYTES = 1 << 31
 _BLOCK_BYTES = 1 << 20
-_BATCH_BYTES = 16 << 20  # of a Parquet file, unpacked, at once
 _PACKED_BYTES = 1 << 12  # unpacks to 128 MiB at the very most
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One record of a corpus; label and split where it has them."""
+    """One record of a corpus; label and split where it has them.
+
+    Attributes:
+      doc_id: its id; by default its file's label and row.
+      text: never empty.
+      row: its row in its file, or its line, blank ones counted; from 0.
+      domain: its label.
+      split: the split that it names.
+    """
 
     doc_id: str
     text: str
+    row: int = 0
     domain: str | None = None
     split: str | None = None
 
@@ -46,7 +58,7 @@ class Reject:
 
     Attributes:
       file: name of the input file.
-      row: its row in that file, from 0.
+      row: its row in that file, or its line, blank ones counted; from 0.
       doc_id: its id where it has one.
       reason: one of a few fixed words, which are counted.
       detail: what must hold and what came; never the text.
@@ -57,10 +69,6 @@ class Reject:
     doc_id: str | None
     reason: str
     detail: str
-
-
-Record = bytes | dict[str, Any]
-"""A line, or a row's fields; text undecoded."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +111,10 @@ def read(path: str, fields: Fields, label: str) -> Iterator[Document | Reject]:
             f"{path} must be a whole compressed file, but is truncated or corrupt"
             f" ({error}); fetch it again or leave it out"
         ) from error
-    except (pa.ArrowInvalid, OSError) as error:
-        # Arrow's own OSError has no number; others come from disk or network.
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
-            raise
-        raise SchemaError(
-            f"{path} must be a whole Parquet file, but is corrupt ({error}); fetch it"
-            " again or leave it out"
-        ) from error
 
 
 def _records(path: str, fields: Fields) -> Iterator[tuple[int, Record]]:
-    """Yields a file's records with their rows: undecoded lines, or dictionaries."""
+    """Yields a file's records by row: undecoded lines, or rows as dictionaries."""
     with files.open_input(path) as raw:
         if path.endswith(".parquet"):
             yield from enumerate(_rows(path, raw, fields))
@@ -126,7 +126,7 @@ def _records(path: str, fields: Fields) -> Iterator[tuple[int, Record]]:
 
 
 def _whole(path: str, raw: Any) -> bytes:
-    """Reads a text file, undecoded."""
+    """Reads a text file."""
     content: bytes = raw.read(MAX_DOCUMENT_BYTES + 1)
     if len(content) > MAX_DOCUMENT_BYTES:
         raise SchemaError(f"{path} must hold at most {MAX_DOCUMENT_BYTES} bytes")
@@ -134,7 +134,26 @@ def _whole(path: str, raw: Any) -> bytes:
 
 
 def _rows(path: str, raw: Any, fields: Fields) -> Iterator[dict[str, Any]]:
-    file = pq.ParquetFile(raw)
+    """Yields the rows of a Parquet file, text as bytes that are not yet checked."""
+    row = 0
+    try:
+        for batch in _batches(path, raw, fields):
+            values = [_values(batch.column(name)) for name in batch.schema.names]
+            for row_values in zip(*values, strict=True):
+                yield dict(zip(batch.schema.names, row_values, strict=True))
+                row += 1
+    except (pa.ArrowException, OSError) as error:
+        if not parquet.is_corruption(error):
+            raise
+        raise SchemaError(
+            f"{path} must be a whole Parquet file, but cannot be read at row {row} or"
+            f" soon behind it ({error}); fetch it again or leave it out"
+        ) from error
+
+
+def _batches(path: str, raw: Any, fields: Fields) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a Parquet file, so many at once as memory holds easily."""
+    file = pq.ParquetFile(raw, page_checksum_verification=True)
     named = (fields.text, fields.id, fields.domain, fields.split)
     wanted = [name for name in named if name is not None]
     for name in wanted:
@@ -143,23 +162,38 @@ def _rows(path: str, raw: Any, fields: Fields) -> Iterator[dict[str, Any]]:
                 f"{path} must have a column {name!r}, it has"
                 f" {', '.join(file.schema_arrow.names)}; name the right one by flag"
             )
-    for group in range(file.num_row_groups):
-        described = file.metadata.row_group(group)
-        # Rows are of about their mean size; one alone may still be of any.
-        per_row = described.total_byte_size // max(1, described.num_rows) + 1
-        size = min(256, max(1, _BATCH_BYTES // per_row))
-        for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
-            yield from _undecoded(batch).to_pylist()
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        rows_that_fit = (
+            group.num_rows * MAX_BATCH_BYTES // max(1, group.total_byte_size)
+        )
+        yield from file.iter_batches(
+            batch_size=min(256, max(1, rows_that_fit)),
+            row_groups=[number],
+            columns=list(dict.fromkeys(wanted)),
+        )
 
 
-def _undecoded(batch: pa.RecordBatch) -> pa.Table:
-    """Returns strings as bytes: each is decoded alone, so that one may be refused."""
-    binary = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-    fields = [f.with_type(binary.get(f.type, f.type)) for f in batch.schema]
-    columns = [
-        column.view(field.type) for column, field in zip(batch, fields, strict=True)
-    ]
-    return pa.table(columns, schema=pa.schema(fields))
+def _values(column: pa.Array) -> Iterator[Any]:
+    """Yields the values of a column: text and bytes as bytes, unless they are too long.
+
+    Arrow does not check that text is UTF-8, and fails without a place where it is not.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        yield from column.to_pylist()
+        return
+    for value in column:
+        block = value.as_buffer()
+        if block is not None and block.size > MAX_DOCUMENT_BYTES:
+            yield _TooLong(block.size)
+        else:
+            yield value.as_py()
 
 
 def _unpacked(path: str, raw: Any) -> Any:
@@ -204,12 +238,10 @@ class _ZstandardStream(io.RawIOBase):
 
 
 def _lines(path: str, stream: Any) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines that are not blank, counted with those that are.
-
-    A too long one ends the job.
-    """
-    lines = iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b"")
-    for row, line in enumerate(lines):
+    """Yields the lines that are not blank by number; a too long one ends the job."""
+    row = -1
+    while line := stream.readline(MAX_DOCUMENT_BYTES + 1):
+        row += 1
         if len(line) > MAX_DOCUMENT_BYTES:
             raise SchemaError(
                 f"{path}: a line must hold at most {MAX_DOCUMENT_BYTES} bytes; is it"
@@ -217,6 +249,10 @@ def _lines(path: str, stream: Any) -> Iterator[tuple[int, bytes]]:
             )
         if line.strip():
             yield row, line
+
+
+class _TooLong(int):
+    """Stands for a value that is not read: its bytes."""
 
 
 class _UnusableError(Exception):
@@ -238,11 +274,10 @@ def _document(
     except _UnusableError as error:
         reason, detail = error.args
         return Reject(file=name, row=row, doc_id=doc_id, reason=reason, detail=detail)
-    return Document(doc_id=doc_id, text=text, domain=domain, split=split)
+    return Document(doc_id=doc_id, text=text, row=row, domain=domain, split=split)
 
 
 def _parsed(record: Record) -> dict[str, Any]:
-    """Returns a record's fields, their text decoded."""
     if isinstance(record, dict):
         return {name: _decoded(value, name) for name, value in record.items()}
     try:
@@ -258,21 +293,23 @@ def _parsed(record: Record) -> dict[str, Any]:
 
 
 def _decoded(value: Any, field: str) -> Any:
+    """Decodes bytes; leaves any other value."""
+    if isinstance(value, _TooLong):
+        detail = f"field {field!r} must hold at most {MAX_DOCUMENT_BYTES} bytes"
+        raise _UnusableError("too_long", f"{detail}, got {int(value)}")
     if not isinstance(value, bytes):
         return value
-    if len(value) > MAX_DOCUMENT_BYTES:
-        detail = f"field {field!r} must hold at most {MAX_DOCUMENT_BYTES} bytes"
-        raise _UnusableError("too_long", detail)
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        detail = f"field {field!r} must be UTF-8"
-        raise _UnusableError("invalid_utf8", detail) from error
+        raise _UnusableError(
+            "invalid_utf8", f"field {field!r} must be UTF-8"
+        ) from error
 
 
 def _id(value: Any, field: str) -> str:
     if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-        return _whole_text(str(value), field)
+        return _sound(str(value), field)
     raise _UnusableError("missing_id", f"field {field!r} must be a string or a number")
 
 
@@ -281,7 +318,7 @@ def _domain(content: dict[str, Any], field: str | None) -> str | None:
     if domain is None:
         return None
     if isinstance(domain, str) and domain not in ("", "all"):
-        return _whole_text(domain, str(field))
+        return _sound(domain, str(field))
     detail = f"field {field!r} must be a string, and not 'all', which is the sum"
     raise _UnusableError("invalid_domain", detail)
 
@@ -290,7 +327,7 @@ def _split(content: dict[str, Any], field: str | None) -> str | None:
     if field is None:
         return None
     if isinstance(split := content.get(field), str) and split:
-        return _whole_text(split, field)
+        return _sound(split, field)
     raise _UnusableError("missing_split", f"field {field!r} must name a split")
 
 
@@ -299,14 +336,14 @@ def _text(text: Any, field: str) -> str:
         raise _UnusableError("missing_text", f"field {field!r} must be a string")
     if not text:
         raise _UnusableError("empty_text", "the text must hold a character")
-    return _whole_text(text, field)
+    return _sound(text, field)
 
 
-def _whole_text(text: str, field: str) -> str:
-    """Refuses text in which JSON's escapes spelt half a character: that is no UTF-8."""
+def _sound(text: str, field: str) -> str:
+    """Refuses half a character, which JSON's escapes can spell and no UTF-8 holds."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        detail = f"field {field!r} must be UTF-8"
+        detail = f"field {field!r} must hold whole characters, not half of a pair"
         raise _UnusableError("invalid_utf8", detail) from error
     return text

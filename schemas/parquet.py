@@ -78,30 +78,31 @@ def metadata(path: str) -> pq.FileMetaData:
     Raises:
       SchemaError: if the file is truncated or not Parquet; names it and the cure.
     """
-    law = f"{path} must be a whole Parquet file, but cannot be read"
-    with files.open_input(path) as source, _arrow_errors(law):
-        return pq.read_metadata(source)
+    with files.open_input(path) as source:
+        try:
+            return pq.read_metadata(source)
+        except (pa.ArrowException, OSError) as error:
+            if not is_corruption(error):
+                raise
+            raise _corrupt(path, error) from error
 
 
-@contextlib.contextmanager
-def _arrow_errors(law: str) -> Iterator[None]:
-    """Turns what Arrow says of corrupt data into an error with a cure.
+def is_corruption(error: Exception) -> bool:
+    """Says whether an error of pyarrow means that a file is not what it should be.
 
-    Arrow's own OSError has no number; one with a number, or of another class, comes
-    from the disk or the network, and says nothing of the file.
-
-    Raises:
-      SchemaError: `law`, the error and the cure.
+    Arrow raises plain OSError, without a number, where a page cannot be unpacked. What
+    says nothing of the file, as a lost connection, has a number or another class.
     """
-    try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
-            raise
-        raise SchemaError(
-            f"{law} ({error}); remove it and run the command that wrote it again: only"
-            " this file is made anew"
-        ) from error
+    return isinstance(error, pa.ArrowInvalid) or (
+        type(error) is OSError and error.errno is None
+    )
+
+
+def _corrupt(path: str, error: Exception) -> SchemaError:
+    return SchemaError(
+        f"{path} must be a whole Parquet file, but cannot be read ({error}); remove it"
+        " and run the command that wrote it again: only this file is made anew"
+    )
 
 
 def footer(path: str) -> dict[str, Any]:
@@ -114,10 +115,7 @@ def _footer_of(found: pq.FileMetaData, path: str) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
     except ValueError as error:
-        raise SchemaError(
-            f"the footer of {path} must be JSON ({error}); remove the file and run the"
-            " command that wrote it again"
-        ) from error
+        raise _corrupt(path, error) from error
 
 
 def done(path: str, fingerprint: str, *, overwrite: bool = False) -> bool:
@@ -157,16 +155,25 @@ def read(
       SchemaError: if the file is corrupt or its columns are not those of `schema`.
     """
     with files.open_input(path) as source:
-        law = f"{path} must be a whole Parquet file, but cannot be read"
-        with _arrow_errors(law):
+        try:
             file = pq.ParquetFile(source, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            if not is_corruption(error):
+                raise
+            raise _corrupt(path, error) from error
         _check_columns(path, file.schema_arrow, schema)
         chosen = range(file.num_row_groups) if row_groups is None else row_groups
         wanted = list(columns) if columns is not None else schema.names
         for group in chosen:
-            with _arrow_errors(f"{path}, row group {group}, must not be corrupt"):
-                table = file.read_row_group(group, columns=wanted)
-            yield table
+            try:
+                yield file.read_row_group(group, columns=wanted)
+            except (pa.ArrowException, OSError) as error:
+                if not is_corruption(error):
+                    raise
+                raise SchemaError(
+                    f"{path}, row group {group}, is corrupt ({error}); remove the file"
+                    " and run the command that wrote it again"
+                ) from error
 
 
 def _check_columns(path: str, found: pa.Schema, wanted: pa.Schema) -> None:

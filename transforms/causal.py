@@ -100,7 +100,11 @@ def quiet() -> Iterator[None]:
 
 
 def load_model(
-    model: str, *, dtype: torch.dtype, device: torch.device, allow_pickle: bool = False
+    model: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    revision: str | None = None,
 ) -> Any:
     """Loads a causal language model for inference; none of its own code is run.
 
@@ -108,7 +112,7 @@ def load_model(
       model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
       dtype: number format of the weights.
       device: where it is to run.
-      allow_pickle: whether weights may be pickles, which run code when read.
+      revision: the hub's hash of the files wanted; None = the newest.
 
     Raises:
       FileNotFoundError: if a path does not exist.
@@ -117,8 +121,8 @@ def load_model(
     import transformers  # takes seconds
     from safetensors import SafetensorError
 
-    found = checkpoint.locate(model, allow_pickle=allow_pickle)
-    options: dict[str, Any] = {"use_safetensors": None if allow_pickle else True}
+    found = checkpoint.locate(model, revision=revision)
+    options: dict[str, Any] = {"use_safetensors": True}
     if found.gguf_file is not None:
         options = {"gguf_file": found.gguf_file}
         if hasattr(transformers, "GgufConfig"):  # older versions always unpack

@@ -31,13 +31,13 @@ class Checkpoint:
 
 
 def locate(
-    model: str, *, allow_pickle: bool = False, config_only: bool = False
+    model: str, *, revision: str | None = None, config_only: bool = False
 ) -> Checkpoint:
     """Finds a model's files; what is on the hub is fetched, or found in its cache.
 
     Args:
       model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
-      allow_pickle: whether weights may be pickles, which run code when read.
+      revision: the hub's hash of the files wanted; None = the newest.
       config_only: fetches no weights from the hub.
 
     Returns:
@@ -45,21 +45,25 @@ def locate(
 
     Raises:
       FileNotFoundError: if a path does not exist.
-      ValueError: if there are no weights that may be read.
+      ValueError: if there are no weights that may be read: pickles, which run code
+        when they are read, are not.
     """
-    weights = [_SAFE, _PICKLED] if allow_pickle else [_SAFE]
-    found = fetch(model, [CONFIG] if config_only else ["*.json", *weights])
+    patterns = [CONFIG] if config_only else ["*.json", _SAFE]
+    found = fetch(model, patterns, revision=revision)
     if found.gguf_file is None and not (config_only and found.commit):
-        _check_weights(model, found.folder, allow_pickle)
+        _check_weights(model, found.folder)
     return found
 
 
-def fetch(model: str, patterns: Sequence[str]) -> Checkpoint:
+def fetch(
+    model: str, patterns: Sequence[str], *, revision: str | None = None
+) -> Checkpoint:
     """Finds a model's folder or GGUF file, or fetches files of it from the hub.
 
     Args:
       model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
       patterns: the files wanted of a model on the hub.
+      revision: the hub's hash of them; None = the newest.
 
     Raises:
       FileNotFoundError: if it is none of these.
@@ -78,7 +82,9 @@ def fetch(model: str, patterns: Sequence[str]) -> Checkpoint:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        folder = Path(snapshot_download(model, allow_patterns=list(patterns)))
+        folder = Path(
+            snapshot_download(model, revision=revision, allow_patterns=list(patterns))
+        )
     except (OSError, HFValidationError, HfHubHTTPError) as error:
         raise FileNotFoundError(
             f"{law}: there is no such folder here, and the hub did not give it"
@@ -87,9 +93,8 @@ def fetch(model: str, patterns: Sequence[str]) -> Checkpoint:
     return Checkpoint(folder=folder, commit=folder.name)
 
 
-def _check_weights(model: str, folder: Path, allow_pickle: bool) -> None:
-    patterns = (_SAFE, _PICKLED) if allow_pickle else (_SAFE,)
-    if any(any(folder.glob(pattern)) for pattern in patterns):
+def _check_weights(model: str, folder: Path) -> None:
+    if any(folder.glob(_SAFE)):
         return
     found = "pickled weights only" if any(folder.glob(_PICKLED)) else "no weights"
     raise ValueError(
@@ -98,7 +103,7 @@ def _check_weights(model: str, folder: Path, allow_pickle: bool) -> None:
     )
 
 
-def fingerprint(model: str, *, allow_pickle: bool = False) -> str:
+def fingerprint(model: str, *, revision: str | None = None) -> str:
     """Digests what a model computes: its configuration and its weights.
 
     A folder's files are read whole, a block at a time; of a model on the hub, which is
@@ -106,12 +111,12 @@ def fingerprint(model: str, *, allow_pickle: bool = False) -> str:
 
     Args:
       model: as for `locate`.
-      allow_pickle: as for `locate`.
+      revision: as for `locate`.
 
     Returns:
       32 hexadecimal digits.
     """
-    found = locate(model, allow_pickle=allow_pickle, config_only=True)
+    found = locate(model, revision=revision, config_only=True)
     digest = hashlib.blake2b(digest_size=16)
     if found.commit is not None:
         digest.update(f"{model}@{found.commit}".encode())
@@ -120,7 +125,7 @@ def fingerprint(model: str, *, allow_pickle: bool = False) -> str:
         _digest_file(digest, found.folder / found.gguf_file)
         return digest.hexdigest()
     digest.update(_config(found.folder / CONFIG))
-    for path in sorted(found.folder.glob(_SAFE)) or sorted(found.folder.glob(_PICKLED)):
+    for path in sorted(found.folder.glob(_SAFE)):
         digest.update(f"\n{path.name} {path.stat().st_size}\n".encode())
         _digest_file(digest, path)
     return digest.hexdigest()

@@ -202,7 +202,7 @@ def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
     if cut.protected and guarded:
         folder = files.join(cut.output, INDEX)
         index = _protected_index(folder, cut.units, cut.fingerprint)
-    for row, record in enumerate(documents.read(unit.path, cut.fields, unit.label)):
+    for record in documents.read(unit.path, cut.fields, unit.label):
         if isinstance(record, Reject):
             yield record
             continue
@@ -210,20 +210,18 @@ def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
         guard = index if split not in cut.protected else None
         if split not in cut.splits:
             detail = f"split must be one of {', '.join(cut.splits)}, got {split!r}"
-            yield _left_out(unit, row, record, "unknown_split", detail)
+            yield _left_out(unit, record, "unknown_split", detail)
         elif guard and guard.overlap(splits.shingles(record.text)).is_near_copy:
             detail = f"of a protected document; it would be in {split}"
-            yield _left_out(unit, row, record, NEAR_DUPLICATE, detail)
+            yield _left_out(unit, record, NEAR_DUPLICATE, detail)
         else:
             yield split, record
 
 
-def _left_out(
-    unit: Unit, row: int, document: Document, reason: str, detail: str
-) -> Reject:
+def _left_out(unit: Unit, document: Document, reason: str, detail: str) -> Reject:
     return Reject(
         file=files.name_of(unit.path),
-        row=row,
+        row=document.row,
         doc_id=document.doc_id,
         reason=reason,
         detail=detail,

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas import files, parquet, scores, windows
-from schemas.errors import FusionError
+from schemas.errors import FusionError, SchemaError
 from schemas.plan import Slice
 from schemas.scores import Score
 from transforms import scorer
@@ -19,36 +19,36 @@ _LOADING = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(settings: ScorerSettings, model: str, tokenizer: str) -> Scorer:
-    """Loads a scorer, and makes sure that it is the one the job was started with.
-
-    Raises:
-      FusionError: if this machine, or the hub by now, has another model of that name.
-    """
-    loaded = scorer.load(settings)
-    for what, found, wanted in (
-        ("model", scorer.model_fingerprint(settings.model), model),
-        ("tokenizer", loaded.tokenizer.fingerprint, tokenizer),
+def _loaded(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
+    """Loads a scorer, and sees that it is the one that the job is about."""
+    made = scorer.load(settings)
+    found = scorer.model_fingerprint(settings.model, revision=settings.revision)
+    for what, name, wanted, here in (
+        ("model", settings.model, model, found),
+        ("tokenizer", made.tokenizer.name, tokens, made.tokenizer.fingerprint),
     ):
-        if found != wanted:
-            raise FusionError(
-                f"the {what} of {settings.model} must be the one that the job was"
-                f" started with ({wanted}), but the one here is another ({found}); give"
-                " all machines the same files, or name a folder that does not change"
+        if here != wanted:
+            raise SchemaError(
+                f"{what} {name} must be the same on every worker as where the job was"
+                f" started (fingerprint {wanted}), but here it is another ({here});"
+                " give all of them the same files"
             )
-    return loaded
+    return made
 
 
-def shared_scorer(settings: ScorerSettings, model: str, tokenizer: str) -> Scorer:
-    """Returns the process's scorer; loads it once for all threads.
+def shared_scorer(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
+    """Returns the process's scorer of these settings; loads it once for all threads.
 
     Args:
       settings: the model and how it is run.
-      model: the model's fingerprint.
-      tokenizer: the tokenizer's.
+      model: fingerprint that the model must have.
+      tokens: fingerprint that its tokenizer must have.
+
+    Raises:
+      SchemaError: if what lies here is another model or tokenizer; names both.
     """
     with _LOADING:
-        return _loaded(settings, model, tokenizer)
+        return _loaded(settings, model, tokens)
 
 
 def unload() -> None:

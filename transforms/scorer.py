@@ -44,7 +44,7 @@ class ScorerSettings:
       batch_tokens: tokens of a forward pass, padding included.
       threads: threads of the CPU's arithmetic; None = torch's choice.
       tune_allocator: whether glibc keeps large blocks, which is faster on a CPU.
-      allow_pickle: whether weights may be pickles, which run code when read.
+      revision: the hub's hash of the model's files; None = the newest.
     """
 
     model: str
@@ -55,7 +55,7 @@ class ScorerSettings:
     batch_tokens: int = 4096
     threads: int | None = None
     tune_allocator: bool = True
-    allow_pickle: bool = False
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
@@ -99,7 +99,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         settings.model,
         dtype=causal.choose_dtype(settings.dtype, device),
         device=device,
-        allow_pickle=settings.allow_pickle,
+        revision=settings.revision,
     )
     return Scorer(
         model,
@@ -128,9 +128,14 @@ def resolved(settings: ScorerSettings) -> dict[str, Any]:
     }
 
 
-def model_fingerprint(model: str, *, allow_pickle: bool = False) -> str:
+def model_fingerprint(model: str, *, revision: str | None = None) -> str:
     """Digests a model's configuration and weights; see `checkpoint.fingerprint`."""
-    return checkpoint.fingerprint(model, allow_pickle=allow_pickle)
+    return checkpoint.fingerprint(model, revision=revision)
+
+
+def revision_of(model: str) -> str | None:
+    """Returns the hub's hash of a model's files; None where they are not of the hub."""
+    return checkpoint.locate(model, config_only=True).commit
 
 
 class Scorer:

@@ -38,9 +38,8 @@ def test_training_lowers_the_loss_below_a_uniform_guess(made):
 
 def test_a_model_is_read_with_its_tokenizer_and_roles(made):
     architecture, folder, _ = made
-    model = causal.load_model(
-        folder, dtype=torch.float32, device=torch.device("cpu"), allow_pickle=False
-    )
+    cpu = torch.device("cpu")
+    model = causal.load_model(folder, dtype=torch.float32, device=cpu)
     assert model.config.model_type == architecture
     read = tokenizer.load(folder)
     assert read.bos_id == model.config.bos_token_id

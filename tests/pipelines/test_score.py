@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from schemas import files, manifest, parquet, plan, scores, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.scores import Score
 from tests.pipelines.conftest import score_config
-from transforms import scorer, tokenizer
+from transforms import scorer, slices, tokenizer
 
 Contents = Callable[[str], dict[str, str]]
 
@@ -271,3 +273,23 @@ def test_the_share_that_may_fail_is_raised_without_scoring_anew(
         score.score_windows(config)
     assert score.score_windows(dataclasses.replace(config, max_reject_fraction=1.0))
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+
+
+@pytest.mark.parametrize("what", ["model", "tokenizer"])
+def test_a_worker_with_another_model_than_the_jobs_is_refused(
+    what: str, road: str, models: dict[str, str], out: str, tmp_path: Path
+) -> None:
+    place = shutil.copytree(models["llama"], tmp_path / "model")
+    config = score_config(road, {"here": str(place)}, "here", output=out)
+    inputs = score.inputs_of(config)
+    work = score.work_of(config, inputs)
+    if what == "model":
+        content = (place / "model.safetensors").read_bytes()
+        (place / "model.safetensors").write_bytes(content[:-1] + b"\x01")
+    else:
+        tokens = json.loads((place / "tokenizer.json").read_text())
+        tokens["model"]["merges"].pop()
+        (place / "tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(SchemaError, match=rf"{what} .*{inputs[what]}.*here it is"):
+        slices.do_slice(work, plan.read(config.windows)[0])
+    assert files.names(out) == []

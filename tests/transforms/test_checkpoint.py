@@ -2,9 +2,11 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import torch
 
-from transforms import checkpoint
+from transforms import causal, checkpoint, scorer
 
 
 @pytest.fixture
@@ -63,3 +65,31 @@ def test_a_folder_without_weights_or_configuration_is_refused(folder: Path) -> N
 def test_a_path_that_is_not_there_is_named(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=name):
         checkpoint.locate(name)
+
+
+def test_a_revision_is_what_the_hub_is_asked_for(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def snapshot(model: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert model == "maker/model"
+        place = tmp_path / (revision or "newest")
+        made = models["neox" if revision == "older" else "llama"]
+        shutil.copytree(made, place, dirs_exist_ok=True)
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert scorer.revision_of("maker/model") == "newest"
+    assert checkpoint.locate("maker/model", revision="older").commit == "older"
+    newest, older = (
+        scorer.model_fingerprint("maker/model", revision=revision)
+        for revision in (None, "older")
+    )
+    assert newest != older
+    cpu = causal.choose_device("cpu")
+    kinds = [
+        causal.load_model(
+            "maker/model", dtype=torch.float32, device=cpu, revision=revision
+        ).config.model_type
+        for revision in (None, "older")
+    ]
+    assert kinds == ["llama", "gpt_neox"]
