@@ -1,6 +1,7 @@
 """fusebeam fuse: align the scores of several models and fuse them into shards."""
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from schemas.errors import SchemaError
 from schemas.manifest import Manifest
 from schemas.settings import setting
 from transforms import fuse, tokenizer
-from transforms.functional import vocabulary
+from transforms.functional import codec, vocabulary
 from transforms.fuse import FuseSlices, Mixing, Source
 from transforms.tokenizer import Tokenizer
 
@@ -39,7 +40,9 @@ class FuseConfig:
     granularity: Literal["window", "position"] = setting(
         "window", help="what a source's cost is measured over"
     )
-    temperature: float = setting(1.0, help="of avgce, in bits per byte; 0 is mince")
+    temperature: float = setting(
+        1.0, help="of avgce, in bits per byte; 0 is mince, inf the plain mean"
+    )
     include_target: bool = setting(
         True, help="let the target's own distributions be a candidate"
     )
@@ -56,9 +59,10 @@ class FuseConfig:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without reading a file."""
-        for name in ("top_k", "seq_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 1 <= self.top_k <= codec.MAX_K:
+            raise ValueError(f"top_k must be in [1, {codec.MAX_K}], got {self.top_k}")
+        if self.seq_length < 1:
+            raise ValueError(f"seq_length must be positive, got {self.seq_length}")
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
         if not self.sources and not self.include_target:
@@ -119,8 +123,11 @@ def tokenizer_of(folder: str) -> Tokenizer:
 def shaping(config: FuseConfig) -> dict[str, Any]:
     """Returns the settings that shape the rows, the candidates' names among them."""
     target = manifest.read(config.target, scores.STAGE)
+    shaped = settings.shaping(config)
+    if math.isinf(config.temperature):
+        shaped["temperature"] = "inf"  # JSON has no such number
     return {
-        **settings.shaping(config),
+        **shaped,
         "sources": list(config.named_sources()),
         "target_tokenizer": target.inputs["tokenizer"],
     }

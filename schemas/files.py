@@ -6,6 +6,7 @@ that was killed leaves nothing but orphans in `.tmp/`.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,13 +18,14 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import SchemaError
+from schemas.errors import FusionError, SchemaError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 TEMPORARY = ".tmp"
 _BLOCK_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _AT_ONCE = 16
 """Requests under way at once: a bucket takes many, but answers each slowly."""
 
@@ -241,6 +243,9 @@ def publish(path: str) -> Iterator[CountedFile]:
     Two attempts may write the same file at once: each has a temporary name of its
     own, and the last rename wins, with equal contents. An error removes the
     temporary file and leaves whatever was at `path`.
+
+    Raises:
+      FusionError: if the disk is full; names the path and the cure.
     """
     fs, final = filesystem(path)
     folder = parent(final)
@@ -256,9 +261,14 @@ def publish(path: str) -> Iterator[CountedFile]:
             fs.mv(temporary, final)
         else:
             os.replace(temporary, final)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             fs.rm(temporary)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise FusionError(
+                f"{path} must fit on its disk, which is full ({error.strerror}); free"
+                " space and repeat the command, which goes on where it stopped"
+            ) from error
         raise
 
 
