@@ -39,7 +39,9 @@ class FuseConfig:
     granularity: Literal["window", "position"] = setting(
         "window", help="what a source's cost is measured over"
     )
-    temperature: float = setting(1.0, help="of avgce, in bits per byte; 0 is mince")
+    temperature: float = setting(
+        1.0, help="of avgce, in bits per byte; 0 is mince, inf the plain mean"
+    )
     include_target: bool = setting(
         True, help="let the target's own distributions be a candidate"
     )
@@ -57,10 +59,7 @@ class FuseConfig:
     def __post_init__(self) -> None:
         """Checks what can be checked without reading a file."""
         if not 1 <= self.top_k <= codec.MAX_K:
-            raise ValueError(
-                f"top_k must be in [1, {codec.MAX_K}], what a shard can hold, got"
-                f" {self.top_k}"
-            )
+            raise ValueError(f"top_k must be in [1, {codec.MAX_K}], got {self.top_k}")
         if self.seq_length < 1:
             raise ValueError(f"seq_length must be positive, got {self.seq_length}")
         if not self.temperature >= 0:

@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import SchemaError
+from schemas.errors import FusionError, SchemaError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 TEMPORARY = ".tmp"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _BLOCK_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _AT_ONCE = 16
 """Requests under way at once: a bucket takes many, but answers each slowly."""
 
@@ -245,7 +245,7 @@ def publish(path: str) -> Iterator[CountedFile]:
     temporary file and leaves whatever was at `path`.
 
     Raises:
-      OSError: if there is no room; names the file and the cure.
+      FusionError: if the disk is full; names the path and the cure.
     """
     fs, final = filesystem(path)
     folder = parent(final)
@@ -264,11 +264,10 @@ def publish(path: str) -> Iterator[CountedFile]:
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             fs.rm(temporary)
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise OSError(
-                error.errno,
-                f"there must be room to write {path}, but there is none left; make"
-                " some and repeat the command: it goes on where it stopped",
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise FusionError(
+                f"{path} must fit on its disk, which is full ({error.strerror}); free"
+                " space and repeat the command, which goes on where it stopped"
             ) from error
         raise
 

@@ -79,6 +79,11 @@ def select(slices: list[Slice], chosen: str | None) -> list[Slice]:
     """
     if chosen is None:
         return slices
+    if not slices:
+        raise ValueError(
+            f"--slices must lie in the plan, which is empty, as no document fell into"
+            f" this split; got {chosen!r}: give the split a larger share"
+        )
     first, dash, last = chosen.partition("-")
     if not (first.isdigit() and (last.isdigit() if dash else True)):
         raise ValueError(f"--slices must be A-B or A, got {chosen!r}")

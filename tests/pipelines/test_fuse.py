@@ -248,6 +248,7 @@ def test_a_row_longer_than_a_training_row_is_refused_with_the_cure(
         ({"sources": (), "include_target": False}, "at least one source"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": 0}, "top_k"),
+        ({"top_k": 256}, r"top_k must be in \[1, 255\], got 256"),
     ],
 )
 def test_a_bad_setting_is_refused_before_any_work(
@@ -255,6 +256,16 @@ def test_a_bad_setting_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         fuse_config("road", "out", **more)
+
+
+def test_an_infinite_temperature_is_the_plain_mean(road: str, out: str) -> None:
+    config = fuse_config(road, out, fusion="avgce", temperature=float("inf"))
+    made = fuse.fuse_scores(config)
+    assert made is not None
+    assert made.settings["temperature"] == "inf"
+    assert fuse.fuse_scores(config) == manifest.read(out, fused.STAGE)
+    weights = np.concatenate([row.weights for row, _ in rows(out)])
+    np.testing.assert_allclose(weights, 0.5)
 
 
 def test_a_finished_run_is_proved_whole(road: str) -> None:

@@ -1,14 +1,16 @@
 import errno
+import io
 import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from schemas import files
-from schemas.errors import SchemaError
+from schemas import files, parquet, windows
+from schemas.errors import FusionError, SchemaError
 
 
 def test_a_published_file_appears_whole_and_leaves_no_temporary(tmp_path: Path) -> None:
@@ -29,15 +31,41 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> 
     assert files.names(f"{tmp_path}/.tmp") == []
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing() -> None:
-    if not os.path.exists("/dev/full"):
-        pytest.fail("this test needs /dev/full, as Linux has it")
-    no_space = os.strerror(errno.ENOSPC)
-    with (
-        open("/dev/full", "wb", buffering=0) as full,
-        pytest.raises(OSError, match=no_space),
-    ):
-        files.CountedFile(full).write(b"x")
+class _Full(io.BytesIO):
+    """A file on a disk that has room for some bytes."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def write(self, block: Any) -> int:
+        self._room -= len(block)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(block)
+
+
+@pytest.mark.parametrize("room", [0, 2, 40])
+def test_a_full_disk_names_path_and_cure_and_leaves_the_old_file(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: LocalFileSystem, path: str, mode: str) -> _Full:
+        Path(path).touch()
+        return _Full(room)
+
+    path = f"{tmp_path}/file.parquet"
+    files.write_bytes(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "open", full)
+        with pytest.raises(FusionError, match=r"file\.parquet must fit.*free space"):
+            files.write_bytes(path, b"x" * 41)
+        with (
+            pytest.raises(FusionError, match=r"file\.parquet must fit.*free space"),
+            parquet.writer(path, windows.SCHEMA, {}) as tables,
+        ):
+            tables.write(windows.SCHEMA.empty_table())
+    assert files.read_bytes(path) == b"old"
+    assert files.names(f"{tmp_path}/.tmp") == []
 
 
 def test_counts_and_digest_are_those_of_the_file(tmp_path: Path) -> None:

@@ -315,3 +315,9 @@ def test_a_note_that_comes_after_the_end_is_no_error(
 
     monkeypatch.setattr(files, "write_json", finished_meanwhile)
     noted(str(tmp_path), b"abc")
+
+
+def test_an_empty_plan_has_no_slices_to_choose() -> None:
+    assert plan.select([], None) == []
+    with pytest.raises(ValueError, match=r"no document fell into this split"):
+        plan.select([], "0-0")

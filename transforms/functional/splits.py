@@ -6,10 +6,11 @@ of GPT-3, Brown et al. 2020, appendix C).
 """
 
 import hashlib
+import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ WORDS = 13
 NEAR = 0.5
 """Share of shingles from which on two documents are near copies."""
 
+_PART_CHARACTERS = 1 << 18
+_PART_WORDS = 1 << 15
+_SPACE = re.compile(r"\s+")
 _NAME = re.compile(r"[a-z0-9_]+")
 # scripts without spaces have a letter where others have a word: Thai to Lao, Burmese,
 # Khmer, Chinese characters and Japanese syllables
@@ -77,7 +81,22 @@ def normalize_text(text: str) -> str:
     >>> normalize_text(" One\t ﬁne  Day\n")
     'one fine day'
     """
-    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+    normal = unicodedata.normalize("NFKC", text).lower()
+    return " ".join(" ".join(part.split()) for part in _parts(normal))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Cuts text at white space, so that few of its words are strings at once.
+
+    A long document's words, each a string of its own, are 18 times the document.
+    """
+    start = 0
+    while found := _SPACE.search(text, start + _PART_CHARACTERS):
+        if part := text[start : found.start()].strip():
+            yield part
+        start = found.end()
+    if part := text[start:].strip():
+        yield part
 
 
 def assign_split(text: str, shares: Mapping[str, float]) -> str:
@@ -115,12 +134,16 @@ def shingles(text: str, n_words: int = WORDS) -> UInt64[np.ndarray, " s"]:
       The distinct hashes, rising.
     """
     normal = normalize_text(text)
-    words = (_ASCII_WORD if normal.isascii() else _WORD).findall(normal)
-    if len(words) < n_words:
+    found = (_ASCII_WORD if normal.isascii() else _WORD).finditer(normal)
+    words = (match.group() for match in found)
+    parts = [np.zeros(0, np.uint64)]
+    while part := list(itertools.islice(words, _PART_WORDS)):
+        known = {word: _hash(word) for word in set(part)}
+        parts.append(np.fromiter(map(known.__getitem__, part), np.uint64, len(part)))
+    codes = np.concatenate(parts)
+    if len(codes) < n_words:
         return np.array([_hash(normal)], np.uint64)
-    known = {word: _hash(word) for word in set(words)}
-    codes = np.fromiter(map(known.__getitem__, words), np.uint64, len(words))
-    runs = len(words) - n_words + 1
+    runs = len(codes) - n_words + 1
     hashes = np.zeros(runs, np.uint64)
     for offset in range(n_words):
         # a polynomial in an odd constant keeps the order of the words

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import tracemalloc
+import unicodedata
 
 import numpy as np
 import pytest
@@ -153,3 +155,28 @@ def test_an_index_that_contradicts_itself_is_refused():
         splits.ProtectedIndex(hashes=hashes, documents=numbers, sizes=sizes)
     with pytest.raises(SchemaError, match="count"):
         splits.ProtectedIndex(hashes=hashes[::-1], documents=numbers, sizes=sizes + 1)
+
+
+def test_long_documents_need_few_times_their_size():
+    text = " ".join(f"word{n * 7919 % 50021}" for n in range(300_000))
+    splits.shingles(text[:1000])
+    tracemalloc.start()
+    try:
+        splits.shingles(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 9 * len(text)
+
+
+@given(st.text(alphabet="aB \n\u00a0\u2028\x1cﬁ世", max_size=60), st.integers(1, 9))
+def test_work_in_parts_changes_nothing(text, size):
+    normal = splits.normalize_text(text)
+    whole = splits.shingles(text, n_words=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "_PART_CHARACTERS", size)
+        patch.setattr(splits, "_PART_WORDS", size)
+        assert splits.normalize_text(text) == normal
+        np.testing.assert_array_equal(splits.shingles(text, n_words=2), whole)
+    plain = unicodedata.normalize("NFKC", text).lower()
+    assert normal == " ".join(plain.split())
