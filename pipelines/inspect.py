@@ -141,12 +141,13 @@ def lines(
     elif stage == scores.STAGE:
         found = manifest.read(folder, stage)
         own = tokenizer.load(tokens or found.origins["tokenizer"])
-        pairs = _scored(folder, found.origins["windows"])
+        pairs = _scored(folder, manifest.origin(folder, found, "windows"))
         for window, score in itertools.islice(pairs, skip, skip + count):
             yield from page.score(window, score, own, top)
     elif stage == fused.STAGE:
         found = manifest.read(folder, stage)
-        target = manifest.read(found.origins["target"], scores.STAGE)
+        scored = manifest.origin(folder, found, "target")
+        target = manifest.read(scored, scores.STAGE)
         own = tokenizer.load(tokens or target.origins["tokenizer"])
         for row, rows, sources in itertools.islice(
             _decoded(folder, found), skip, skip + count

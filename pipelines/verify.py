@@ -162,7 +162,7 @@ def _records_in_corpus(made: Manifest) -> int:
 
 def check_scores(folder: str, made: Manifest) -> str:
     """Checks that the scores are of the plan's windows, in order, and tile them."""
-    source = made.origins["windows"]
+    source = manifest.origin(folder, made, "windows")
     _check_input(folder, made, source)
     scored = failed = 0
     for window, score in _pairs(folder, source):
@@ -200,7 +200,7 @@ def _check_input(folder: str, made: Manifest, source: str) -> None:
 
 def check_fused(folder: str, made: Manifest) -> str:
     """Checks that every window that the target scored stands in one row, once."""
-    source, target = made.origins["windows"], made.origins["target"]
+    source, target = (manifest.origin(folder, made, n) for n in ("windows", "target"))
     _check_input(folder, made, source)
     kept = failed = 0
     for piece in plan.read(source):
