@@ -255,13 +255,15 @@ def _windows(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
 def _scores(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
     found = manifest.read(folder, scores.STAGE)
     own = tokenizer.load(tokens or found.origins["tokenizer"])
-    for window, score in scored.pairs(folder, found.origins["windows"]):
+    for window, score in scored.pairs(
+        folder, manifest.origin(folder, found, "windows")
+    ):
         yield page.score(window, score, own, top)
 
 
 def _rows(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
     found = manifest.read(folder, fused.STAGE)
-    target = found.origins["target"]
+    target = manifest.origin(folder, found, "target")
     made = manifest.read(target, scores.STAGE)
     own = tokenizer.load(tokens or made.origins["tokenizer"])
     for entry in found.files:

@@ -224,7 +224,7 @@ def finish(
         fingerprint=identity(stage, settings, inputs),
         settings=settings,
         inputs=inputs,
-        origins=origins,
+        origins={name: _seen_from(folder, name, at) for name, at in origins.items()},
         counts=count(footers),
         files=describe(folder, names, footers),
         code_version=version.VERSION,
@@ -245,6 +245,20 @@ def _refuse_others(folder: str, names: Sequence[str]) -> None:
             f" ({len(others)} others in all); choose another folder, or pass"
             " --overwrite to remove them"
         )
+
+
+def _seen_from(folder: str, name: str, found: Any) -> Any:
+    """Writes where folders of the same run lie as seen from one of them.
+
+    So a run may be moved, and its manifests do not depend on where it was made. Corpus,
+    models and tokenizers are not of the run, and stay as the command named them.
+    """
+    if name in ("windows", "target"):
+        return files.relative(found, folder)
+    if name == "sources":
+        pairs = [entry.partition("=") for entry in found]
+        return [f"{n}={files.relative(path, folder)}" for n, _, path in pairs]
+    return found
 
 
 def total(footers: Sequence[Mapping[str, Any]], *keys: str) -> dict[str, int]:

@@ -187,7 +187,7 @@ def _check_plan(folder: str, made: Manifest, slices: Sequence[Slice]) -> None:
 
 def check_scores(folder: str, made: Manifest) -> str:
     """Checks that the scores are of the plan's windows, in order, and tile them."""
-    source = made.origins["windows"]
+    source = manifest.origin(folder, made, "windows")
     _check_input(folder, made, "windows", source, windows.STAGE)
     done = failed = 0
     for window, score in scored.pairs(folder, source):
@@ -235,9 +235,12 @@ def _check_input(
 
 def check_fused(folder: str, made: Manifest) -> str:
     """Checks that every window that the target scored stands in one row, once."""
-    source, target = made.origins["windows"], made.origins["target"]
+    source, target = (manifest.origin(folder, made, n) for n in ("windows", "target"))
     _check_input(folder, made, "windows", source, windows.STAGE)
-    sources = [entry.partition("=")[::2] for entry in made.origins["sources"]]
+    sources = [
+        (name, files.resolve(folder, stored))
+        for name, _, stored in (e.partition("=") for e in made.origins["sources"])
+    ]
     for name, made_of in [("target", target), *sources]:
         _check_input(folder, made, f"scores:{name}", made_of, scores.STAGE)
     kept = failed = 0
@@ -276,7 +279,7 @@ def _check_rows(path: str, wanted: dict[str, np.ndarray]) -> int:
 
 def check_model(folder: str, made: Manifest) -> str:
     """Checks that a model was trained on the fused rows that are there."""
-    data = made.origins["data"]
+    data = manifest.origin(folder, made, "data")
     _check_input(folder, made, "data", data, fused.STAGE)
     steps = made.counts["steps"]
     return f"{len(made.files)} files whole, trained {steps:,} steps on {data}"

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import posixpath
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,43 @@ def parent(path: str) -> str:
     """Returns the folder that holds `path`; `.` for a bare name."""
     head, slash, _ = path.rstrip("/").rpartition("/")
     return head if slash else "."
+
+
+def relative(path: str, folder: str) -> str:
+    """Writes a path as seen from a folder, where both are local or in one bucket.
+
+    Paths that begin with `.` are so written. What lies elsewhere keeps its address; a
+    local path its absolute one.
+
+    Example:
+      >>> relative("s3://bucket/run/windows/dev", "s3://bucket/run/scores/a")
+      '../../windows/dev'
+      >>> relative("gs://other/windows", "s3://bucket/run/scores/a")
+      'gs://other/windows'
+    """
+    (fs, plain), (other, start) = filesystem(path), filesystem(folder)
+    if fs is other and _bucket(fs, plain) == _bucket(other, start):
+        found = posixpath.relpath(plain, start)
+        return found if found.startswith(".") else f"./{found}"
+    return plain if not _remote(fs) else path
+
+
+def resolve(folder: str, stored: str) -> str:
+    """Returns the path that `relative` stored for a folder, wherever that is now.
+
+    Example:
+      >>> resolve("s3://bucket/moved/scores/a", "../../windows/dev")
+      's3://bucket/moved/windows/dev'
+    """
+    if stored.split("/")[0] not in (".", ".."):
+        return stored
+    fs, start = filesystem(folder)
+    plain = posixpath.normpath(posixpath.join(start, stored))
+    return str(fs.unstrip_protocol(plain)) if _remote(fs) else plain
+
+
+def _bucket(fs: Any, plain: str) -> str:
+    return plain.lstrip("/").split("/")[0] if _remote(fs) else ""
 
 
 def exists(path: str) -> bool:

@@ -38,7 +38,8 @@ class Manifest:
       fingerprint: digest of all that shapes the folder's bytes: settings and inputs.
       settings: the settings of the stage that shape its output, by name.
       inputs: fingerprints of what it was made from, by name (windows, model, ...).
-      origins: where the inputs were found, as the command named them; of no weight.
+      origins: where the inputs were found, as the command named them, and folders of
+        the same run as seen from this one (see `origin`); of no weight.
       counts: documents, windows, tokens, ... in and out, by name.
       files: the data files by name, in the order of the plan.
       code_version: version of FuseBeam that wrote it.
@@ -95,6 +96,22 @@ def read(folder: str, stage: str) -> Manifest:
         return Manifest(**value)
     except (KeyError, TypeError) as error:
         raise SchemaError(f"{path} lacks or misspells a field: {error}") from error
+
+
+def origin(folder: str, made: Manifest, name: str) -> str:
+    """Returns where an input of a folder lies, if all was moved together.
+
+    Args:
+      folder: the folder, where it is now.
+      made: its manifest.
+      name: windows, target, ...
+
+    Raises:
+      SchemaError: if the manifest names no such input.
+    """
+    if not isinstance(stored := made.origins.get(name), str):
+        raise SchemaError(f"{folder}/{NAME} must say where its {name} came from")
+    return files.resolve(folder, stored)
 
 
 def note_entry(folder: str, entry: FileEntry, fingerprint: str) -> None:

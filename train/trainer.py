@@ -224,7 +224,7 @@ def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:
         inputs=run.inputs,
         origins={
             "model": publish.spoken_name(run.config.model),
-            "data": run.config.data,
+            "data": files.relative(run.config.data, run.config.output),
         },
         counts={
             "steps": trainer.state.global_step,

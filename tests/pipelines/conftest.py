@@ -9,7 +9,7 @@ from pipelines import fuse, prepare, score
 from pipelines.fuse import FuseConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
-from schemas import files
+from schemas import files, manifest
 
 
 @pytest.fixture(scope="session")
@@ -67,14 +67,20 @@ def fuse_config(road: str, output: str, **more: object) -> FuseConfig:
 
 @pytest.fixture(scope="session")
 def contents() -> Callable[[str], dict[str, str]]:
-    """Returns a function that digests every file of a folder but the temporary ones."""
+    """Returns a function that digests every file of a folder.
+
+    Of a manifest the origins are left out: they tell where inputs lie as seen from the
+    folder, which for folders at different places are different paths.
+    """
+
+    def one(path: Path) -> str:
+        if path.name != manifest.NAME:
+            return files.checksum(str(path))
+        return files.digest({**files.read_json(str(path)), "origins": None})
 
     def digest(folder: str) -> dict[str, str]:
         root = Path(folder)
-        return {
-            str(path.relative_to(root)): files.checksum(str(path))
-            for path in sorted(root.rglob("*"))
-            if path.is_file()
-        }
+        found = sorted(path for path in root.rglob("*") if path.is_file())
+        return {str(path.relative_to(root)): one(path) for path in found}
 
     return digest

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from pipelines import fuse, score, verify
+from pipelines import fuse, inspect, score, verify
 from schemas import files, fused, manifest, parquet, plan, scores, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.fused import FusedRow
@@ -276,12 +277,7 @@ def test_a_finished_run_is_proved_whole(road: str) -> None:
 
 @pytest.mark.parametrize("stage", ["windows/fusion", "scores/neox", "fused"])
 def test_a_lost_file_is_found(road: str, stage: str, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    for path in Path(f"{road}/{stage}").rglob("*.*"):
-        place = copy / path.relative_to(f"{road}/{stage}")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            place.write_bytes(path.read_bytes())
+    copy = shutil.copytree(road, tmp_path / "run") / stage
     verify.verify([str(copy)])
     max(copy.glob("*.parquet")).unlink()
     with pytest.raises(SchemaError, match="is not there"):
@@ -291,10 +287,7 @@ def test_a_lost_file_is_found(road: str, stage: str, tmp_path: Path) -> None:
 def test_a_lost_row_is_found_even_where_the_manifest_agrees(
     road: str, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in Path(f"{road}/fused").glob("*.*"):
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = shutil.copytree(road, tmp_path / "run") / "fused"
     victim = max(copy.glob("*.parquet"))
     (group,) = fused.read(str(victim))
     footer = parquet.footer(str(victim))
@@ -311,3 +304,38 @@ def test_a_lost_row_is_found_even_where_the_manifest_agrees(
     files.write_json(f"{copy}/manifest.json", value)
     with pytest.raises(SchemaError, match=r"must hold each of \d+ windows"):
         verify.verify([str(copy)])
+
+
+def test_a_run_has_the_same_manifest_bytes_wherever_it_is(
+    road: str, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(road, tmp_path / "moved")
+    (moved / "fused" / "manifest.json").unlink()
+    fuse.fuse_scores(fuse_config(str(moved), f"{moved}/fused"))
+    again, first = (
+        Path(run, "fused/manifest.json").read_bytes() for run in (moved, road)
+    )
+    assert again == first
+
+
+def test_a_run_that_was_moved_is_proved_and_shown(
+    road: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = shutil.copytree(road, tmp_path / "moved")
+    for stage in ("scores/neox", "fused"):
+        text = (moved / stage / "manifest.json").read_text()
+        assert road not in text
+    was = files.filesystem
+
+    def gone(path: str) -> tuple[object, str]:
+        assert not path.startswith(road)
+        return was(path)
+
+    monkeypatch.setattr(files, "filesystem", gone)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("moved", str(moved)):
+        assert len(verify.verify([folder])) == 5
+    for stage in ("scores/neox", "fused"):
+        page = inspect.Page(color=False)
+        given = {"skip": 0, "count": 1, "top": 1, "tokens": None}
+        assert list(inspect.lines(f"moved/{stage}", page, **given))

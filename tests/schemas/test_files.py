@@ -149,3 +149,28 @@ def test_a_file_that_is_written_anew_has_another_stamp(tmp_path: Path) -> None:
 
 def test_work_on_many_files_comes_back_in_order() -> None:
     assert files.each(str, range(99)) == [str(n) for n in range(99)]
+
+
+def test_a_path_seen_from_a_folder_is_found_after_both_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = files.relative("run/windows/dev", f"{tmp_path}/run/scores/a")
+    assert stored == "../../windows/dev"
+    assert files.resolve("moved/scores/a", stored) == f"{tmp_path}/moved/windows/dev"
+    below = files.relative("run/below", "run")
+    assert files.resolve("run", below) == f"{tmp_path}/run/below"
+
+
+def test_what_lies_elsewhere_keeps_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path, folder, stored in (
+        ("memory://one/a", "memory://two/b", "memory://one/a"),
+        ("memory://one/a", str(tmp_path), "memory://one/a"),
+        ("a", "memory://one", f"{tmp_path}/a"),
+    ):
+        assert files.relative(path, folder) == stored
+        assert files.resolve(folder, stored) == stored
+    assert files.resolve("memory://one/b", "../a") == "memory:///one/a"
