@@ -98,7 +98,7 @@ def inputs_of(config: ScoreConfig) -> dict[str, Any]:
 
 def shaping(config: ScoreConfig) -> dict[str, Any]:
     """Returns the settings that shape the scores, what is automatic made definite."""
-    return {**settings.shaping(config), **scorer.resolved(config.scorer)}
+    return {**settings.shaping(config), **scorer.resolved_for_workers(config.scorer)}
 
 
 def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
@@ -107,7 +107,7 @@ def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
     What is automatic is settled here, where the command starts: workers must not each
     choose for themselves, as the fingerprint of the scores names one choice.
     """
-    found = scorer.resolved(config.scorer)
+    found = scorer.resolved_for_workers(config.scorer)
     settled = dataclasses.replace(
         config.scorer,
         dtype=found["dtype"],

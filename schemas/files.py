@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 
 TEMPORARY = ".tmp"
 _BLOCK_BYTES = 1 << 20
+_TRIES = 9
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _AT_ONCE = 16
 """Requests under way at once: a bucket takes many, but answers each slowly."""
@@ -288,9 +289,8 @@ def publish(path: str) -> Iterator[CountedFile]:
     fs, final = filesystem(path)
     folder = parent(final)
     temporary = join(folder, TEMPORARY, f"{name_of(final)}.{uuid.uuid4().hex}")
-    fs.makedirs(parent(temporary), exist_ok=True)
     try:
-        with fs.open(temporary, "wb") as file:
+        with _created(fs, temporary) as file:
             yield CountedFile(file)
             if not _remote(fs):
                 file.flush()
@@ -308,6 +308,19 @@ def publish(path: str) -> Iterator[CountedFile]:
                 " space and repeat the command, which goes on where it stopped"
             ) from error
         raise
+
+
+def _created(fs: Any, path: str) -> Any:
+    """Opens a new file for writing, and makes its folder.
+
+    Another command that ends removes the folder for temporary files where it is empty,
+    which may be just before the file is opened in it.
+    """
+    for _ in range(_TRIES):
+        fs.makedirs(parent(path), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return fs.open(path, "wb")
+    return fs.open(path, "wb")
 
 
 def write_bytes(path: str, content: bytes) -> None:

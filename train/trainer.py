@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from schemas import manifest, settings
+from schemas import files, manifest, settings
 from schemas.errors import SchemaError
 from train import checkpoints, loop, publish
 from train import model as models

@@ -112,6 +112,16 @@ def load(settings: ScorerSettings) -> "Scorer":
 def resolved(settings: ScorerSettings) -> dict[str, Any]:
     """Makes definite, for this machine, what the settings leave to it.
 
+    Raises:
+      ValueError: if the device is unknown or not here.
+    """
+    causal.choose_device(settings.device)
+    return resolved_for_workers(settings)
+
+
+def resolved_for_workers(settings: ScorerSettings) -> dict[str, Any]:
+    """Makes definite, as this machine finds it, what the settings leave to it.
+
     A GPU that is named need not be here: a job may start on a machine without one, and
     `load` looks for it where the work is done.
 

@@ -174,3 +174,21 @@ def test_what_lies_elsewhere_keeps_its_address(
         assert files.relative(path, folder) == stored
         assert files.resolve(folder, stored) == stored
     assert files.resolve("memory://one/b", "../a") == "memory:///one/a"
+
+
+def test_a_writer_survives_another_that_tidies_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    original = LocalFileSystem.open
+
+    def tidied(self: LocalFileSystem, path: str, mode: str) -> object:
+        opened.append(path)
+        if len(opened) < 3:
+            files.tidy(str(tmp_path))
+        return original(self, path, mode)
+
+    monkeypatch.setattr(LocalFileSystem, "open", tidied)
+    files.write_bytes(f"{tmp_path}/a", b"x")
+    assert len(opened) == 3
+    assert (tmp_path / "a").read_bytes() == b"x"

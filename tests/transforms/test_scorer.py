@@ -430,3 +430,12 @@ def test_smollm2_scores_prose_as_its_dense_logits_do() -> None:
         kept = np.take_along_axis(dense, order, 1)
         assert_allclose(score.top_logprobs, kept, rtol=2**-11, atol=1e-3)
     assert found[0].bits_per_byte < 1.2
+
+
+def test_what_runs_on_this_machine_needs_its_device_here(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    asked = ScorerSettings(model="m", device="cuda", dtype="bfloat16")
+    assert scorer.resolved_for_workers(asked)["device"] == "cuda"
+    with pytest.raises(ValueError, match=r"device cuda must be there.*--device=cpu"):
+        scorer.resolved(asked)
