@@ -17,9 +17,8 @@ from transforms import prepare as preparing
 
 
 def copied(road: str, stage: str, tmp_path: Path) -> Path:
-    copy = tmp_path / "run" / stage
-    shutil.copytree(f"{road}/{stage}", copy)
-    return copy
+    """Copies a run, whose folders name each other, and returns a stage's folder."""
+    return shutil.copytree(road, tmp_path / "run", dirs_exist_ok=True) / stage
 
 
 def rewrite(folder: Path, change: Callable[[list[Any]], list[Any]], kind: Any) -> None:
