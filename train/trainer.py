@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from schemas import files, manifest, settings
+from schemas import manifest, settings
 from schemas.errors import SchemaError
 from train import checkpoints, loop, publish
 from train import model as models
@@ -224,7 +224,7 @@ def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:
         inputs=run.inputs,
         origins={
             "model": publish.spoken_name(run.config.model),
-            "data": files.relative(run.config.data, run.config.output),
+            "data": run.config.data,
         },
         counts={
             "steps": trainer.state.global_step,
