@@ -76,10 +76,10 @@ def relative(path: str, folder: str) -> str:
     local path its absolute one.
 
     Example:
-      >>> relative("s3://bucket/run/windows/dev", "s3://bucket/run/scores/a")
+      >>> relative("memory://bucket/run/windows/dev", "memory://bucket/run/scores/a")
       '../../windows/dev'
-      >>> relative("gs://other/windows", "s3://bucket/run/scores/a")
-      'gs://other/windows'
+      >>> relative("memory://other/windows", "/data/run/scores/a")
+      'memory://other/windows'
     """
     (fs, plain), (other, start) = filesystem(path), filesystem(folder)
     if fs is other and _bucket(fs, plain) == _bucket(other, start):
@@ -92,8 +92,8 @@ def resolve(folder: str, stored: str) -> str:
     """Returns the path that `relative` stored for a folder, wherever that is now.
 
     Example:
-      >>> resolve("s3://bucket/moved/scores/a", "../../windows/dev")
-      's3://bucket/moved/windows/dev'
+      >>> resolve("memory://bucket/moved/scores/a", "../../windows/dev")
+      'memory:///bucket/moved/windows/dev'
     """
     if stored.split("/")[0] not in (".", ".."):
         return stored
