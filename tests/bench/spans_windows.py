@@ -43,12 +43,14 @@ class Data:
       targets: the target's tokens of every window.
       sources: for each source its rows of every window.
       maps: from each source to the target.
+      alike: for each source, whether every window begins alike for it and the target.
     """
 
     label: str
     targets: list[Encoding]
     sources: list[list[Rows]]
     maps: list[VocabularyMap]
+    alike: list[list[bool]]
 
 
 def load(k: int) -> Data:
@@ -58,12 +60,27 @@ def load(k: int) -> Data:
     loaded = [tokenizer.load(str(found[n])) for n in NAMES] if real else _train()
     texts = _texts()
     target, *sources = loaded
+    own = vocabulary.build_map(target, target)
+    targets = [target.encode_window(text, False) for text in texts]
+    made = [_make_rows(source, texts, k) for source in sources]
+    maps = [vocabulary.build_map(source, target) for source in sources]
     return Data(
         label="real tokenizers" if real else "trained tokenizers",
-        targets=[target.encode_window(text, False) for text in texts],
-        sources=[_make_rows(source, texts, k) for source in loaded[1:]],
-        maps=[vocabulary.build_map(source, target) for source in sources],
+        targets=targets,
+        sources=made,
+        maps=maps,
+        alike=[
+            [
+                _puts(pairs, said) == _puts(own, t)
+                for said, t in zip(one, targets, strict=True)
+            ]
+            for pairs, one in zip(maps, made, strict=True)
+        ],
     )
+
+
+def _puts(pairs: VocabularyMap, window: Encoding | Rows) -> bool:
+    return pairs.puts_space(window.token_ids, window.byte_ends)
 
 
 def _texts() -> list[str]:
