@@ -79,6 +79,19 @@ class Tokenizer:
         """One more than the highest id; a model may have more logits, or fewer."""
         return len(self.token_bytes)
 
+    def vocabulary(self) -> list[str | None]:
+        """Returns the string each id has in the vocabulary; None where it has none."""
+        return [self._backend.token(token_id) for token_id in range(self.size)]
+
+    def space_mark(self) -> str:
+        """Returns what the vocabulary writes for a space: "▁" or, byte-level, "Ġ"."""
+        text = "".join(filter(None, self.vocabulary()))
+        return max("Ġ▁", key=text.count)
+
+    def decode_each(self) -> list[str]:
+        """Decodes each id alone; bytes that are not UTF-8 become U+FFFD."""
+        return [self._backend.decode(token_id) for token_id in range(self.size)]
+
     def encode(self, text: str) -> Encoding:
         """Tokenizes a text from its beginning, without start token and EOS.
 

@@ -70,6 +70,12 @@ class Backend(Protocol):
     controls: tuple[Spelling, ...]
     identity: bytes
 
+    def token(self, token_id: int) -> str | None:
+        """Returns the string that the vocabulary has for an id, if any."""
+
+    def decode(self, token_id: int) -> str:
+        """Returns the text that the library makes of one id alone."""
+
 
 class FastBackend:
     """A tokenizer of the `tokenizers` library.
@@ -104,6 +110,16 @@ class FastBackend:
             self.middle = FastReader(Tokenizer.from_str(written), running)
         repeats = tokenizer_json.repeats_prefix(spec)
         self.behind_control = self.beginning if repeats else self.middle
+        self._tokenizer = tokenizer
+
+    def token(self, token_id: int) -> str | None:
+        """Returns the string that the vocabulary has for an id, if any."""
+        found: str | None = self._tokenizer.id_to_token(token_id)
+        return found
+
+    def decode(self, token_id: int) -> str:
+        """Returns the text that the library makes of one id alone."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
 
 class FastReader:
@@ -181,12 +197,22 @@ class SlowBackend:
         self.beginning = SlowReader(tokenizer)
         text_pieces = {i: piece for i, piece in pieces.items() if i not in special}
         self.token_bytes = _read_pieces(self.beginning, text_pieces, 1 + max(pieces))
+        self._pieces = pieces
+        self._tokenizer = tokenizer
         (first,) = self.beginning.ids(["a"])
         spelled = b"".join(self.token_bytes[index] or b"" for index in first)
         self.has_dummy_prefix = spelled == b" a"
         self.middle = self.behind_control = self.beginning
         if self.has_dummy_prefix:
             self.middle = SlowReader(tokenizer, lead="\n")
+
+    def token(self, token_id: int) -> str | None:
+        """Returns the string that the vocabulary has for an id, if any."""
+        return self._pieces.get(token_id)
+
+    def decode(self, token_id: int) -> str:
+        """Returns the text that the library makes of one id alone."""
+        return str(self._tokenizer.decode([token_id]))
 
 
 class SlowReader:
