@@ -285,6 +285,15 @@ class WorldBackend:
         reader = WorldReader(LongestMatch(self.token_bytes))
         self.beginning = self.middle = self.behind_control = reader
 
+    def token(self, token_id: int) -> str | None:
+        """Returns the text of an id, if any, bytes that are not UTF-8 escaped."""
+        piece = self.token_bytes[token_id]
+        return None if piece is None else piece.decode(errors="backslashreplace")
+
+    def decode(self, token_id: int) -> str:
+        """Returns the text of one id alone; nothing for the end."""
+        return (self.token_bytes[token_id] or b"").decode(errors="replace")
+
 
 class WorldReader:
     """Reads texts by the longest match: the same wherever they stand."""

@@ -74,7 +74,7 @@ def work(tmp_path: Path) -> CountSlices:
             row_group_stop=1,
             windows=2,
             text_bytes=sum(map(len, texts.values())),
-            digest=f"digest{index}",
+            digest=windows.slice_digest([windows.ids_digest(f"w{n}" for n in texts)]),
         )
         pieces.append(piece)
         with parquet.writer(

@@ -352,6 +352,8 @@ def test_rwkvs_tokenizer_gives_exact_spans(tmp_path, name):
     assert loaded.encode_middle(text).tolist() == encoding.token_ids.tolist()
     assert loaded.size == 261
     assert loaded.token_bytes[259] is None
+    assert loaded.vocabulary()[255:] == ["\\xfe", "\\xff", " the", "中", None, "</s>"]
+    assert loaded.decode_each()[255:] == ["\ufffd", "\ufffd", " the", "中", "", "</s>"]
 
 
 def test_the_end_of_rwkvs_tokenizer_is_id_0_whatever_it_is_called(tmp_path):

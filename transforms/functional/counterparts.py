@@ -22,7 +22,6 @@ a control token are strings like others; theirs maps a new line to "▁". FuseCh
 alone decides.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +58,7 @@ class _Settled:
 
     source: TokenizerLike
     target: TokenizerLike
-    known: Mapping[bytes, int]
+    known: dict[bytes, int]
     usable: Bool[np.ndarray, " w"]
     target_ids: Int32[np.ndarray, " v"]
     how: UInt8[np.ndarray, " v"]
