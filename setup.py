@@ -21,6 +21,7 @@ CORE = [
     "fsspec>=2024.6",
     "jaxtyping>=0.2.34,<0.4",
     "numba>=0.61,<1",
+    "rapidfuzz>=3.10,<4",
     "tokenizers>=0.22,<1",
     "transformers>=5,<6",
     "huggingface_hub>=1.3,<3",  # transformers' own bounds
@@ -50,7 +51,6 @@ EXTRAS = {
         "pre-commit>=4,<5",
         "pytest>=8.3,<10",
         "pytest-timeout>=2.3,<3",
-        "rapidfuzz>=3.10,<4",
         "ruff>=0.15,<0.18",
         "setuptools>=77",
     ],

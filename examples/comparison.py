@@ -260,12 +260,13 @@ def made_part(found: Mapping[str, Any], seeds: Seeds) -> str:
         f"Seeds {', '.join(seeds)}; {len(seconds)} arms in"
         f" {sum(seconds) / 3600:.1f} hours, {statistics.fmean(seconds):.0f} s an arm."
     ]
-    for made in found["runs"]:
-        versions = ", ".join(f"{n} {v}" for n, v in sorted(made["versions"].items()))
-        lines.append(
-            f"- `{made['command']}` on {made['cpu']}, {made['cores']} cores; {versions}"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(made_line, found["runs"])])
+
+
+def made_line(made: Mapping[str, Any]) -> str:
+    """Says with what command, machine and versions a run was made."""
+    versions = ", ".join(f"{n} {v}" for n, v in sorted(made["versions"].items()))
+    return f"- `{made['command']}` on {made['cpu']}, {made['cores']} cores; {versions}"
 
 
 def page(found: Mapping[str, Any]) -> str:

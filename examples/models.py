@@ -11,11 +11,12 @@ import argparse
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from torch.nn import functional
@@ -27,6 +28,8 @@ from transforms import allocator, causal
 
 Texts = Mapping[str, Sequence[str]]
 """Windows of each domain."""
+
+Architecture = Literal["llama", "qwen2", "gpt_neox", "mistral"]
 
 _SAMPLE_BYTES = 2_000_000  # of text that a tokenizer is trained on
 _POSITIONS = 2048  # more than the tokens of any window of the demo
@@ -44,8 +47,9 @@ class Plan:
 
     Attributes:
       name: of its folder.
-      architecture: a Llama with byte-level BPE, or a GPT-NeoX with a Unigram
-        tokenizer that has byte fallback and a dummy prefix.
+      architecture: of the model; its tokenizer goes with it. A Llama has a byte-level
+        BPE, a Qwen2 one that never joins digits; a GPT-NeoX has a Unigram tokenizer
+        with byte fallback and a dummy prefix, a Mistral such a BPE.
       vocabulary: tokens, control tokens and bytes included.
       mixture: share of the training windows that each domain gets; they sum to 1.
       width: of the hidden states.
@@ -56,7 +60,7 @@ class Plan:
     """
 
     name: str
-    architecture: Literal["llama", "gpt_neox"]
+    architecture: Architecture
     vocabulary: int
     mixture: Mapping[str, float]
     width: int
@@ -165,6 +169,23 @@ def make_model(made: Plan, texts: Texts, folder: str, seed: int = 0) -> float:
     return float(np.mean(losses[-max(1, made.steps // 10) :]))
 
 
+_ONE_BORDER = {"bos_token": vocabularies.BORDER, "eos_token": vocabularies.BORDER}
+_SENTENCEPIECE = {
+    "bos_token": vocabularies.BEGIN,
+    "eos_token": vocabularies.END,
+    "unk_token": vocabularies.UNKNOWN,
+}
+_TOKENIZERS: Mapping[
+    Architecture,
+    tuple[Callable[[Sequence[str], int], tokenizers.Tokenizer], Mapping[str, str]],
+] = {
+    "llama": (vocabularies.train_byte_bpe, _ONE_BORDER),
+    "qwen2": (vocabularies.train_digit_bpe, _ONE_BORDER),
+    "gpt_neox": (vocabularies.train_unigram, _SENTENCEPIECE),
+    "mistral": (vocabularies.train_piece_bpe, _SENTENCEPIECE),
+}
+
+
 def _tokenizer(made: Plan, texts: Texts) -> transformers.PreTrainedTokenizerFast:
     """Trains the tokenizer that goes with the architecture."""
     sample: list[str] = []
@@ -172,17 +193,8 @@ def _tokenizer(made: Plan, texts: Texts) -> transformers.PreTrainedTokenizerFast
         ends = itertools.accumulate(len(text.encode()) for text in texts[domain])
         fits = (end <= _SAMPLE_BYTES * share for end in ends)
         sample += itertools.compress(texts[domain], fits)
-    roles: dict[str, str]
-    if made.architecture == "llama":
-        trained = vocabularies.train_byte_bpe(sample, made.vocabulary)
-        roles = {"bos_token": vocabularies.BORDER, "eos_token": vocabularies.BORDER}
-    else:
-        trained = vocabularies.train_unigram(sample, made.vocabulary)
-        roles = {
-            "bos_token": vocabularies.BEGIN,
-            "eos_token": vocabularies.END,
-            "unk_token": vocabularies.UNKNOWN,
-        }
+    train, roles = _TOKENIZERS[made.architecture]
+    trained = train(sample, made.vocabulary)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=trained, **roles)
 
 
@@ -198,15 +210,14 @@ def _model(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    config: transformers.PretrainedConfig
-    if made.architecture == "llama":
+    if made.architecture == "gpt_neox":
+        shape |= {"intermediate_size": 4 * made.width}
+    else:  # three matrices instead of two, so each is narrower
         inner = 32 * math.ceil(made.width * 8 / 3 / 32)
-        config = transformers.LlamaConfig(
-            intermediate_size=inner, tie_word_embeddings=True, **shape
-        )
-        return transformers.LlamaForCausalLM(config)
-    config = transformers.GPTNeoXConfig(intermediate_size=4 * made.width, **shape)
-    return transformers.GPTNeoXForCausalLM(config)
+        shape |= {"intermediate_size": inner, "tie_word_embeddings": True}
+        shape |= {"num_key_value_heads": made.width // 32}
+    config = transformers.AutoConfig.for_model(made.architecture, **shape)
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def _draw(made: Plan, texts: Texts, order: np.random.Generator) -> list[str]:

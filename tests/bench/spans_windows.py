@@ -55,17 +55,14 @@ class Data:
 
 def load(k: int) -> Data:
     """Tokenizes the windows and makes up k entries for each row."""
-    found = real_tokenizers.available()
-    real = set(NAMES) <= set(found)
-    loaded = [tokenizer.load(str(found[n])) for n in NAMES] if real else _train()
+    label, (target, *sources) = load_tokenizers()
     texts = _texts()
-    target, *sources = loaded
     own = vocabulary.build_map(target, target)
     targets = [target.encode_window(text, False) for text in texts]
-    made = [_make_rows(source, texts, k) for source in sources]
+    made = [make_rows(source, texts, k) for source in sources]
     maps = [vocabulary.build_map(source, target) for source in sources]
     return Data(
-        label="real tokenizers" if real else "trained tokenizers",
+        label=label,
         targets=targets,
         sources=made,
         maps=maps,
@@ -83,12 +80,25 @@ def _puts(pairs: VocabularyMap, window: Encoding | Rows) -> bool:
     return pairs.puts_space(window.token_ids, window.byte_ends)
 
 
+def load_tokenizers() -> tuple[str, list[Tokenizer]]:
+    """Returns which tokenizers there are, and the target's and three sources'."""
+    found = real_tokenizers.available()
+    if set(NAMES) <= set(found):
+        return "real tokenizers", [tokenizer.load(str(found[n])) for n in NAMES]
+    return "trained tokenizers", _train()
+
+
+def read_manual() -> str:
+    """Returns Python's own manual."""
+    return "\n".join(pydoc_data.topics.topics.values())
+
+
 def _texts() -> list[str]:
-    manual = "\n".join(pydoc_data.topics.topics.values())
+    manual = read_manual()
     return [manual[i * WINDOW_BYTES :][:WINDOW_BYTES] for i in range(WINDOWS)]
 
 
-def _make_rows(source: Tokenizer, texts: list[str], k: int) -> list[Rows]:
+def make_rows(source: Tokenizer, texts: list[str], k: int) -> list[Rows]:
     """Gives every row its gold at some rank, among tokens as frequent as the text's."""
     rng = np.random.default_rng(0)
     windows = [source.encode_window(text, False) for text in texts]

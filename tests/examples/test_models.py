@@ -1,4 +1,5 @@
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ BASE = {"headers": TEXTS, "code": [text.replace("at::", "np.") for text in TEXTS
 
 
 def small(architecture, **changes):
-    plan = next(p for p in models.PLANS["full"] if p.architecture == architecture)
-    return dataclasses.replace(plan, **{**SMALL, **changes})
+    plan = models.PLANS["full"][0]
+    return dataclasses.replace(
+        plan, **{"architecture": architecture, **SMALL, **changes}
+    )
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt_neox"])
+@pytest.fixture(scope="module", params=get_args(models.Architecture))
 def made(request, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp(request.param))
     loss = models.make_model(small(request.param), BASE, folder)

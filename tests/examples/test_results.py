@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from examples import comparison, controls, demo, results
+from examples import comparison, controls, demo, results, strategies
 from pipelines import recipe
 from train import evaluate
 
 HELD, DEV = "heldout", "dev"
+BEGIN, END = results.markers(results.PART)
 BYTES = {"code": 300, "prose": 100}
 
 
@@ -265,12 +266,10 @@ def test_an_arm_of_other_settings_is_refused(plan, tmp_path):
 
 def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path):
     path = tmp_path / "page.md"
-    path.write_text(f"# Head\n\n{results.BEGIN}\nold\n{results.END}\n\ntail\n")
+    path.write_text(f"# Head\n\n{BEGIN}\nold\n{END}\n\ntail\n")
     results.write_page(str(path), "new")
     results.write_page(str(path), "newer")
-    assert path.read_text() == (
-        f"# Head\n\n{results.BEGIN}\n\nnewer\n\n{results.END}\n\ntail\n"
-    )
+    assert path.read_text() == (f"# Head\n\n{BEGIN}\n\nnewer\n\n{END}\n\ntail\n")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +277,7 @@ def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path):
 )
 def test_a_page_without_both_markers_once_is_refused_and_kept(tmp_path, page):
     path = tmp_path / "page.md"
-    text = page.format(results.BEGIN, results.END)
+    text = page.format(BEGIN, END)
     path.write_text(text)
     with pytest.raises(SystemExit, match="once each"):
         results.write_page(str(path), "new")
@@ -292,6 +291,15 @@ def test_a_demo_that_is_not_there_is_named_with_its_command(tmp_path):
             results.read_demo(planned, demo.RECIPES[size])
 
 
-def test_the_committed_page_has_both_markers():
+@pytest.mark.parametrize("part", [results.PART, strategies.PART])
+def test_the_committed_page_has_both_markers_of_every_part(part):
     page = Path("docs/results.md").read_text()
-    assert page.count(results.BEGIN) == page.count(results.END) == 1
+    assert [page.count(marker) for marker in results.markers(part)] == [1, 1]
+
+
+def test_a_part_is_written_and_the_other_stays(tmp_path):
+    path = tmp_path / "page.md"
+    first, last = results.markers("other")
+    path.write_text(f"{BEGIN}\nmine\n{END}\n{first}\n{last}\n")
+    results.write_page(str(path), "new", "other")
+    assert path.read_text() == f"{BEGIN}\nmine\n{END}\n{first}\n\nnew\n\n{last}\n"

@@ -20,37 +20,70 @@ def byte_bpe():
 
 
 @pytest.fixture(scope="module")
+def digit_bpe():
+    return vocabularies.train_digit_bpe(TEXTS, 400)
+
+
+@pytest.fixture(scope="module")
 def unigram():
     return vocabularies.train_unigram(TEXTS, 400)
 
 
+@pytest.fixture(scope="module")
+def piece_bpe():
+    return vocabularies.train_piece_bpe(TEXTS, 400)
+
+
 @pytest.mark.parametrize("text", SPELLINGS)
-def test_byte_bpe_spells_every_text(byte_bpe, text):
-    assert byte_bpe.decode(byte_bpe.encode(text).ids) == text
+@pytest.mark.parametrize("kind", ["byte_bpe", "digit_bpe"])
+def test_byte_level_spells_every_text(kind, text, request):
+    trained = request.getfixturevalue(kind)
+    assert trained.decode(trained.encode(text).ids) == text
 
 
 @pytest.mark.parametrize("text", [t for t in SPELLINGS if "▁" not in t])
-def test_unigram_spells_every_text_behind_its_dummy_prefix(unigram, text):
-    assert unigram.decode(unigram.encode(text).ids) == text
+@pytest.mark.parametrize("kind", ["unigram", "piece_bpe"])
+def test_sentencepiece_spells_every_text_behind_its_dummy_prefix(kind, text, request):
+    trained = request.getfixturevalue(kind)
+    assert trained.decode(trained.encode(text).ids) == text
 
 
-def test_unigram_falls_back_to_bytes(unigram):
-    tokens = unigram.encode("日").tokens
+@pytest.mark.parametrize("kind", ["unigram", "piece_bpe"])
+def test_sentencepiece_falls_back_to_bytes(kind, request):
+    tokens = request.getfixturevalue(kind).encode("日").tokens
     assert tokens[-3:] == ["<0xE6>", "<0x97>", "<0xA5>"]
 
 
-def test_sizes_are_kept(byte_bpe, unigram):
-    assert byte_bpe.get_vocab_size() == 400
+@pytest.mark.parametrize(("kind", "most"), [("byte_bpe", 2), ("digit_bpe", 1)])
+def test_digits_stay_apart_where_they_shall(kind, most, request):
+    trained = request.getfixturevalue(kind)
+    tokens = trained.encode("".join(TEXTS)).tokens
+    assert max(sum(c.isdigit() for c in token) for token in tokens) >= most
+    joined = any(sum(c.isdigit() for c in token) > 1 for token in tokens)
+    assert joined == (most > 1)
+
+
+def test_merges_make_the_pieces_that_sentencepiece_makes(piece_bpe):
+    own = vocabularies._train_sentencepiece(TEXTS, 400, "bpe")
+    for text in [*TEXTS, *SPELLINGS[3:-1]]:
+        assert piece_bpe.encode(text).ids == own.encode(text)
+
+
+def test_sizes_are_kept(byte_bpe, digit_bpe, unigram, piece_bpe):
+    for trained in (byte_bpe, digit_bpe, piece_bpe):
+        assert trained.get_vocab_size() == 400
     assert unigram.get_vocab_size() <= 400
 
 
-def test_control_tokens_come_first(byte_bpe, unigram):
-    assert byte_bpe.token_to_id(vocabularies.BORDER) == 0
+def test_control_tokens_come_first(byte_bpe, digit_bpe, unigram, piece_bpe):
+    for trained in (byte_bpe, digit_bpe):
+        assert trained.token_to_id(vocabularies.BORDER) == 0
     controls = (vocabularies.UNKNOWN, vocabularies.BEGIN, vocabularies.END)
-    assert [unigram.token_to_id(token) for token in controls] == [0, 1, 2]
+    for trained in (unigram, piece_bpe):
+        assert [trained.token_to_id(token) for token in controls] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("kind", ["byte_bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["byte_bpe", "digit_bpe", "unigram", "piece_bpe"])
 def test_another_process_trains_the_same_vocabulary(kind, request):
     trained = request.getfixturevalue(kind).to_str()
     code = (

@@ -6,7 +6,6 @@ import pytest
 from tokenizers import Tokenizer as Library
 
 from tests import real_tokenizers, snippets
-from transforms import tokenizer
 from transforms.functional import windows
 
 pytestmark = pytest.mark.registry
@@ -36,7 +35,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def real(name):
-    return tokenizer.load(str(real_tokenizers.available()[name]))
+    return real_tokenizers.load(name)
 
 
 @pytest.fixture(scope="module")

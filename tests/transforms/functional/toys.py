@@ -139,17 +139,22 @@ def oracle(
     pieces: Sequence[bytes | None],
     *,
     eos: bool,
+    start_seqs: Sequence[Sequence[int]] | None = None,
 ) -> list[Spoken | None]:
-    """Aligns and projects one window slowly, straight from the definitions."""
+    """Aligns and projects one window slowly, straight from the definitions.
+
+    `start_seqs` are those of a token that begins the window, where they differ.
+    """
     source = list(itertools.pairwise(rows.byte_ends.tolist()))
     target = list(itertools.pairwise(target_ends))
+    tables = (seqs, seqs if start_seqs is None else start_seqs)
     return [
-        _speak(t, list(target_ids), target, source, rows, seqs, pieces, eos)
+        _speak(t, list(target_ids), target, source, rows, tables, pieces, eos)
         for t in range(len(target))
     ]
 
 
-def _speak(t, target_ids, target, source, rows, seqs, pieces, eos) -> Spoken | None:
+def _speak(t, target_ids, target, source, rows, tables, pieces, eos) -> Spoken | None:
     a, b = target[t]
     last = eos and t == len(target) - 1
     # empty tokens at this border: the source's, and those of the target in front of t
@@ -167,8 +172,9 @@ def _speak(t, target_ids, target, source, rows, seqs, pieces, eos) -> Spoken | N
     begins = [
         i for i, (x, y) in enumerate(target) if x == start and (y > x or last or i == t)
     ]
-    if not begins:
+    if not begins or any(x == y for x, y in target[begins[-1] : t]):
         return None
+    seqs = tables[row == 0 and begins[-1] == 0]
     passed = target_ids[begins[-1] + 1 : t + 1]
     gold_id, p = int(rows.token_ids[row + 1]), _kept(rows, row)
     wanted = target_ids[t + 1]
@@ -205,11 +211,14 @@ def _onward(e: int, b: int, source, rows, pieces) -> float:
             product *= math.exp(rows.gold_logprob[j])
             continue
         gold_id = int(rows.token_ids[j + 1])
-        prefix = pieces[gold_id][: b - start]
+        piece = pieces[gold_id] or b"" if gold_id < len(pieces) else b""
+        prefix, spells = piece[: b - start], len(piece) >= b - start
         product *= sum(
             mass
             for s, mass in _kept(rows, j).items()
-            if s < len(pieces) and (pieces[s] or b"").startswith(prefix)
+            # a gold token that does not spell the text is known to itself alone
+            if s == gold_id
+            or (spells and s < len(pieces) and (pieces[s] or b"").startswith(prefix))
         )
     return product
 
