@@ -15,6 +15,7 @@ from schemas import version
 COMMANDS = {
     "prepare": ("pipelines.prepare", "cut a corpus into windows that fit every model"),
     "score": ("pipelines.score", "write a model's top-k distributions over windows"),
+    "map": ("pipelines.map", "choose one target token for each source token"),
     "fuse": ("pipelines.fuse", "align and fuse scores into training shards"),
     "train": ("train.__main__", "continue the target model on fused shards"),
     "evaluate": ("train.evaluate", "measure bits per byte on windows"),

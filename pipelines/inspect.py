@@ -30,7 +30,7 @@ from transforms import tokenizer
 from transforms.functional import codec, ranks
 from transforms.tokenizer import Tokenizer
 
-_DIM, _BOLD, _RED, _GREEN, _OFF = (f"\x1b[{n}m" for n in (2, 1, 31, 32, 0))
+_DIM, BOLD, RED, _GREEN, _OFF = (f"\x1b[{n}m" for n in (2, 1, 31, 32, 0))
 _CHEAP_BITS, _DEAR_BITS = 2.0, 8.0
 
 
@@ -47,7 +47,7 @@ class Page:
     def token(self, text: str, bits: float) -> str:
         """Colors a token by its cost: cheap green, dear red."""
         if bits >= _DEAR_BITS:
-            return self.paint(text, _RED)
+            return self.paint(text, RED)
         return self.paint(text, _GREEN) if bits <= _CHEAP_BITS else text
 
     def window(self, window: Window) -> Iterator[str]:
@@ -58,7 +58,7 @@ class Page:
             f"window {window.window_id}  document {one_line(window.doc_id)}  bytes"
             f" {start}-{start + n_bytes}{' (its last)' * window.ends_document}"
             f"  domain {one_line(window.domain or windows.DEFAULT_DOMAIN)}",
-            _BOLD,
+            BOLD,
         )
         yield plain(window.text)
 
@@ -77,7 +77,7 @@ class Page:
         """Shows what a model says of a window, a line for each position."""
         yield next(self.window(window))
         if score.error is not None:
-            yield self.paint(f"failed: {one_line(score.error)}", _RED)
+            yield self.paint(f"failed: {one_line(score.error)}", RED)
             return
         yield f"{score.bits_per_byte:.3f} bits per byte over {score.n_bytes} bytes"
         for t, logprob in enumerate(score.gold_logprob):
@@ -121,7 +121,7 @@ class Page:
                 f"window {row.window_ids[segment]}  tokens {start}-{stop}  domain"
                 f" {one_line(row.domains[segment] or windows.DEFAULT_DOMAIN)}  from"
                 f" {best}",
-                _BOLD,
+                BOLD,
             )
             own_ends = ends[row.window_ids[segment]]
             for p in range(start, stop - 1):

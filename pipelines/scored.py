@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 
-from schemas import files, plan, scores, windows
+from schemas import files, manifest, plan, scores, windows
+from schemas.errors import SchemaError
 from schemas.scores import Score
 from schemas.windows import Window
+from transforms import tokenizer
+from transforms.tokenizer import Tokenizer
 
 
 def pairs(folder: str, source: str) -> Iterator[tuple[Window, Score]]:
@@ -14,3 +17,19 @@ def pairs(folder: str, source: str) -> Iterator[tuple[Window, Score]]:
         groups = zip(windows.read_slice(source, piece), found, strict=True)
         for group, scored in groups:
             yield from zip(group, scored, strict=True)
+
+
+def tokenizer_of(folder: str) -> Tokenizer:
+    """Loads the tokenizer that scores were made with.
+
+    Raises:
+      SchemaError: if what is there now is another tokenizer.
+    """
+    made = manifest.read(folder, scores.STAGE)
+    found = tokenizer.load(made.origins["tokenizer"])
+    if found.fingerprint != made.inputs["tokenizer"]:
+        raise SchemaError(
+            f"the scores in {folder} were made with another tokenizer than the one now"
+            f" at {made.origins['tokenizer']}; put it back, or score again"
+        )
+    return found

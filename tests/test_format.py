@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from schemas import fused, scores, windows
+from schemas import cooccurrences, fused, scores, windows
 from schemas.documents import Reject
 from schemas.manifest import FileEntry, Manifest
 from schemas.plan import Slice
 from transforms import prepare
+from transforms.functional import token_map
 from transforms.prepare import Unit
 
 PAGE = (Path(__file__).parent.parent / "docs/format.md").read_text()
-TOLD = set(re.findall(r"`([\w/]+)`", PAGE))
+TOLD = set(re.findall(r"`([\w/.]+)`", PAGE))
 
 
 @pytest.mark.parametrize("record", [Manifest, FileEntry, Slice, Reject, Unit])
@@ -21,10 +22,14 @@ def test_every_field_of_a_file_is_documented(record: type) -> None:
     assert names - TOLD == set()
 
 
-@pytest.mark.parametrize("module", [windows, scores, fused])
+@pytest.mark.parametrize("module", [windows, scores, cooccurrences, fused, token_map])
 def test_every_column_is_documented(module: object) -> None:
     assert set(module.SCHEMA.names) - TOLD == set()  # type: ignore[attr-defined]
 
 
 def test_the_columns_of_the_protected_shingles_are_documented() -> None:
     assert set(prepare._INDEX_SCHEMA.names) - TOLD == set()
+
+
+def test_the_ways_of_a_token_map_are_documented() -> None:
+    assert {*token_map.HOW, *token_map.STRATEGIES, token_map.FORMAT} - TOLD == set()

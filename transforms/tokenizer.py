@@ -8,6 +8,7 @@ Spans tile the UTF-8 of a text exactly, or AlignmentError is raised. No text bec
 control token, whatever it spells.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from schemas.errors import AlignmentError
 from transforms import checkpoint, roles, tokenizer_backends
 from transforms.functional import control, spans
 
+_WORLD = "rwkv_vocab_*.txt"
 _HUB_FILES = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja")
 
 
@@ -246,9 +248,9 @@ class Tokenizer:
 def load(model: str) -> Tokenizer:
     """Loads the tokenizer of a model.
 
-    A folder's `tokenizer.json` is read directly. What has none (a GGUF file, a
-    tokenizer that is Python code) goes through transformers, which runs no code of
-    the model's.
+    A folder's `tokenizer.json` is read directly, and so is `rwkv_vocab_*.txt`, RWKV's.
+    What has neither (a GGUF file, a tokenizer that is Python code) goes through
+    transformers, which runs no code of the model's.
 
     Args:
       model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
@@ -271,6 +273,9 @@ def load(model: str) -> Tokenizer:
 def _load_folder(folder: Path, name: str) -> Tokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
+        worlds = sorted(folder.glob(_WORLD))
+        if worlds:
+            return _load_world(folder, name, worlds[0])
         return _load_by_transformers(folder, name)
     try:
         fast = FastTokenizer.from_file(str(file))
@@ -281,6 +286,18 @@ def _load_folder(folder: Path, name: str) -> Tokenizer:
         ) from error
     found = roles.read_roles(folder, fast.token_to_id)
     backend = tokenizer_backends.FastBackend(fast)
+    return _assemble(name, backend, found)
+
+
+def _load_world(folder: Path, name: str, file: Path) -> Tokenizer:
+    """Loads RWKV's tokenizer, whose one control token is the end, under any name."""
+    try:
+        backend = tokenizer_backends.WorldBackend(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    found = roles.read_roles(folder, lambda _: 0)
+    if found.bos_id is None and found.eos_id is None:
+        found = dataclasses.replace(found, eos_id=0)
     return _assemble(name, backend, found)
 
 

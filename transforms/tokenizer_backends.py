@@ -1,8 +1,9 @@
-"""The two libraries that turn text into ids, behind one shape.
+"""What turns text into ids, behind one shape.
 
 `FastBackend` runs the `tokenizers` library, `SlowBackend` a tokenizer that exists only
-as Python code in transformers. Both read every text as text: a special token that it
-spells stays letters. Spans and roles are `transforms.tokenizer`'s.
+as Python code in transformers, `WorldBackend` RWKV's, which neither of them has. All
+read every text as text: a special token that it spells stays letters. Spans and roles
+are `transforms.tokenizer`'s.
 """
 
 import json
@@ -15,8 +16,9 @@ import numpy as np
 from jaxtyping import Int64
 from tokenizers import Tokenizer
 
-from transforms.functional import tokenizer_json
+from transforms.functional import longest_match, tokenizer_json
 from transforms.functional.control import Spelling
+from transforms.functional.longest_match import LongestMatch
 
 _PROBE = "Ab, ä中😀\n  x\ty"  # a letter of each UTF-8 length, and white space
 
@@ -257,6 +259,63 @@ class SlowReader:
     def _read(self, text: str) -> list[int]:
         tokens = self._tokenizer.tokenize(text, split_special_tokens=True)
         return self._tokenizer.convert_tokens_to_ids(tokens)
+
+
+class WorldBackend:
+    """RWKV's World tokenizer: the longest token that fits, from the left.
+
+    Args:
+      vocabulary: its file, `rwkv_vocab_*.txt`.
+
+    Raises:
+      ValueError: if the file is no such vocabulary.
+    """
+
+    beginning: Reader
+    middle: Reader
+    behind_control: Reader
+
+    def __init__(self, vocabulary: bytes) -> None:
+        self.token_bytes = longest_match.read_vocabulary(
+            vocabulary.decode().splitlines()
+        )
+        self.has_dummy_prefix = False
+        self.controls: tuple[Spelling, ...] = ()
+        self.identity = b"longest match\0" + vocabulary
+        reader = WorldReader(LongestMatch(self.token_bytes))
+        self.beginning = self.middle = self.behind_control = reader
+
+    def token(self, token_id: int) -> str | None:
+        """Returns the text of an id, if any, bytes that are not UTF-8 escaped."""
+        piece = self.token_bytes[token_id]
+        return None if piece is None else piece.decode(errors="backslashreplace")
+
+    def decode(self, token_id: int) -> str:
+        """Returns the text of one id alone; nothing for the end."""
+        return (self.token_bytes[token_id] or b"").decode(errors="replace")
+
+
+class WorldReader:
+    """Reads texts by the longest match: the same wherever they stand."""
+
+    def __init__(self, longest: LongestMatch) -> None:
+        self._longest = longest
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenizes texts."""
+        return [self._longest.encode(text.encode()) for text in texts]
+
+    def count(self, text: str) -> int:
+        """Counts the tokens of a text."""
+        return len(self._longest.encode(text.encode()))
+
+    def char_spans(self, text: str) -> None:
+        """Says that there are none: the tokens' bytes are always the text's."""
+        del text
+
+    def normalized(self, text: str) -> bytes:
+        """Returns the bytes of the text: nothing is normalized."""
+        return text.encode()
 
 
 def _build(spec: tokenizer_json.Spec) -> Any:

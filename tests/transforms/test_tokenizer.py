@@ -331,6 +331,48 @@ def test_python_tokenizers_give_exact_spans(tmp_path, name):
     assert chat.token_ids.tolist()[-1] == loaded.eos_id
 
 
+def world_folder(folder, **files):
+    singles = [f"{b + 1} {bytes([b])!r} 1" for b in range(256)]
+    lines = [*singles, "257 ' the' 4", "258 '中' 3", "260 '</s>' 4"]
+    (folder / "rwkv_vocab_v1.txt").write_text("\n".join(lines) + "\n")
+    for name, entries in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(entries))
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", snippets.ALL)
+def test_rwkvs_tokenizer_gives_exact_spans(tmp_path, name):
+    loaded = tokenizer.load(world_folder(tmp_path))
+    text = snippets.ALL[name] + " the</s>"
+    encoding = loaded.encode(text)
+    assert spell(loaded, encoding.token_ids) == text.encode()
+    assert encoding.token_ids[-2:].tolist() == [257, 260]
+    assert_tiled(encoding, text)
+    assert loaded.count(text) == len(encoding.token_ids)
+    assert loaded.encode_middle(text).tolist() == encoding.token_ids.tolist()
+    assert loaded.size == 261
+    assert loaded.token_bytes[259] is None
+    assert loaded.vocabulary()[255:] == ["\\xfe", "\\xff", " the", "中", None, "</s>"]
+    assert loaded.decode_each()[255:] == ["\ufffd", "\ufffd", " the", "中", "", "</s>"]
+
+
+def test_the_end_of_rwkvs_tokenizer_is_id_0_whatever_it_is_called(tmp_path):
+    alone = tokenizer.load(world_folder(tmp_path))
+    assert (alone.eos_id, alone.bos_id, alone.start_id) == (0, None, 0)
+    config = {"bos_token": "<s>", "eos_token": "<|endoftext|>"}
+    named = tokenizer.load(world_folder(tmp_path, tokenizer_config=config))
+    assert (named.eos_id, named.bos_id) == (0, 0)
+    assert named.fingerprint != alone.fingerprint
+
+
+def test_a_vocabulary_of_rwkv_that_is_cut_off_is_refused_by_name(tmp_path):
+    folder = world_folder(tmp_path)
+    file = tmp_path / "rwkv_vocab_v1.txt"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"rwkv_vocab_v1.txt: line 259 .* fetch"):
+        tokenizer.load(folder)
+
+
 class Words:
     """A greedy longest-match tokenizer with a dummy prefix, as Python code."""
 

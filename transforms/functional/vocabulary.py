@@ -269,19 +269,19 @@ def _spell_all(
 ) -> tuple[list[Sequence[int]], list[Sequence[int]] | None]:
     """Returns seq of every source token in running text, and where it begins one."""
     pieces = [piece or b"" for piece in source.token_bytes]
-    roles = _pair_roles(source, target)
-    known = _ids_by_bytes(target)
-    mid = _spell(pieces, roles, known, target)
+    roles = pair_roles(source, target)
+    known = ids_by_bytes(target)
+    mid = spell(pieces, roles, known, target)
     if source.has_dummy_prefix == target.has_dummy_prefix:
         return mid, None
     if source.has_dummy_prefix:
         pieces = [piece.removeprefix(b" ") for piece in pieces]
     else:  # the target's first token carries the space that it puts in front
         pieces = [b" " + piece if piece else b"" for piece in pieces]
-    return mid, _spell(pieces, roles, known, target)
+    return mid, spell(pieces, roles, known, target)
 
 
-def _pair_roles(source: TokenizerLike, target: TokenizerLike) -> dict[int, list[int]]:
+def pair_roles(source: TokenizerLike, target: TokenizerLike) -> dict[int, list[int]]:
     """Maps the source's tokens that have a role; nothing where the target lacks it."""
     pairs: dict[int, list[int]] = {}
     for role in ROLES:
@@ -291,7 +291,7 @@ def _pair_roles(source: TokenizerLike, target: TokenizerLike) -> dict[int, list[
     return pairs
 
 
-def _ids_by_bytes(target: TokenizerLike) -> dict[bytes, int]:
+def ids_by_bytes(target: TokenizerLike) -> dict[bytes, int]:
     """Finds the target's token of some bytes.
 
     Where several have the same bytes, as "A" and the fallback "<0x41>" do, the one that
@@ -310,7 +310,7 @@ def _ids_by_bytes(target: TokenizerLike) -> dict[bytes, int]:
     return known
 
 
-def _spell(
+def spell(
     pieces: Sequence[bytes],
     roles: dict[int, list[int]],
     known: dict[bytes, int],

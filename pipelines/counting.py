@@ -1,0 +1,135 @@
+"""Counts which tokens of two scored models stand beside each other, for `map`."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from pipelines import scored, stage
+from schemas import cooccurrences, files, manifest, plan, scores
+from schemas.errors import SchemaError
+from schemas.manifest import Manifest
+from transforms import cooccurrence
+from transforms.cooccurrence import CountSlices, Scored
+from transforms.functional.cooccurrence import Counts
+from transforms.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CountConfig:
+    """What is counted, and where the counts go.
+
+    Attributes:
+      source: scores folder of the source.
+      target: scores folder of the target, of the same windows.
+      output: folder of the counts.
+      overwrite: whether counts of other scores are written anew.
+    """
+
+    source: str
+    target: str
+    output: str
+    overwrite: bool = False
+
+
+def inputs_of(config: CountConfig) -> dict[str, str]:
+    """Returns the fingerprints of both models' scores and of the windows below them.
+
+    Raises:
+      SchemaError: if one of them is no scores folder, or they are of other windows.
+    """
+    source = manifest.read(config.source, scores.STAGE)
+    target = manifest.read(config.target, scores.STAGE)
+    if source.inputs["windows"] != target.inputs["windows"]:
+        raise SchemaError(
+            f"the scores in {config.source} and {config.target} must be of the same"
+            " windows, but are of different ones; score the same windows with both"
+        )
+    return {
+        "windows": target.inputs["windows"],
+        "scores:source": source.fingerprint,
+        "scores:target": target.fingerprint,
+    }
+
+
+def fingerprint_of(config: CountConfig) -> str:
+    """Returns the fingerprint of the counts, made or not."""
+    return stage.identity(cooccurrences.STAGE, {}, inputs_of(config))
+
+
+def work_of(config: CountConfig) -> CountSlices:
+    """Returns what is to be done with each slice."""
+    return CountSlices(
+        windows=_windows(config),
+        source=_scored(config.source, scored.tokenizer_of(config.source)),
+        target=_scored(config.target, scored.tokenizer_of(config.target)),
+        output=config.output,
+        identity=fingerprint_of(config),
+        overwrite=config.overwrite,
+    )
+
+
+def _windows(config: CountConfig) -> str:
+    made = manifest.read(config.target, scores.STAGE)
+    return manifest.origin(config.target, made, "windows")
+
+
+def _scored(folder: str, own: Tokenizer) -> Scored:
+    controls = tuple(i for i, piece in enumerate(own.token_bytes) if piece is None)
+    return Scored(scores=folder, size=own.size, controls=controls)
+
+
+def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Manifest:
+    """Counts all windows that two models have scored, and describes the counts."""
+    inputs, overwrite = inputs_of(config), config.overwrite
+    if not stage.whole(
+        config.output, cooccurrences.STAGE, {}, inputs, overwrite=overwrite
+    ):
+        windows = _windows(config)
+        stage.do_slices("count", work_of(config), windows, None, runner_flags)
+        stage.finish(
+            config.output,
+            cooccurrences.STAGE,
+            settings={},
+            inputs=inputs,
+            origins={
+                "windows": windows,
+                "target": config.target,
+                "sources": [f"source={config.source}"],
+            },
+            names=[piece.output for piece in plan.read(windows)],
+            overwrite=overwrite,
+            count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
+        )
+    return manifest.read(config.output, cooccurrences.STAGE)
+
+
+def read_counts(folder: str) -> Counts:
+    """Returns the sums over a finished folder of counts."""
+    made = manifest.read(folder, cooccurrences.STAGE)
+    return cooccurrence.read_counts(folder, [entry.name for entry in made.files])
+
+
+def check(folder: str, made: Manifest) -> str:
+    """Checks that every window was counted or failed, of the scores that are there.
+
+    Raises:
+      SchemaError: if the scores are others, or windows are missing.
+    """
+    (source,) = made.origins["sources"]
+    config = CountConfig(
+        source=files.resolve(folder, source.partition("=")[2]),
+        target=manifest.origin(folder, made, "target"),
+        output=folder,
+    )
+    if fingerprint_of(config) != made.fingerprint:
+        raise SchemaError(
+            f"{folder} must be made of the scores now in {config.source} and"
+            f" {config.target}"
+        )
+    counted, failed = made.counts["windows"], made.counts["failed"]
+    pieces = plan.read(_windows(config))
+    if counted + failed != (total := sum(piece.windows for piece in pieces)):
+        raise SchemaError(
+            f"{folder} must count {total} windows, counted or failed, got"
+            f" {counted + failed}"
+        )
+    return f"{counted:,} windows counted + {failed:,} failed = all that were scored"
