@@ -76,10 +76,6 @@ def load(k: int) -> Data:
     )
 
 
-def _puts(pairs: VocabularyMap, window: Encoding | Rows) -> bool:
-    return pairs.puts_space(window.token_ids, window.byte_ends)
-
-
 def load_tokenizers() -> tuple[str, list[Tokenizer]]:
     """Returns which tokenizers there are, and the target's and three sources'."""
     found = real_tokenizers.available()
@@ -91,6 +87,10 @@ def load_tokenizers() -> tuple[str, list[Tokenizer]]:
 def read_manual() -> str:
     """Returns Python's own manual."""
     return "\n".join(pydoc_data.topics.topics.values())
+
+
+def _puts(pairs: VocabularyMap, window: Encoding | Rows) -> bool:
+    return pairs.puts_space(window.token_ids, window.byte_ends)
 
 
 def _texts() -> list[str]:
