@@ -48,7 +48,12 @@ def _fuse_all(
         start = time.perf_counter()
         projected = [
             project.project_rows(
-                found[window], said[window], pairs, target.token_ids, k=K + 1
+                found[window],
+                said[window],
+                pairs,
+                target.token_ids,
+                begins_alike=True,  # which of its tables it reads costs nothing
+                k=K + 1,
             )
             for found, said, pairs in zip(
                 alignments, data.sources, data.maps, strict=True

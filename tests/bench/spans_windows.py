@@ -40,15 +40,19 @@ class Data:
 
     Attributes:
       label: which tokenizers.
+      texts: the windows.
       targets: the target's tokens of every window.
       sources: for each source its rows of every window.
       maps: from each source to the target.
+      own: from the target to itself.
     """
 
     label: str
+    texts: list[str]
     targets: list[Encoding]
     sources: list[list[Rows]]
     maps: list[VocabularyMap]
+    own: VocabularyMap
 
 
 def load(k: int) -> Data:
@@ -60,9 +64,11 @@ def load(k: int) -> Data:
     target, *sources = loaded
     return Data(
         label="real tokenizers" if real else "trained tokenizers",
+        texts=texts,
         targets=[target.encode_window(text, False) for text in texts],
         sources=[_make_rows(source, texts, k) for source in loaded[1:]],
         maps=[vocabulary.build_map(source, target) for source in sources],
+        own=vocabulary.build_map(target, target),
     )
 
 
