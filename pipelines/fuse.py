@@ -3,17 +3,20 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import launch, stage
+from pipelines import launch, stage, weights
+from pipelines.weights import Weights
 from schemas import files, fused, manifest, plan, scores, settings, windows
 from schemas.errors import SchemaError
 from schemas.manifest import Manifest
 from schemas.settings import setting
-from transforms import fuse, tokenizer
+from transforms import fuse, rows, tokenizer
 from transforms.functional import codec, vocabulary
-from transforms.fuse import FuseSlices, Mixing, Source
+from transforms.fuse import FuseSlices
+from transforms.mixing import Mixing
+from transforms.sources import Source
 from transforms.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -30,17 +33,34 @@ class FuseConfig:
         shapes_output=False,
     )
     output: str = setting(help="fused folder to write", shapes_output=False)
-    strategy: Literal["spans"] = setting(
-        "spans", help="how tokens are aligned: by byte spans"
+    strategy: Literal["spans", "exact", "mined", "statistics"] = setting(
+        "spans",
+        help="how tokens are aligned: by byte spans, or by dynamic time warping; that"
+        " keeps pairs of equal strings (exact), and those that a vocabulary map pairs,"
+        " by edit distance (mined) or by how often they meet (statistics)",
     )
-    fusion: Literal["mince", "avgce"] = setting(
-        "mince", help="mince: the cheapest source; avgce: softmax(-cost / temperature)"
+    reference: bool = setting(
+        False,
+        help="align, weigh and break ties to the letter as FuseLLM and FuseChat do,"
+        " their faults included",
     )
-    granularity: Literal["window", "position"] = setting(
-        "window", help="what a source's cost is measured over"
+    fusion: Literal["mince", "avgce", "static"] = setting(
+        "mince",
+        help="mince: the cheapest source; avgce: softmax(-cost / temperature); static:"
+        " by --weights",
+    )
+    granularity: Literal["window", "document", "position", "packed_row"] = setting(
+        "window",
+        help="what a source's cost is measured over; packed_row only with --reference",
     )
     temperature: float = setting(
         1.0, help="of avgce, in bits per byte; 0 is mince, inf the plain mean"
+    )
+    weights: tuple[str, ...] = setting(
+        (), help="NAME=W for each candidate, of static; the target is called target"
+    )
+    domain_weights: tuple[str, ...] = setting(
+        (), help="DOMAIN:NAME=W where a domain's weight differs from --weights"
     )
     include_target: bool = setting(
         True, help="let the target's own distributions be a candidate"
@@ -67,9 +87,51 @@ class FuseConfig:
         if not self.sources and not self.include_target:
             raise ValueError("sources must name at least one source")
         self.named_sources()
+        self._check_mixing()
+
+    def _check_mixing(self) -> None:
+        """Checks that what is said of the mixture fits together."""
+        if self.fusion == "static":
+            self.given_weights()
+            for name in ("reference", "granularity"):
+                if getattr(self, name) != getattr(FuseConfig, name):
+                    raise ValueError(
+                        f"{name} must be left out with fusion = static, which asks for"
+                        f" no cost, got {getattr(self, name)!r}"
+                    )
+        elif self.weights or self.domain_weights:
+            raise ValueError(
+                "weights and domain_weights are for fusion = static, got fusion ="
+                f" {self.fusion}; give --fusion=static, or leave them out"
+            )
+        if self.reference and self.granularity not in ("window", "packed_row"):
+            raise ValueError(
+                "granularity must be window or packed_row with --reference, as the"
+                f" authors have no other, got {self.granularity}"
+            )
+        if self.granularity == "packed_row" and not self.reference:
+            raise ValueError(
+                "granularity = packed_row is the authors' own and needs --reference;"
+                " document is what it stands for"
+            )
+        if self.reference and self.temperature != FuseConfig.temperature:
+            raise ValueError(
+                "temperature must be left out with --reference, as the authors have"
+                f" none, got {self.temperature}"
+            )
+
+    def given_weights(self) -> Weights:
+        """Returns the weights of fusion = static."""
+        return weights.parse(
+            self.weights, self.domain_weights, list(self.named_sources())
+        )
 
     def named_sources(self) -> dict[str, str]:
-        """Returns the scores folder of each source by name, the target's last."""
+        """Returns the scores folder of each candidate by name.
+
+        They stand in the order of their names, so that the order in which sources are
+        given changes no byte; with `reference` as given, behind the target.
+        """
         named: dict[str, str] = {}
         for entry in self.sources:
             name, equals, folder = entry.partition("=")
@@ -78,11 +140,11 @@ class FuseConfig:
                     f"sources must be NAME=FOLDER, each name once, got {entry!r}"
                 )
             named[name] = folder
+        if "target" in named:
+            raise ValueError("no source may be called 'target': that is the target")
         if self.include_target:
-            if "target" in named:
-                raise ValueError("no source may be called 'target': that is the target")
-            named["target"] = self.target
-        return named
+            named = {"target": self.target, **named}
+        return named if self.reference else dict(sorted(named.items()))
 
 
 def inputs_of(config: FuseConfig) -> dict[str, Any]:
@@ -122,11 +184,14 @@ def tokenizer_of(folder: str) -> Tokenizer:
 def shaping(config: FuseConfig) -> dict[str, Any]:
     """Returns the settings that shape the rows, the candidates' names among them."""
     target = manifest.read(config.target, scores.STAGE)
-    return {
+    shaped = {
         **settings.shaping(config),
         "sources": list(config.named_sources()),
         "target_tokenizer": target.inputs["tokenizer"],
     }
+    for name in ("weights", "domain_weights"):  # their order says nothing
+        shaped[name] = sorted(shaped[name])
+    return shaped
 
 
 def work_of(config: FuseConfig, inputs: dict[str, Any]) -> FuseSlices:
@@ -147,16 +212,28 @@ def work_of(config: FuseConfig, inputs: dict[str, Any]) -> FuseSlices:
         target=_source("target", config.target, target),
         sources=tuple(sources),
         output=config.output,
-        mixing=Mixing(
-            fusion=config.fusion,
-            granularity=config.granularity,
-            temperature=config.temperature,
-            top_k=config.top_k,
-        ),
+        strategy=config.strategy,
+        mixing=mixing_of(config),
         seq_length=config.seq_length,
         vocabulary_size=target.size,
         identity=stage.identity(fused.STAGE, shaping(config), inputs),
         overwrite=config.overwrite,
+    )
+
+
+def mixing_of(config: FuseConfig) -> Mixing:
+    """Returns how the candidates become one, their weights in their order."""
+    names = list(config.named_sources())
+    static = config.given_weights() if config.fusion == "static" else None
+    return Mixing(
+        fusion=config.fusion,
+        granularity=config.granularity,
+        reference=config.reference,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        shares=static.shares(names) if static else (),
+        domain_shares=static.domain_shares(names) if static else {},
+        target_first=config.include_target,
     )
 
 
@@ -192,7 +269,11 @@ def fuse_scores(
         origins={
             "windows": config.windows,
             "target": config.target,
-            "sources": list(config.sources),
+            "sources": [
+                f"{name}={folder}"
+                for name, folder in config.named_sources().items()
+                if name != "target"
+            ],
             "models": {
                 name: manifest.read(folder, scores.STAGE).origins["model"]
                 for name, folder in config.named_sources().items()
@@ -204,9 +285,17 @@ def fuse_scores(
             **stage.total(
                 footers, "windows", "failed", "tokens", "positions", "covered"
             ),
-            **fuse.taught_by(footers),
+            **rows.taught_by(footers),
         },
     )
+
+
+def idle_domains(config: FuseConfig, counts: Mapping[str, int]) -> list[str]:
+    """Returns the domains that have weights of their own, but no window: slips."""
+    if config.fusion != "static":
+        return []
+    there = {key.split(":", 1)[1].rpartition(":")[0] for key in counts if ":" in key}
+    return [name for name in config.given_weights().by_domain if name not in there]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,6 +316,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f" tokens, {counts['covered'] / max(1, counts['positions']):.1%} of"
             " positions covered"
         )
+        for domain in idle_domains(config, counts):
+            print(f"domain_weights name {domain!r}, of which there is no window")
     return 0
 
 

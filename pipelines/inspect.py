@@ -27,7 +27,7 @@ from schemas.fused import FusedRow
 from schemas.scores import Score
 from schemas.windows import Window
 from transforms import tokenizer
-from transforms.functional import codec, ranks
+from transforms.functional import codec, ranks, weigh
 from transforms.tokenizer import Tokenizer
 
 _DIM, BOLD, RED, _GREEN, _OFF = (f"\x1b[{n}m" for n in (2, 1, 31, 32, 0))
@@ -115,12 +115,10 @@ class Page:
         """
         starts = itertools.accumulate([0, *row.segment_lengths.tolist()])
         for segment, (start, stop) in enumerate(itertools.pairwise(starts)):
-            weights = row.weights[segment]
-            best = sources[int(weights.argmax())] if weights.any() else "no source"
             yield self.paint(
                 f"window {row.window_ids[segment]}  tokens {start}-{stop}  domain"
                 f" {one_line(row.domains[segment] or windows.DEFAULT_DOMAIN)}  from"
-                f" {best}",
+                f" {taught(row, segment, sources)}",
                 BOLD,
             )
             own_ends = ends[row.window_ids[segment]]
@@ -146,6 +144,22 @@ class Page:
         cost = "     -" if np.isnan(bits) else f"{bits:6.2f}"
         rest = self.paint("  ".join(kept) or "no distribution", _DIM)
         return f"{place:>11}  {self.token(f'{text:<18}', bits)} {cost}  {rest}"
+
+
+def taught(row: FusedRow, segment: int, sources: Sequence[str]) -> str:
+    """Names the source that weighs most in a segment, its cost, and how much it says.
+
+    Of equals the first, whose chunks the row holds.
+    """
+    weights = row.weights[segment]
+    if not weights.any():
+        return "no source"
+    best = int(weights.argmax())
+    cost = weigh.bits_per_byte(
+        -float(row.source_logprobs[segment, best]), int(row.n_bytes[segment])
+    )
+    share = float(row.source_coverage[segment, best])
+    return f"{sources[best]} ({cost:.3f} bits per byte, {share:.1%} of positions)"
 
 
 def shown(own: Tokenizer, token_id: int) -> str:

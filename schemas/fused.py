@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Float64, Int32
 
 from schemas import parquet
 from schemas.arrays import Mask, TokenIds
@@ -41,6 +41,17 @@ class FusedRow:
       domains: its label, or None.
       weights: share of each source in each segment's distributions, in [0, 1]; rows
         sum to 1, or 0 where no position is covered. A chosen source has weight 1.
+      source_logprobs: natural-log probability that each source gives the bytes of each
+        segment that count, the EOS not among them; NaN where it failed.
+      source_coverage: share of a segment's positions that each source speaks about.
+      n_bytes: bytes of each segment that count.
+      chunk_ends: tokens that end a chunk. A chunk begins behind the one before, or
+        behind its segment's first token, and the source that weighs most in the segment
+        (of equals the first) has borders where it begins and ends. Chunks tile the
+        segments.
+      chunk_logprobs: natural-log probability that this source gives each chunk, after
+        all of the segment before it, rounded to 11 significant bits; NaN where it says
+        nothing: of an EOS that it has not, and of segments without any source.
       counted: positions that count.
       covered: positions that count and have a distribution.
     """
@@ -52,6 +63,11 @@ class FusedRow:
     window_ids: tuple[str, ...]
     domains: tuple[str | None, ...]
     weights: Float32[np.ndarray, "w s"]
+    source_logprobs: Float64[np.ndarray, "_ s"]
+    source_coverage: Float32[np.ndarray, "_ s"]
+    n_bytes: Int32[np.ndarray, " _"]
+    chunk_ends: Int32[np.ndarray, " c"]
+    chunk_logprobs: Float32[np.ndarray, " _"]
     counted: int
     covered: int
 
@@ -64,16 +80,36 @@ class FusedRow:
                 f" tokens, they hold {int(self.segment_lengths.sum())} and"
                 f" {len(self.loss_mask)}"
             )
-        parts = (len(self.window_ids), len(self.domains), len(self.weights))
-        if parts != (segments, segments, segments):
-            raise SchemaError(
-                f"window_ids, domains and weights of a fused row must describe its"
-                f" {segments} segments, they describe {parts}"
-            )
+        for name in ("window_ids", "domains", "n_bytes", *_BY_SOURCE):
+            if (described := len(getattr(self, name))) != segments:
+                raise SchemaError(
+                    f"{name} of a fused row must describe its {segments} segments, they"
+                    f" describe {described}"
+                )
         if not 0 <= self.covered <= self.counted <= tokens:
             raise SchemaError(
                 f"of the {tokens} tokens of a fused row, covered <= counted must hold,"
                 f" got {self.covered} and {self.counted}"
+            )
+        self._check_chunks()
+
+    def _check_chunks(self) -> None:
+        """Checks that the chunks tile every segment behind its first token."""
+        stops = np.cumsum(self.segment_lengths)
+        starts = stops - self.segment_lengths
+        longer = self.segment_lengths > 1
+        ends, tokens = self.chunk_ends, len(self.input_ids)
+        if (
+            len(ends) != len(self.chunk_logprobs)
+            or (np.diff(ends, prepend=0, append=tokens) <= 0).any()
+            or np.isin(starts, ends).any()
+            or not np.isin(stops[longer] - 1, ends).all()
+        ):
+            raise SchemaError(
+                "chunk_ends of a fused row must rise, one for each of its"
+                f" {len(self.chunk_logprobs)} chunk_logprobs, with the last token of"
+                f" every segment among them and the first of none, got {len(ends)}"
+                f" for segments of {self.segment_lengths.tolist()} tokens"
             )
 
 
@@ -90,6 +126,11 @@ SCHEMA = pa.schema(
         _column("window_ids", pa.list_(pa.string()), "(g,) window of each segment"),
         _column("domains", pa.list_(pa.string()), "(g,) its label, may be null"),
         _column("weights", pa.list_(pa.float32()), "(g * s,) in [0, 1], by segment"),
+        _column("source_logprobs", pa.list_(pa.float64()), "(g * s,) nats, or NaN"),
+        _column("source_coverage", pa.list_(pa.float32()), "(g * s,) in [0, 1]"),
+        _column("n_bytes", pa.list_(pa.int32()), "(g,) bytes that count"),
+        _column("chunk_ends", pa.list_(pa.int32()), "(c,) last token of each chunk"),
+        _column("chunk_logprobs", pa.list_(pa.float32()), "(c,) nats, or NaN"),
         _column("n_tokens", pa.int32(), "n, tokens"),
         _column("counted", pa.int32(), "positions that count"),
         _column("covered", pa.int32(), "counted positions with a distribution"),
@@ -98,10 +139,28 @@ SCHEMA = pa.schema(
 
 # Whole int32 tokens repeat, so zstandard takes 1.2 B for each, 1.3 B where their bytes
 # are split, 1.6 B where they go through a dictionary.
-WRITER_OPTIONS: dict[str, Any] = {"use_dictionary": ["domains.list.element"]}
+WRITER_OPTIONS: dict[str, Any] = {
+    "use_dictionary": ["domains.list.element"],
+    "column_encoding": {
+        "chunk_ends.list.element": "DELTA_BINARY_PACKED",
+        "chunk_logprobs.list.element": "BYTE_STREAM_SPLIT",
+    },
+}
 """Of pyarrow's ParquetWriter, beside those all our files have."""
 
-_LISTS = {"input_ids": np.int32, "segment_lengths": np.int32, "loss_mask": np.bool_}
+_BY_SOURCE = {
+    "weights": np.float32,
+    "source_logprobs": np.float64,
+    "source_coverage": np.float32,
+}
+_LISTS = {
+    "input_ids": np.int32,
+    "segment_lengths": np.int32,
+    "loss_mask": np.bool_,
+    "n_bytes": np.int32,
+    "chunk_ends": np.int32,
+    "chunk_logprobs": np.float32,
+}
 _TEXTS = ("window_ids", "domains")
 _COUNTS = ("counted", "covered")
 
@@ -109,10 +168,9 @@ _COUNTS = ("counted", "covered")
 def to_table(rows: Sequence[FusedRow]) -> pa.Table:
     """Packs fused rows into one Arrow table, in order."""
     columns: dict[str, Any] = {
-        name: _lists([getattr(row, name) for row in rows], dtype)
-        for name, dtype in _LISTS.items()
+        name: _lists([getattr(row, name).ravel() for row in rows], dtype)
+        for name, dtype in (_LISTS | _BY_SOURCE).items()
     }
-    columns["weights"] = _lists([row.weights.ravel() for row in rows], np.float32)
     for name in (*_TEXTS, *_COUNTS, "distribution"):
         columns[name] = [getattr(row, name) for row in rows]
     columns["n_tokens"] = [len(row.input_ids) for row in rows]
@@ -127,7 +185,7 @@ def _lists(arrays: list[np.ndarray], dtype: type) -> pa.ListArray:
 
 def from_table(table: pa.Table) -> list[FusedRow]:
     """Unpacks the fused rows of an Arrow table, numbers without copying them."""
-    lists = {name: _split(table.column(name)) for name in (*_LISTS, "weights")}
+    lists = {name: _split(table.column(name)) for name in _LISTS | _BY_SOURCE}
     plain = {
         name: table.column(name).to_pylist()
         for name in (*_TEXTS, *_COUNTS, "distribution")
@@ -137,9 +195,11 @@ def from_table(table: pa.Table) -> list[FusedRow]:
         record: dict[str, Any] = {name: lists[name][row] for name in _LISTS}
         record |= {name: plain[name][row] for name in (*_COUNTS, "distribution")}
         record |= {name: tuple(plain[name][row]) for name in _TEXTS}
-        flat, segments = lists["weights"][row], len(record["segment_lengths"])
-        weights = flat.reshape(segments, len(flat) // max(segments, 1))
-        rows.append(FusedRow(**record, weights=weights))
+        segments = len(record["segment_lengths"])
+        for name in _BY_SOURCE:
+            flat = lists[name][row]
+            record[name] = flat.reshape(segments, len(flat) // max(segments, 1))
+        rows.append(FusedRow(**record))
     return rows
 
 

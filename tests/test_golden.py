@@ -7,7 +7,7 @@ import pytest
 from tests.golden import __main__ as golden
 from tests.golden.cases import Cases
 
-NAMES = ["splits", "windows", "tokens", "maps", "fused", "frame"]
+NAMES = ["splits", "windows", "tokens", "maps", "fused", "frame", "chunks"]
 
 
 @pytest.fixture(scope="module")

@@ -1,85 +1,39 @@
-"""Fuses the scores of a slice: zip the sources, align, project, mix, pack, encode.
-
-Nothing is shuffled: all sources hold the same windows in the same order, so a slice's
-files are read side by side, and window ids are compared row by row.
-"""
+"""Fuses the scores of a slice: zip the sources, align, project, mix, pack, encode."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from schemas import files, fused, parquet, scores, windows
-from schemas.errors import SchemaError
+from schemas import files, fused, parquet
 from schemas.fused import FusedRow
 from schemas.plan import Slice
 from schemas.scores import Score
 from schemas.windows import Window
+from transforms import rows, sources
 from transforms.functional import (
     align,
-    codec,
-    counted,
+    chunks,
     fuse,
     pack,
     project,
     ranks,
     vocabulary,
+    weigh,
 )
-from transforms.functional.codec import Distributions
-from transforms.functional.fuse import Fused
+from transforms.functional.chunks import Chunks
 from transforms.functional.project import Projected
 from transforms.functional.vocabulary import VocabularyMap
+from transforms.mixing import Mixing
+from transforms.rows import FusedWindow
+from transforms.sources import Source
 
 MAPS = "maps"
 """Folder, within a fused folder, of the vocabulary map of each source."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """One scored model.
-
-    Attributes:
-      name: what provenance calls it.
-      scores: its scores folder.
-      tokenizer: fingerprint of its tokenizer.
-      eos_id: its EOS, or None.
-    """
-
-    name: str
-    scores: str
-    tokenizer: str
-    eos_id: int | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixing:
-    """How the aligned rows of several sources become one.
-
-    Attributes:
-      fusion: "mince", all weight to the cheapest source, or "avgce",
-        softmax(-cost / temperature).
-      granularity: what a cost is measured over: "window" or "position".
-      temperature: of avgce, in bits per byte.
-      top_k: entries kept for each position.
-    """
-
-    fusion: Literal["mince", "avgce"]
-    granularity: Literal["window", "position"]
-    temperature: float
-    top_k: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class FusedWindow:
-    """A window's target tokens with what the sources say of them, not yet packed."""
-
-    window: Window
-    score: Score
-    rows: Fused
-    weights: np.ndarray
 
 
 @functools.lru_cache(maxsize=16)
@@ -97,8 +51,10 @@ class FuseSlices:
     Attributes:
       windows: the windows folder.
       target: the target's scores; its tokens are those that are trained.
-      sources: the candidates, in the order that breaks ties.
+      sources: the candidates. Their order decides nothing but the order of columns,
+        except under `mixing.reference`, where ties go by it.
       output: the fused folder.
+      strategy: how tokens are aligned.
       mixing: how the candidates become one.
       seq_length: tokens of a training row at most.
       vocabulary_size: ids of the target's tokenizer.
@@ -110,6 +66,7 @@ class FuseSlices:
     target: Source
     sources: tuple[Source, ...]
     output: str
+    strategy: Literal["spans", "exact", "mined", "statistics"]
     mixing: Mixing
     seq_length: int
     vocabulary_size: int
@@ -133,93 +90,119 @@ class FuseSlices:
     def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
         """Fuses a slice and writes its rows, packed."""
         made, failed = [], 0
-        for window, target, candidates in self._zip(piece):
+        for (window, target, candidates), costs in zip(
+            self._read(piece), self._wider_costs(piece), strict=True
+        ):
             if target.error is not None:
                 failed += 1
             else:
-                made.append(self._fuse(window, target, candidates))
-        lengths = [len(one.score.token_ids) for one in made]
-        table = ranks.rank_by_frequency(_frequencies(made, self.vocabulary_size))
-        rows = [
-            pack_row([made[place] for place in places], table)
-            for places in pack.pack_windows(lengths, self.seq_length)
-        ]
-        for start in range(0, len(rows), fused.ROW_GROUP_ROWS):
-            tables.write(fused.to_table(rows[start : start + fused.ROW_GROUP_ROWS]))
+                made.append(self._fuse(window, target, candidates, costs))
+        table = ranks.rank_by_frequency(rows.frequencies(made, self.vocabulary_size))
+        packed = self._pack(made, table)
+        for start in range(0, len(packed), fused.ROW_GROUP_ROWS):
+            tables.write(fused.to_table(packed[start : start + fused.ROW_GROUP_ROWS]))
         names = [source.name for source in self.sources]
         tables.footer.update(
             sources=names,
             ranks=ranks.dump_ranks(table),
             windows=len(made),
             failed=failed,
-            tokens=sum(lengths),
-            **_provenance(made, names),
+            tokens=sum(len(one.score.token_ids) for one in made),
+            **rows.provenance(made, names),
         )
 
-    def _zip(self, piece: Slice) -> Iterator[tuple[Window, Score, list[Score]]]:
-        """Yields each window with what the target and the candidates say of it.
-
-        Raises:
-          SchemaError: if a file holds other windows than the plan, or in other order.
-        """
-        paths = [
-            files.join(source.scores, piece.output)
-            for source in (self.target, *self.sources)
+    def _pack(
+        self, made: Sequence[FusedWindow], table: ranks.RankTable
+    ) -> list[FusedRow]:
+        lengths = [len(one.score.token_ids) for one in made]
+        return [
+            rows.pack_row([made[place] for place in places], table)
+            for places in pack.pack_windows(lengths, self.seq_length)
         ]
-        for path in paths:
-            if (digest := parquet.footer(path).get("digest")) != piece.digest:
-                raise SchemaError(
-                    f"{path} must hold the windows of slice {piece.index} of"
-                    f" {self.windows} (digest {piece.digest}), but was made of others"
-                    f" (digest {digest}); score these windows again"
-                )
-        readers = [windows.read_slice(self.windows, piece), *map(scores.read, paths)]
-        for groups in zip(*readers, strict=True):
-            for window, target, *candidates in zip(*groups, strict=True):
-                for path, score in zip(paths, (target, *candidates), strict=True):
-                    if score.window_id != window.window_id:
-                        raise SchemaError(
-                            f"{path} must hold window {window.window_id} where the"
-                            f" plan does, but holds {score.window_id}; score these"
-                            " windows again"
-                        )
-                yield window, target, candidates
+
+    def _read(self, piece: Slice) -> Iterable[tuple[Window, Score, list[Score]]]:
+        """Yields each window with what the target and the candidates say of it."""
+        models = (self.target, *self.sources)
+        for window, (target, *said) in sources.side_by_side(
+            self.windows, models, piece
+        ):
+            yield window, target, said
+
+    def _wider_costs(self, piece: Slice) -> Iterable[np.ndarray | None]:
+        """Yields for each window what the stretch around it costs the candidates.
+
+        None for all where nothing beyond the window counts.
+        """
+        if self.mixing.granularity == "document":
+            return sources.document_costs(
+                self.windows, self.sources, piece, self.identity
+            )
+        if self.mixing.granularity == "packed_row":
+            return self._packed_metrics(piece)
+        return itertools.repeat(None, piece.windows)
+
+    def _packed_metrics(self, piece: Slice) -> np.ndarray:
+        """Reads the scores once more than the others do: a row's windows come apart."""
+        metrics, lengths = [], []
+        for window, target, candidates in self._read(piece):
+            metrics.append([_metric(window, score) for score in candidates])
+            lengths.append(len(target.token_ids))
+        scored = np.flatnonzero(lengths)
+        packed = pack.pack_windows([lengths[w] for w in scored], self.seq_length)
+        places = [scored[row].tolist() for row in packed]
+        return weigh.packed_metrics(np.array(metrics), np.array(lengths), places)
 
     def _fuse(
-        self, window: Window, target: Score, candidates: Sequence[Score]
+        self,
+        window: Window,
+        target: Score,
+        candidates: Sequence[Score],
+        costs: np.ndarray | None,
     ) -> FusedWindow:
-        """Aligns, projects and mixes what the candidates say of one window."""
+        """Aligns, projects and mixes what the candidates say of one window.
+
+        Args:
+          window: the window.
+          target: the target's score of it.
+          candidates: the sources' scores.
+          costs: (s,) what they are weighed by; None where it is of this window alone.
+        """
         pairs = list(zip(self.sources, candidates, strict=True))
         projected = [self._project(window, target, *pair) for pair in pairs]
-        if self.mixing.granularity == "window":
-            costs = np.array([score.bits_per_byte for score in candidates])
-        else:
-            each = [self._position_costs(window, target, *pair) for pair in pairs]
-            costs = np.stack(each, axis=-1)
-            # A source that is silent at a position is out there, not the position.
-            costs[~np.stack([p.covered for p in projected], axis=-1)] = np.nan
-        if self.mixing.fusion == "mince":
-            weights = fuse.min_ce_weights(costs)
-        else:
-            weights = fuse.avg_ce_weights(costs, temperature=self.mixing.temperature)
-        rows = fuse.fuse_rows(projected, weights, k=self.mixing.top_k)
+        covered = np.stack([one.covered for one in projected], axis=-1)
+        if costs is None:
+            costs = self._own_costs(window, target, candidates, covered)
+        weights = self.mixing.weigh(costs, window.domain)
+        mixture = fuse.fuse_rows(projected, weights, k=self.mixing.top_k)
         if weights.ndim == 2:
-            each = weights[rows.covered]
+            each = weights[mixture.covered]
             weights = each.mean(axis=0) if len(each) else np.zeros(len(pairs))
-        return FusedWindow(window=window, score=target, rows=rows, weights=weights)
-
-    def _eos(self, window: Window, source: Source) -> bool:
-        """Says whether both tokenizations of a window end with their EOS."""
-        both = self.target.eos_id is not None and source.eos_id is not None
-        return window.ends_document and both
+        weights = weights.astype(np.float32)  # as stored: readers see the same maximum
+        return FusedWindow(
+            window=window,
+            score=target,
+            rows=mixture,
+            weights=weights,
+            logprobs=-np.array([_nats(score) for score in candidates]),
+            coverage=covered.mean(axis=0),
+            chunks=self._chunks(window, target, pairs, weights),
+        )
 
     def _project(
         self, window: Window, target: Score, source: Source, score: Score
     ) -> Projected:
-        positions = len(target.token_ids) - 1
-        k = max(self.mixing.top_k, score.top_ids.shape[1])
+        """Brings one source's rows to the target's positions and vocabulary."""
+        # All of a source's entries and the gold are kept until they are mixed.
+        k = max(self.mixing.top_k, score.top_ids.shape[1]) + 1
         if score.error is not None:
-            return project.project_nothing(positions, k=self._width(k))
+            return project.project_nothing(len(target.token_ids) - 1, k=k)
+        if self.strategy == "spans":
+            return self._project_spans(window, target, source, score, k)
+        raise NotImplementedError(f"strategy {self.strategy} is not wired yet")
+
+    def _project_spans(
+        self, window: Window, target: Score, source: Source, score: Score, k: int
+    ) -> Projected:
         alignment = align.align_spans(
             target.byte_ends, score.byte_ends, eos=self._eos(window, source)
         )
@@ -233,118 +216,74 @@ class FuseSlices:
             mapping,
             target.token_ids,
             begins_alike=begins_alike,
-            k=self._width(k),
+            k=k,
         )
+
+    def _eos(self, window: Window, source: Source) -> bool:
+        """Says whether both tokenizations of a window end with their EOS."""
+        return source.ends_with_eos(window) and self.target.ends_with_eos(window)
 
     def _map_of(self, source: Source) -> VocabularyMap:
         """Loads the map of a source, or the target's onto itself."""
         path = files.join(self.output, MAPS, f"{source.name}.parquet")
         return _map(path, source.tokenizer, self.target.tokenizer)
 
-    def _width(self, k: int) -> int:
-        """Entries kept of one source before mixing: all of them and the gold."""
-        return k + 1
-
-    def _position_costs(
-        self, window: Window, target: Score, source: Source, score: Score
+    def _own_costs(
+        self,
+        window: Window,
+        target: Score,
+        candidates: Sequence[Score],
+        covered: np.ndarray,
     ) -> np.ndarray:
-        if score.error is not None:
-            return np.full(len(target.token_ids) - 1, np.nan)
-        return fuse.position_costs(
+        """Says what a window (s,), or each of its positions (t, s), costs."""
+        if self.mixing.fusion == "static":  # all that counts is who has scored it
+            return np.array([0.0 if s.error is None else np.nan for s in candidates])
+        if self.mixing.reference:
+            return np.array([_metric(window, score) for score in candidates])
+        if self.mixing.granularity == "window":
+            return np.array([score.bits_per_byte for score in candidates])
+        costs = np.full(covered.shape, np.nan)
+        for s, (source, score) in enumerate(zip(self.sources, candidates, strict=True)):
+            if score.error is None:
+                costs[:, s] = weigh.position_costs(
+                    target.byte_ends,
+                    score.byte_ends,
+                    score.gold_logprob,
+                    eos=self._eos(window, source),
+                )
+        # A source that is silent at a position is out there, not the position.
+        costs[~covered] = np.nan
+        return costs
+
+    def _chunks(
+        self,
+        window: Window,
+        target: Score,
+        pairs: Sequence[tuple[Source, Score]],
+        weights: np.ndarray,
+    ) -> Chunks:
+        """Cuts a window by the source that weighs most, the first among equals."""
+        if not weights.any():
+            return chunks.cut_nothing(len(target.token_ids))
+        source, score = pairs[int(weights.argmax())]
+        if score.error is not None:  # only the authors' rules choose such a source
+            return chunks.cut_nothing(len(target.token_ids))
+        return chunks.cut_chunks(
             target.byte_ends,
             score.byte_ends,
             score.gold_logprob,
-            eos=self._eos(window, source),
+            target_eos=self.target.ends_with_eos(window),
+            source_eos=source.ends_with_eos(window),
         )
 
 
-def _frequencies(made: Sequence[FusedWindow], size: int) -> np.ndarray:
-    """Counts how often each id is kept in a slice."""
-    counts = np.zeros(size, np.int64)
-    for one in made:
-        kept = one.rows.ids[one.rows.ids >= 0]
-        counts += np.bincount(kept, minlength=size)
-    return counts
+def _nats(score: Score) -> float:
+    return float("nan") if score.nll_nats is None else score.nll_nats
 
 
-def _provenance(made: Sequence[FusedWindow], names: Sequence[str]) -> dict[str, Any]:
-    """Counts positions, and windows by the source that weighs most and by domain."""
-    taught: dict[str, dict[str, int]] = {}
-    for one in made:
-        if one.weights.any():
-            name = names[int(one.weights.argmax())]
-            domain = one.window.domain or windows.DEFAULT_DOMAIN
-            row = taught.setdefault(domain, dict.fromkeys(names, 0))
-            row[name] += 1
-    return {
-        "positions": sum(len(one.rows.covered) for one in made),
-        "covered": sum(int(has_row(one).sum()) for one in made),
-        "taught": taught,
-    }
-
-
-def has_row(made: FusedWindow) -> np.ndarray:
-    """Says which positions keep any entry: without one there is nothing to learn."""
-    return made.rows.ids[:, 0] >= 0
-
-
-def loss_positions(window: Window, score: Score) -> np.ndarray:
-    """Says which positions of a window count: those whose token has bytes that do.
-
-    With no loss spans all count, the EOS too.
-
-    Returns:
-      (t,) truth values, t = tokens - 1.
-    """
-    if window.loss_spans is None:
-        return np.ones(len(score.token_ids) - 1, np.bool_)
-    return counted.counted_tokens(score.byte_ends, window.loss_spans)[1:]
-
-
-def pack_row(made: Sequence[FusedWindow], table: ranks.RankTable) -> FusedRow:
-    """Puts windows one behind the other into one training row.
-
-    Position p of the row predicts token p + 1 where both are of one window; the last
-    token of a window predicts nothing.
-    """
-    token_ids = np.concatenate([one.score.token_ids for one in made])
-    rows = Distributions(
-        counts=_behind([(one.rows.ids >= 0).sum(axis=1) for one in made], 0, np.int32),
-        ids=_behind([one.rows.ids for one in made], -1, np.int32),
-        probs=_behind([one.rows.probs for one in made], 0, np.float32),
-        tail=_behind([one.rows.tail for one in made], 0, np.float32),
-    )
-    masks = [loss_positions(one.window, one.score) for one in made]
-    covered = [m & has_row(one) for m, one in zip(masks, made, strict=True)]
-    return FusedRow(
-        input_ids=token_ids,
-        segment_lengths=np.array([len(w.score.token_ids) for w in made], np.int32),
-        loss_mask=_behind(masks, False, np.bool_),
-        distribution=codec.encode_rows(rows, token_ids, table),
-        window_ids=tuple(one.window.window_id for one in made),
-        domains=tuple(one.window.domain for one in made),
-        weights=np.stack([one.weights for one in made]).astype(np.float32),
-        counted=int(sum(mask.sum() for mask in masks)),
-        covered=int(sum(mask.sum() for mask in covered)),
-    )
-
-
-def _behind(parts: Sequence[np.ndarray], fill: Any, dtype: Any) -> np.ndarray:
-    """Concatenates the windows' positions, an empty one behind each window."""
-    gap = np.full((1, *parts[0].shape[1:]), fill, dtype)
-    return np.concatenate([a for part in parts for a in (part, gap)]).astype(dtype)
-
-
-def taught_by(footers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Sums over files how many windows of a domain each source taught.
-
-    Returns:
-      Counts by "taught:<domain>:<source>".
-    """
-    total: dict[str, int] = {}
-    for footer in footers:
-        for domain, row in footer["taught"].items():
-            for name, count in row.items():
-                key = f"taught:{domain}:{name}"
-                total[key] = total.get(key, 0) + count
-    return total
+def _metric(window: Window, score: Score) -> float:
+    """Returns a window's cost in the authors' unit, over the tokens that count."""
+    if score.error is not None:
+        return float("nan")
+    counts = rows.loss_positions(window, score)
+    return weigh.reference_metric(score.gold_logprob[counts])

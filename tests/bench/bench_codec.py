@@ -22,7 +22,7 @@ from schemas.manifest import Manifest
 from tests.bench import ngram, rows, smollm2
 from tests.bench.ngram import Outputs
 from train.data import Collator, FusedDataset
-from transforms.functional import codec, pack, ranks
+from transforms.functional import chunks, codec, pack, ranks
 from transforms.functional.codec import Distributions
 
 SEQ_LENGTH = 2048
@@ -185,6 +185,7 @@ def _write(
             ),
             domains=("code",) * len(lengths),
             weights=rng.dirichlet(np.ones(SOURCES), len(lengths)).astype(np.float32),
+            **_figures(rng, len(ids), lengths),
             counted=int((rows.counts > 0).sum()),
             covered=int((rows.counts > 0).sum()),
         )
@@ -207,6 +208,25 @@ def _write(
         code_version="",
     )
     manifest.write(files.parent(path), made)
+
+
+def _figures(
+    rng: np.random.Generator, tokens: int, lengths: list[int]
+) -> dict[str, np.ndarray]:
+    """Makes up what stands beside the distributions, five tokens of six a chunk."""
+    stops = np.cumsum(lengths)
+    ends = rng.random(tokens) < 5 / 6
+    ends[stops - 1], ends[stops - lengths] = True, False
+    chosen = np.flatnonzero(ends).astype(np.int32)
+    spent = rng.gamma(0.4, 5.0, len(chosen))  # most next to nothing, 2 nats in the mean
+    by_source = (len(lengths), SOURCES)
+    return {
+        "source_logprobs": -rng.gamma(20.0, 30.0, by_source),
+        "source_coverage": rng.random(by_source).astype(np.float32),
+        "n_bytes": np.array(lengths, np.int32) * 4,
+        "chunk_ends": chosen,
+        "chunk_logprobs": chunks.round_logprobs(-spent),
+    }
 
 
 def _write_nested(path: str, packed: list[Packed]) -> None:

@@ -40,17 +40,21 @@ class Data:
 
     Attributes:
       label: which tokenizers.
+      texts: the windows.
       targets: the target's tokens of every window.
       sources: for each source its rows of every window.
       maps: from each source to the target.
       alike: for each source, whether every window begins alike for it and the target.
+      own: from the target to itself.
     """
 
     label: str
+    texts: list[str]
     targets: list[Encoding]
     sources: list[list[Rows]]
     maps: list[VocabularyMap]
     alike: list[list[bool]]
+    own: VocabularyMap
 
 
 def load(k: int) -> Data:
@@ -63,6 +67,7 @@ def load(k: int) -> Data:
     maps = [vocabulary.build_map(source, target) for source in sources]
     return Data(
         label=label,
+        texts=texts,
         targets=targets,
         sources=made,
         maps=maps,
@@ -73,6 +78,7 @@ def load(k: int) -> Data:
             ]
             for pairs, one in zip(maps, made, strict=True)
         ],
+        own=own,
     )
 
 

@@ -18,7 +18,16 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from tests import snippets, tiny_tokenizers
 from transforms import tokenizer
-from transforms.functional import align, codec, fuse, project, ranks, vocabulary
+from transforms.functional import (
+    align,
+    chunks,
+    codec,
+    fuse,
+    project,
+    ranks,
+    vocabulary,
+    weigh,
+)
 from transforms.functional import splits as split
 from transforms.functional import windows as cut
 from transforms.functional.codec import Distributions
@@ -68,6 +77,7 @@ class Cases:
             "maps": self.maps,
             "fused": self.fused,
             "frame": self.frame,
+            "chunks": self.chunks,
         }
 
     def splits(self) -> Any:
@@ -141,6 +151,28 @@ class Cases:
         written = codec.encode_rows(rows, ids, table)
         return {"frame": base64.b64encode(written).decode(), **self.read(written)}
 
+    def chunks(self) -> Any:
+        """The chunks of each text, and what a source gives them, by arithmetic."""
+        made = {}
+        for name, text in snippets.ALL.items():
+            target, source = (
+                own.encode_window(text, ends_document=True)
+                for own in self._tokenizers.values()
+            )
+            gold = -(1 + np.arange(source.token_ids.size - 1) % 7) / 8
+            found = chunks.cut_chunks(
+                target.byte_ends,
+                source.byte_ends,
+                gold,
+                target_eos=True,
+                source_eos=True,
+            )
+            made[name] = {
+                "ends": found.ends.tolist(),
+                "logprobs": _rounded(chunks.round_logprobs(found.logprobs)),
+            }
+        return made
+
     def read(self, written: bytes) -> Any:
         """Says what a frame holds."""
         ids, table = self._row()
@@ -178,8 +210,8 @@ class Cases:
                 )
             )
             nats = float(-rows.gold_logprob.sum(dtype=np.float64))
-            costs.append(fuse.bits_per_byte(nats, len(TEXT.encode())))
-        weights = fuse.avg_ce_weights(np.array(costs), temperature=4.0)
+            costs.append(weigh.bits_per_byte(nats, len(TEXT.encode())))
+        weights = weigh.avg_ce_weights(np.array(costs), temperature=4.0)
         return fuse.fuse_rows(projected, weights, k=MIXED)
 
 

@@ -12,7 +12,7 @@ from schemas.errors import FusionError, SchemaError
 from schemas.fused import FusedRow
 from tests.pipelines.conftest import fuse_config, score_config
 from transforms import tokenizer
-from transforms.functional import align, codec, project, ranks, vocabulary
+from transforms.functional import align, codec, project, ranks, vocabulary, weigh
 from transforms.functional import fuse as pure
 from transforms.functional.codec import Distributions
 
@@ -84,17 +84,18 @@ def fused_directly(
                     costs = np.array([one.bits_per_byte for one in said])
                 else:
                     each = [
-                        pure.position_costs(
+                        weigh.position_costs(
                             target.byte_ends, one.byte_ends, one.gold_logprob, eos=eos
                         )
                         for one in said
                     ]
                     costs = np.stack(each, axis=-1)
                     costs[~np.stack([p.covered for p in projected], axis=-1)] = np.nan
-                weigh = (
-                    pure.min_ce_weights if fusion == "mince" else pure.avg_ce_weights
-                )
-                found[window.window_id] = pure.fuse_rows(projected, weigh(costs), k=6)
+                weights = {
+                    "mince": weigh.min_ce_weights,
+                    "avgce": weigh.avg_ce_weights,
+                }[fusion](costs)
+                found[window.window_id] = pure.fuse_rows(projected, weights, k=6)
     return found
 
 

@@ -67,7 +67,8 @@ def test_a_fused_row_is_shown_with_the_spans_of_its_windows(
     folder = f"{road}/windows/fusion"
     texts = {w.window_id: w.text for w in windows.read_all(folder, plan.read(folder))}
     shown = show(capsys, f"{road}/fused")
-    parts = re.split(r"^window (\w+)  .* from \S+$", shown, flags=re.MULTILINE)
+    taught = r"from \S+ \(\d+\.\d{3} bits per byte, \d+\.\d% of positions\)"
+    parts = re.split(rf"^window (\w+)  .* {taught}$", shown, flags=re.MULTILINE)
     assert len(parts) >= 3
     for name, part in zip(parts[1::2], parts[2::2], strict=True):
         assert tile(spans(part), len(texts[name].encode()))

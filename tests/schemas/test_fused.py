@@ -15,6 +15,9 @@ def row(seed: int, segments: int = 3, sources: int = 2) -> FusedRow:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 50, segments).astype(np.int32)
     n = int(lengths.sum())
+    first = np.isin(np.arange(n), np.cumsum(lengths) - lengths)
+    last = np.isin(np.arange(n), np.cumsum(lengths) - 1)
+    ends = np.flatnonzero(~first & (last | (rng.random(n) < 0.7))).astype(np.int32)
     return FusedRow(
         input_ids=rng.integers(0, 32_000, n).astype(np.int32),
         segment_lengths=lengths,
@@ -23,6 +26,11 @@ def row(seed: int, segments: int = 3, sources: int = 2) -> FusedRow:
         window_ids=tuple(f"{seed}-{g}" for g in range(segments)),
         domains=tuple(None if g % 2 else "code" for g in range(segments)),
         weights=rng.random((segments, sources)).astype(np.float32),
+        source_logprobs=-rng.exponential(100, (segments, sources)),
+        source_coverage=rng.random((segments, sources)).astype(np.float32),
+        n_bytes=(lengths * 4).astype(np.int32),
+        chunk_ends=ends,
+        chunk_logprobs=-rng.exponential(3, len(ends)).astype(np.float32),
         counted=n // 2,
         covered=n // 3,
     )
@@ -86,6 +94,9 @@ def test_duckdb_and_polars_read_the_plain_columns(tmp_path: Path) -> None:
         assert found["input_ids"] == one.input_ids.tolist()
         assert found["loss_mask"] == one.loss_mask.tolist()
         assert found["weights"] == one.weights.ravel().tolist()
+        assert found["source_logprobs"] == one.source_logprobs.ravel().tolist()
+        assert found["chunk_ends"] == one.chunk_ends.tolist()
+        assert found["chunk_logprobs"] == one.chunk_logprobs.tolist()
         assert found["distribution"] == one.distribution
 
 
@@ -105,6 +116,10 @@ def test_every_column_says_what_it_holds(tmp_path: Path) -> None:
         ({"window_ids": ("a",)}, "must describe its 3 segments"),
         ({"domains": (None,) * 4}, "must describe its 3 segments"),
         ({"weights": np.ones((2, 2), np.float32)}, "must describe its 3 segments"),
+        ({"n_bytes": np.ones(2, np.int32)}, "n_bytes .* must describe its 3 segments"),
+        ({"source_logprobs": np.ones((2, 2))}, "must describe its 3 segments"),
+        ({"chunk_ends": np.array([5, 4], np.int32)}, "chunk_ends .* must rise"),
+        ({"chunk_logprobs": np.ones(1, np.float32)}, "one for each of its 1"),
         ({"covered": 10**6}, "covered <= counted"),
     ],
 )
@@ -114,3 +129,26 @@ def test_parts_that_do_not_belong_together_are_refused(
     fields = {name: getattr(row(0), name) for name in FusedRow.__dataclass_fields__}
     with pytest.raises(SchemaError, match=law):
         FusedRow(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("ends", [[4], [2, 3, 4], [2, 3], [2, 4, 5], [0, 2, 4]])
+def test_chunks_that_do_not_tile_the_segments_are_refused(ends: list[int]) -> None:
+    fields = {name: getattr(row(0), name) for name in FusedRow.__dataclass_fields__}
+    five = {
+        "input_ids": np.arange(5, dtype=np.int32),
+        "segment_lengths": np.array([3, 2], np.int32),
+        "loss_mask": np.ones(5, bool),
+        "window_ids": ("a", "b"),
+        "domains": (None, None),
+        "n_bytes": np.ones(2, np.int32),
+        "counted": 4,
+        "covered": 4,
+        **{name: fields[name][:2] for name in fused._BY_SOURCE},
+        "chunk_ends": np.array([2, 4], np.int32),
+        "chunk_logprobs": np.zeros(2, np.float32),
+    }
+    FusedRow(**{**fields, **five})
+    five["chunk_ends"] = np.array(ends, np.int32)
+    five["chunk_logprobs"] = np.zeros(len(ends), np.float32)
+    with pytest.raises(SchemaError, match="last token of every segment among them"):
+        FusedRow(**{**fields, **five})

@@ -40,6 +40,8 @@ def fused_row(
     ids = rng.integers(3, vocabulary, n).astype(np.int32)
     mask = rng.random(n) < 0.9
     mask[np.cumsum(lengths) - 1] = False
+    first = np.cumsum(lengths) - lengths
+    ends = np.setdiff1d(np.arange(n), first).astype(np.int32)  # every token a chunk
     rows = distributions(rng, n, k, vocabulary)
     return FusedRow(
         input_ids=ids,
@@ -49,6 +51,11 @@ def fused_row(
         window_ids=tuple(f"w{rng.integers(1 << 30)}" for _ in lengths),
         domains=(None,) * len(lengths),
         weights=np.ones((len(lengths), 1), np.float32),
+        source_logprobs=-rng.exponential(30, (len(lengths), 1)),
+        source_coverage=np.ones((len(lengths), 1), np.float32),
+        n_bytes=np.array(lengths, np.int32),
+        chunk_ends=ends,
+        chunk_logprobs=-rng.exponential(3, len(ends)).astype(np.float32),
         counted=int(mask.sum()),
         covered=int((mask & (rows.counts > 0)).sum()),
     )

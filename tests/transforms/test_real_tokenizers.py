@@ -6,7 +6,6 @@ import pytest
 from tokenizers import Tokenizer as Library
 
 from tests import real_tokenizers, reference, snippets
-from transforms import tokenizer
 from transforms.functional import windows
 
 pytestmark = pytest.mark.registry

@@ -8,11 +8,6 @@ from transforms.functional import fuse
 from transforms.functional.project import Projected
 
 seeds = st.integers(0, 2**32 - 1)
-costs_in_bits = st.lists(
-    st.one_of(st.floats(0, 50), st.sampled_from([np.nan, np.inf])),
-    min_size=1,
-    max_size=6,
-).map(np.array)
 
 
 def random_projected(rng: np.random.Generator, t: int, k: int, v: int) -> Projected:
@@ -108,7 +103,7 @@ def test_a_lone_source_passes_unchanged(seed):
 def test_min_ce_leaves_empty_what_its_source_does_not_cover():
     rng = np.random.default_rng(0)
     speaks, silent = (random_projected(rng, 40, 3, 9) for _ in range(2))
-    weights = fuse.min_ce_weights(np.array([2.0, 1.0]))
+    weights = np.array([0.0, 1.0])
     fused = fuse.fuse_rows([speaks, silent], weights, k=3)
     assert_array_equal(fused.covered, silent.covered)
     assert (speaks.covered & ~silent.covered).any()
@@ -119,89 +114,6 @@ def test_a_gold_token_that_no_source_allows_costs_infinitely_much():
     source.gold_logprob[source.covered] = -np.inf
     fused = fuse.fuse_rows([source, source], np.array([0.5, 0.5]), k=2)
     assert_array_equal(fused.gold_logprob, source.gold_logprob)
-
-
-@given(costs_in_bits)
-def test_weights_sum_to_one_over_the_finite_costs(costs):
-    for weights in (fuse.min_ce_weights(costs), fuse.avg_ce_weights(costs)):
-        assert weights.sum() == pytest.approx(float(np.isfinite(costs).any()))
-        assert (weights[~np.isfinite(costs)] == 0).all()
-
-
-@given(costs_in_bits)
-def test_temperature_zero_is_min_ce_and_infinity_the_mean(costs):
-    usable = np.isfinite(costs)
-    cold = fuse.avg_ce_weights(costs, temperature=0.0)
-    assert_array_equal(cold, fuse.min_ce_weights(costs))
-    if usable.any():
-        assert cold.argmax() == np.nanargmin(np.where(usable, costs, np.nan))
-        hot = fuse.avg_ce_weights(costs, temperature=np.inf)
-        assert_allclose(hot, usable / usable.sum())
-
-
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=5, unique=True))
-def test_a_falling_temperature_tends_to_min_ce(costs):
-    bits = np.array(costs) / 1e3
-    nearly_cold = fuse.avg_ce_weights(bits, temperature=1e-5)
-    assert_allclose(nearly_cold, fuse.min_ce_weights(bits), atol=1e-12)
-
-
-def test_equally_cheap_sources_leave_min_ce_to_the_first():
-    costs = np.array([[2.0, 1.0, 1.0], [np.nan, 3.0, 3.0], [np.nan] * 3])
-    assert fuse.min_ce_weights(costs).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
-
-
-def test_one_bit_of_difference_at_temperature_one_weighs_e_to_one():
-    weights = fuse.avg_ce_weights(np.array([1.0, 2.0]))
-    assert weights[0] / weights[1] == pytest.approx(np.e)
-
-
-def test_bits_per_byte_of_one_nat_over_two_bytes():
-    assert fuse.bits_per_byte(np.log(2.0), 2) == pytest.approx(0.5)
-    assert np.isnan(fuse.bits_per_byte(0.0, 0))
-
-
-def test_position_costs_by_hand():
-    # source |abcd|ef|EOS with 4, 1, 3 bits; target |ab|cde|f|EOS
-    costs = fuse.position_costs(
-        np.array([0, 2, 5, 6, 6], np.int32),
-        np.array([0, 4, 6, 6], np.int32),
-        -np.log(2.0) * np.array([4.0, 1.0, 3.0]),
-        eos=True,
-    )
-    assert_allclose(costs, [1.0, 2.5 / 3, 0.5, 3.0])
-
-
-def test_position_costs_of_a_lone_dummy_go_to_the_token_behind_it():
-    costs = fuse.position_costs(
-        np.array([0, 0, 2, 3], np.int32),
-        np.array([0, 0, 2, 3], np.int32),
-        -np.log(2.0) * np.array([1.0, 3.0, 5.0]),
-        eos=False,
-    )
-    assert_allclose(costs, [np.nan, 2.0, 5.0])
-
-
-def test_position_costs_are_missing_where_the_source_has_none():
-    costs = fuse.position_costs(
-        np.array([0, 2, 4, 6], np.int32),
-        np.array([0, 3, 6], np.int32),
-        np.array([np.nan, -np.log(2.0) * 3]),
-        eos=False,
-    )
-    assert_allclose(costs, [np.nan, np.nan, 1.0])
-
-
-@given(seeds)
-def test_position_costs_spend_all_of_the_sources_bits(seed):
-    rng = np.random.default_rng(seed)
-    n = int(rng.integers(1, 30))
-    target, source = (
-        np.unique([0, n, *rng.integers(0, n + 1, 6)]).astype(np.int32) for _ in range(2)
-    )
-    gold = -rng.uniform(0, 9, source.size - 1)
-    costs = fuse.position_costs(target, source, gold, eos=False)
-    assert (costs * np.diff(target)).sum() == pytest.approx(-gold.sum() / np.log(2.0))
 
 
 def test_misfits_are_refused():
@@ -215,5 +127,3 @@ def test_misfits_are_refused():
         fuse.fuse_rows([source], np.array([1.0]), k=0)
     with pytest.raises(ValueError, match=r"weights must have shape \(1,\) or \(4, 1\)"):
         fuse.fuse_rows([source], np.array([0.5, 0.5]), k=1)
-    with pytest.raises(ValueError, match="temperature must be 0 or more, got -1"):
-        fuse.avg_ce_weights(np.array([1.0]), temperature=-1.0)
