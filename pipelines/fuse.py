@@ -46,6 +46,12 @@ class FuseConfig:
         True, help="let the target's own distributions be a candidate"
     )
     top_k: int = setting(10, help="entries kept for each position")
+    tail_samples: int = setting(
+        0,
+        help="entries drawn for each position, by probability, from what is not kept;"
+        " 0: it is all tail",
+        omit_default=True,
+    )
     seq_length: int = setting(2048, help="tokens of a training row at most")
     slices: str | None = setting(
         None,
@@ -60,6 +66,11 @@ class FuseConfig:
         """Checks what can be checked without reading a file."""
         if not 1 <= self.top_k <= codec.MAX_K:
             raise ValueError(f"top_k must be in [1, {codec.MAX_K}], got {self.top_k}")
+        if not 0 <= self.tail_samples <= codec.MAX_K - self.top_k:
+            raise ValueError(
+                f"tail_samples must be in [0, {codec.MAX_K} - top_k], got"
+                f" {self.tail_samples} with top_k = {self.top_k}"
+            )
         if self.seq_length < 1:
             raise ValueError(f"seq_length must be positive, got {self.seq_length}")
         if not self.temperature >= 0:
@@ -152,6 +163,7 @@ def work_of(config: FuseConfig, inputs: dict[str, Any]) -> FuseSlices:
             granularity=config.granularity,
             temperature=config.temperature,
             top_k=config.top_k,
+            tail_samples=config.tail_samples,
         ),
         seq_length=config.seq_length,
         vocabulary_size=target.size,

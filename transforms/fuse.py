@@ -20,12 +20,14 @@ from schemas.scores import Score
 from schemas.windows import Window
 from transforms.functional import (
     align,
+    chances,
     codec,
     counted,
     fuse,
     pack,
     project,
     ranks,
+    tail,
     vocabulary,
 )
 from transforms.functional.codec import Distributions
@@ -64,12 +66,15 @@ class Mixing:
       granularity: what a cost is measured over: "window" or "position".
       temperature: of avgce, in bits per byte.
       top_k: entries kept for each position.
+      tail_samples: entries drawn for each position from what else the sources say;
+        0 = none, all that is not kept is tail.
     """
 
     fusion: Literal["mince", "avgce"]
     granularity: Literal["window", "position"]
     temperature: float
     top_k: int
+    tail_samples: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,7 +188,7 @@ class FuseSlices:
                             f" plan does, but holds {score.window_id}; score these"
                             " windows again"
                         )
-                yield window, target, candidates
+                yield window, target, [tail.join_draws(one) for one in candidates]
 
     def _fuse(
         self, window: Window, target: Score, candidates: Sequence[Score]
@@ -202,11 +207,23 @@ class FuseSlices:
             weights = fuse.min_ce_weights(costs)
         else:
             weights = fuse.avg_ce_weights(costs, temperature=self.mixing.temperature)
-        rows = fuse.fuse_rows(projected, weights, k=self.mixing.top_k)
+        rows = self._mix(window, projected, weights)
         if weights.ndim == 2:
             each = weights[rows.covered]
             weights = each.mean(axis=0) if len(each) else np.zeros(len(pairs))
         return FusedWindow(window=window, score=target, rows=rows, weights=weights)
+
+    def _mix(
+        self, window: Window, projected: Sequence[Projected], weights: np.ndarray
+    ) -> Fused:
+        """Mixes rows, and cuts them down to what is kept."""
+        k, draws = self.mixing.top_k, self.mixing.tail_samples
+        if not draws:
+            return fuse.fuse_rows(projected, weights, k=k)
+        every = sum(source.ids.shape[1] for source in projected)
+        rows = fuse.fuse_rows(projected, weights, k=every)
+        decide = chances.derive("fuse", window.window_id, len(rows.covered), draws)
+        return tail.thin_rows(rows, k=k, chances=decide)
 
     def _eos(self, window: Window, source: Source) -> bool:
         """Says whether both tokenizations of a window end with their EOS."""
