@@ -141,8 +141,8 @@ def test_a_source_of_the_targets_own_tokenizer_leaves_no_tail(
         tails[r] = np.concatenate(
             [d.tail[d.counts > 0] for _, d in test_fuse.rows(out)]
         )
-    assert tails[0].mean() > 0.1
     assert tails[R].max() < 1e-3  # rounding of the kept logprobs
+    assert tails[0].mean() > 0.05
 
 
 def test_the_same_scores_are_fused_to_the_same_bytes(
@@ -198,5 +198,6 @@ def test_more_draws_than_a_frame_holds_are_refused(
     out: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(fuse_flags(road, drawn, out, *flags)) == 1
+    with pytest.raises(SystemExit):
+        cli.main(fuse_flags(road, drawn, out, *flags))
     assert re.search(message, capsys.readouterr().err)

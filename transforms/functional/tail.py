@@ -25,6 +25,7 @@ What decides a draw is a chance in [0, 1): see `chances.py`.
 """
 
 import dataclasses
+import math
 from typing import no_type_check
 
 import numba
@@ -36,6 +37,9 @@ from schemas.scores import Score
 from transforms.functional import kernels
 from transforms.functional.fuse import Fused
 
+_compiled = numba.njit(cache=True, nogil=True)
+_inlined = numba.njit(cache=True, nogil=True, forceinline=True)  # as in `kernels.py`
+
 
 def rest_mass(score: Score) -> Float64[np.ndarray, " t"]:
     """Returns what the gold and the kept entries of each row leave of 1.
@@ -43,10 +47,15 @@ def rest_mass(score: Score) -> Float64[np.ndarray, " t"]:
     It is taken from the stored values, so that they and the draws sum to 1 though the
     kept logprobs are rounded. Of a gold that is kept, its exact logprob counts.
     """
-    others = score.top_ids != score.token_ids[1:, None]
-    kept = np.exp(score.top_logprobs, dtype=np.float64).sum(axis=1, where=others)
-    gold = np.exp(score.gold_logprob, dtype=np.float64)
-    return np.maximum(1.0 - gold - kept, 0.0)
+    rest = np.empty(len(score.gold_logprob))
+    _leave(
+        kernels.freeze(score.top_ids, np.int32),
+        kernels.freeze(score.top_logprobs, np.float32),
+        kernels.freeze(score.token_ids[1:], np.int32),
+        kernels.freeze(score.gold_logprob, np.float32),
+        rest,
+    )
+    return rest
 
 
 def join_draws(score: Score) -> Score:
@@ -58,22 +67,18 @@ def join_draws(score: Score) -> Score:
     drawn = score.sampled_ids
     if drawn is None:
         return score
-    same = drawn[:, :, None] == drawn[:, None, :]  # (t, r, r)
-    empty = np.tril(same, -1).any(axis=2) | (drawn < 0)
-    share = rest_mass(score) / drawn.shape[1]
-    with np.errstate(divide="ignore"):
-        logprobs = np.log(share[:, None] * same.sum(axis=2)).astype(np.float32)
-    empty |= logprobs == -np.inf  # nothing is left, but for rounding
-    ids = np.concatenate([score.top_ids, np.where(empty, -1, drawn)], axis=1)
-    logprobs = np.concatenate(
-        [score.top_logprobs, np.where(empty, np.float32(-np.inf), logprobs)], axis=1
+    shape = (len(drawn), score.top_ids.shape[1] + drawn.shape[1])
+    ids = np.full(shape, -1, np.int32)
+    logprobs = np.full(shape, -np.inf, np.float32)
+    _join(
+        kernels.freeze(score.top_ids, np.int32),
+        kernels.freeze(score.top_logprobs, np.float32),
+        kernels.freeze(drawn, np.int32),
+        rest_mass(score) / drawn.shape[1],
+        (ids, logprobs),
     )
-    order = np.lexsort((ids, -logprobs))
     return dataclasses.replace(
-        score,
-        top_ids=np.take_along_axis(ids, order, axis=1),
-        top_logprobs=np.take_along_axis(logprobs, order, axis=1),
-        sampled_ids=None,
+        score, top_ids=ids, top_logprobs=logprobs, sampled_ids=None
     )
 
 
@@ -113,7 +118,49 @@ def thin_rows(rows: Fused, *, k: int, chances: Chances) -> Fused:
     return dataclasses.replace(rows, ids=ids, probs=probs)
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
+@no_type_check
+def _leave(top_ids, top_logprobs, gold_ids, gold_logprob, rest):
+    """Fills `rest` (t,) with what is neither kept nor gold; see `rest_mass`."""
+    for t in range(rest.size):
+        known = math.exp(np.float64(gold_logprob[t]))
+        for i in range(top_ids.shape[1]):
+            if top_ids[t, i] != gold_ids[t]:
+                known += math.exp(np.float64(top_logprobs[t, i]))
+        rest[t] = max(1.0 - known, 0.0)
+
+
+@_compiled
+@no_type_check
+def _join(top_ids, top_logprobs, drawn, share, out):
+    """Puts the drawn ids of each row among the kept ones; see `join_draws`.
+
+    Args:
+      top_ids: (t, k), -1 behind the last.
+      top_logprobs: (t, k), falling.
+      drawn: (t, r).
+      share: (t,), what one draw weighs.
+      out: ids and logprobs (t, k + r), -1 and -inf before.
+    """
+    out_ids, out_logprobs = out
+    for t in range(drawn.shape[0]):
+        kept = 0
+        for i in range(top_ids.shape[1]):
+            if top_ids[t, i] >= 0:
+                out_ids[t, i], out_logprobs[t, i] = top_ids[t, i], top_logprobs[t, i]
+                kept += 1
+        for d in range(drawn.shape[1]):
+            times, before = 0, 0
+            for e in range(drawn.shape[1]):
+                times += drawn[t, e] == drawn[t, d]
+                before += drawn[t, e] == drawn[t, d] and e < d
+            if drawn[t, d] >= 0 and before == 0 and share[t] > 0.0:
+                logprob = np.float32(math.log(share[t] * times))
+                _insert(t, kept, drawn[t, d], logprob, out_ids, out_logprobs)
+                kept += 1
+
+
+@_compiled
 @no_type_check
 def _thin(ids, probs, k, chances, out):
     """Keeps k entries of each row and draws of the others; see `thin_rows`.
@@ -137,10 +184,10 @@ def _thin(ids, probs, k, chances, out):
             _draw(t, ids, probs, kept, count, chances, out_ids, out_probs)
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
+@_inlined
 @no_type_check
 def _draw(t, ids, probs, k, count, chances, out_ids, out_probs):
-    """Draws of entries k..count and puts them among the k that are there, in order."""
+    """Draws of the entries from k to count, and puts them among the k in front."""
     rest, draws, kept = 0.0, chances.shape[1], k
     for i in range(k, count):
         rest += probs[t, i]
@@ -156,11 +203,17 @@ def _draw(t, ids, probs, k, count, chances, out_ids, out_probs):
         out_probs[t, j] += np.float32(rest / draws)
         kept = max(kept, j + 1)
     for i in range(k, kept):
-        token, prob, j = out_ids[t, i], out_probs[t, i], i
-        while j > 0 and (
-            out_probs[t, j - 1] < prob
-            or (out_probs[t, j - 1] == prob and out_ids[t, j - 1] > token)
-        ):
-            out_ids[t, j], out_probs[t, j] = out_ids[t, j - 1], out_probs[t, j - 1]
-            j -= 1
-        out_ids[t, j], out_probs[t, j] = token, prob
+        _insert(t, i, out_ids[t, i], out_probs[t, i], out_ids, out_probs)
+
+
+@_inlined
+@no_type_check
+def _insert(t, j, token, value, ids, values):
+    """Puts an entry among the j in front: by falling value, ties by rising id."""
+    while j > 0 and (
+        values[t, j - 1] < value
+        or (values[t, j - 1] == value and ids[t, j - 1] > token)
+    ):
+        ids[t, j], values[t, j] = ids[t, j - 1], values[t, j - 1]
+        j -= 1
+    ids[t, j], values[t, j] = token, value
