@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pipelines import scored, stage
+from pipelines import lexicons, scored, stage
 from schemas import cooccurrences, files, manifest, plan, scores
 from schemas.errors import SchemaError
 from schemas.manifest import Manifest
@@ -21,13 +21,20 @@ class CountConfig:
       source: scores folder of the source.
       target: scores folder of the target, of the same windows.
       output: folder of the counts.
+      reference: whether as the authors count.
       overwrite: whether counts of other scores are written anew.
     """
 
     source: str
     target: str
     output: str
+    reference: bool = False
     overwrite: bool = False
+
+    @property
+    def shaping(self) -> dict[str, bool]:
+        """What shapes the counts beside the scores."""
+        return {"reference": self.reference}
 
 
 def inputs_of(config: CountConfig) -> dict[str, str]:
@@ -52,17 +59,23 @@ def inputs_of(config: CountConfig) -> dict[str, str]:
 
 def fingerprint_of(config: CountConfig) -> str:
     """Returns the fingerprint of the counts, made or not."""
-    return stage.identity(cooccurrences.STAGE, {}, inputs_of(config))
+    return stage.identity(cooccurrences.STAGE, config.shaping, inputs_of(config))
 
 
 def work_of(config: CountConfig) -> CountSlices:
     """Returns what is to be done with each slice."""
+    source, target = map(scored.tokenizer_of, (config.source, config.target))
+    if config.reference:
+        folder = files.join(config.output, cooccurrence.LEXICONS)
+        for name, own in (("source", source), ("target", target)):
+            lexicons.write_lexicon(folder, name, own, target, "statistics")
     return CountSlices(
         windows=_windows(config),
-        source=_scored(config.source, scored.tokenizer_of(config.source)),
-        target=_scored(config.target, scored.tokenizer_of(config.target)),
+        source=_scored(config.source, source),
+        target=_scored(config.target, target),
         output=config.output,
         identity=fingerprint_of(config),
+        reference=config.reference,
         overwrite=config.overwrite,
     )
 
@@ -74,29 +87,43 @@ def _windows(config: CountConfig) -> str:
 
 def _scored(folder: str, own: Tokenizer) -> Scored:
     controls = tuple(i for i, piece in enumerate(own.token_bytes) if piece is None)
-    return Scored(scores=folder, size=own.size, controls=controls)
+    return Scored(
+        scores=folder, tokenizer=own.fingerprint, size=own.size, controls=controls
+    )
+
+
+def is_whole(config: CountConfig) -> bool:
+    """Says whether all windows were counted.
+
+    Raises:
+      SchemaError: if the folder holds counts of other scores.
+    """
+    return stage.whole(
+        config.output,
+        cooccurrences.STAGE,
+        config.shaping,
+        inputs_of(config),
+        overwrite=config.overwrite,
+    )
 
 
 def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Manifest:
     """Counts all windows that two models have scored, and describes the counts."""
-    inputs, overwrite = inputs_of(config), config.overwrite
-    if not stage.whole(
-        config.output, cooccurrences.STAGE, {}, inputs, overwrite=overwrite
-    ):
+    if not is_whole(config):
         windows = _windows(config)
         stage.do_slices("count", work_of(config), windows, None, runner_flags)
         stage.finish(
             config.output,
             cooccurrences.STAGE,
-            settings={},
-            inputs=inputs,
+            settings=config.shaping,
+            inputs=inputs_of(config),
             origins={
                 "windows": windows,
                 "target": config.target,
                 "sources": [f"source={config.source}"],
             },
             names=[piece.output for piece in plan.read(windows)],
-            overwrite=overwrite,
+            overwrite=config.overwrite,
             count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
         )
     return manifest.read(config.output, cooccurrences.STAGE)
@@ -119,6 +146,7 @@ def check(folder: str, made: Manifest) -> str:
         source=files.resolve(folder, source.partition("=")[2]),
         target=manifest.origin(folder, made, "target"),
         output=folder,
+        reference=made.settings["reference"],
     )
     if fingerprint_of(config) != made.fingerprint:
         raise SchemaError(

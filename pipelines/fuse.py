@@ -6,18 +6,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import launch, stage, weights
+from pipelines import launch, maps, scored, stage, weights
+from pipelines.counting import CountConfig
 from pipelines.weights import Weights
 from schemas import files, fused, manifest, plan, scores, settings, windows
 from schemas.errors import SchemaError
 from schemas.manifest import Manifest
 from schemas.settings import setting
-from transforms import fuse, rows, tokenizer
-from transforms.functional import codec, vocabulary
+from transforms import fuse, rows
+from transforms.functional import codec
 from transforms.fuse import FuseSlices
 from transforms.mixing import Mixing
 from transforms.sources import Source
-from transforms.tokenizer import Tokenizer
+from transforms.strategies import Strategy
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -33,7 +34,7 @@ class FuseConfig:
         shapes_output=False,
     )
     output: str = setting(help="fused folder to write", shapes_output=False)
-    strategy: Literal["spans", "exact", "mined", "statistics"] = setting(
+    strategy: Strategy = setting(
         "spans",
         help="how tokens are aligned: by byte spans, or by dynamic time warping; that"
         " keeps pairs of equal strings (exact), and those that a vocabulary map pairs,"
@@ -66,6 +67,12 @@ class FuseConfig:
         True, help="let the target's own distributions be a candidate"
     )
     top_k: int = setting(10, help="entries kept for each position")
+    tail_samples: int = setting(
+        0,
+        help="entries drawn for each position, by probability, from what is not kept;"
+        " 0: it is all tail",
+        omit_default=True,
+    )
     seq_length: int = setting(2048, help="tokens of a training row at most")
     slices: str | None = setting(
         None,
@@ -80,6 +87,11 @@ class FuseConfig:
         """Checks what can be checked without reading a file."""
         if not 1 <= self.top_k <= codec.MAX_K:
             raise ValueError(f"top_k must be in [1, {codec.MAX_K}], got {self.top_k}")
+        if not 0 <= self.tail_samples <= codec.MAX_K - self.top_k:
+            raise ValueError(
+                f"tail_samples must be in [0, {codec.MAX_K} - top_k], got"
+                f" {self.tail_samples} with top_k = {self.top_k}"
+            )
         if self.seq_length < 1:
             raise ValueError(f"seq_length must be positive, got {self.seq_length}")
         if not self.temperature >= 0:
@@ -155,29 +167,13 @@ def inputs_of(config: FuseConfig) -> dict[str, Any]:
     """
     found = {"windows": manifest.read(config.windows, windows.STAGE).fingerprint}
     for name, folder in {"target": config.target, **config.named_sources()}.items():
-        scored = manifest.read(folder, scores.STAGE)
-        if scored.inputs["windows"] != found["windows"]:
+        made = manifest.read(folder, scores.STAGE)
+        if made.inputs["windows"] != found["windows"]:
             raise SchemaError(
                 f"the scores in {folder} must be of the windows in {config.windows},"
                 " but are of others; score these windows"
             )
-        found[f"scores:{name}"] = scored.fingerprint
-    return found
-
-
-def tokenizer_of(folder: str) -> Tokenizer:
-    """Loads the tokenizer that scores were made with.
-
-    Raises:
-      SchemaError: if what is there now is another tokenizer.
-    """
-    scored = manifest.read(folder, scores.STAGE)
-    found = tokenizer.load(scored.origins["tokenizer"])
-    if found.fingerprint != scored.inputs["tokenizer"]:
-        raise SchemaError(
-            f"the scores in {folder} were made with another tokenizer than the one now"
-            f" at {scored.origins['tokenizer']}; put it back, or score again"
-        )
+        found[f"scores:{name}"] = made.fingerprint
     return found
 
 
@@ -194,29 +190,51 @@ def shaping(config: FuseConfig) -> dict[str, Any]:
     return shaped
 
 
-def work_of(config: FuseConfig, inputs: dict[str, Any]) -> FuseSlices:
+def work_of(
+    config: FuseConfig, inputs: dict[str, Any], runner_flags: Sequence[str] = ()
+) -> FuseSlices:
     """Builds the vocabulary maps, and returns what is to be done with each slice."""
-    target = tokenizer_of(config.target)
-    sources = []
+    target = scored.tokenizer_of(config.target)
+    folder = files.join(config.output, fuse.MAPS)
+    sources: dict[str, Source] = {}
     # The target's map onto itself tells what its tokens spell.
-    for name, folder in {**config.named_sources(), "target": config.target}.items():
-        own = tokenizer_of(folder)
-        with files.publish(
-            files.join(config.output, fuse.MAPS, f"{name}.parquet")
-        ) as sink:
-            vocabulary.save_map(vocabulary.build_map(own, target), sink)
-        if name in config.named_sources():
-            sources.append(_source(name, folder, own))
+    for name, place in {**config.named_sources(), "target": config.target}.items():
+        own = scored.tokenizer_of(place)
+        maps.write_maps(
+            folder, name, own, target, config.strategy, reference=config.reference
+        )
+        counts = None
+        if config.strategy == "statistics":
+            counted = _counting(config, name, place)
+            maps.count(counted, runner_flags, slices=config.slices)
+            counts = maps.write_statistics(folder, name, own, target, counted)
+        sources[name] = Source(
+            name=name,
+            scores=place,
+            tokenizer=own.fingerprint,
+            eos_id=own.eos_id,
+            counts=counts,
+        )
     return FuseSlices(
         windows=config.windows,
-        target=_source("target", config.target, target),
-        sources=tuple(sources),
+        target=sources["target"],
+        sources=tuple(sources[name] for name in config.named_sources()),
         output=config.output,
         strategy=config.strategy,
         mixing=mixing_of(config),
         seq_length=config.seq_length,
         vocabulary_size=target.size,
         identity=stage.identity(fused.STAGE, shaping(config), inputs),
+        overwrite=config.overwrite,
+    )
+
+
+def _counting(config: FuseConfig, name: str, place: str) -> CountConfig:
+    return CountConfig(
+        source=place,
+        target=config.target,
+        output=files.join(config.output, fuse.MAPS, f"{name}.counts"),
+        reference=config.reference,
         overwrite=config.overwrite,
     )
 
@@ -231,15 +249,10 @@ def mixing_of(config: FuseConfig) -> Mixing:
         reference=config.reference,
         temperature=config.temperature,
         top_k=config.top_k,
+        tail_samples=config.tail_samples,
         shares=static.shares(names) if static else (),
         domain_shares=static.domain_shares(names) if static else {},
         target_first=config.include_target,
-    )
-
-
-def _source(name: str, folder: str, own: Tokenizer) -> Source:
-    return Source(
-        name=name, scores=folder, tokenizer=own.fingerprint, eos_id=own.eos_id
     )
 
 
@@ -257,7 +270,7 @@ def fuse_scores(
         config.output, fused.STAGE, shaped, inputs, overwrite=config.overwrite
     ):
         return manifest.read(config.output, fused.STAGE)
-    work = work_of(config, inputs)
+    work = work_of(config, inputs, runner_flags)
     whole = stage.do_slices("fuse", work, config.windows, config.slices, runner_flags)
     if not whole:
         return None

@@ -2,9 +2,10 @@ r"""fusebeam inspect: show windows, scores or fused rows as text.
 
 For windows, the text, and its tokens where a tokenizer is named. For scores, one line a
 position: the bytes and the text of the token that came next, its cost in bits, and the
-likeliest tokens with their probabilities. For fused rows the same of the fused
-distribution, with the source that weighs most in each window. For a folder that holds
-such folders, the commands that show them.
+likeliest tokens with their probabilities; then, where tokens were drawn from the rest,
+its mass and these. For fused rows the same of the fused distribution, with the source
+that weighs most in each window. For a folder that holds such folders, the commands that
+show them.
 
 Tokens stand in quotes, with \n and the like escaped, and \xNN for a byte that is no
 UTF-8 by itself. Control characters of a text are escaped, new lines and tabs apart.
@@ -27,7 +28,7 @@ from schemas.fused import FusedRow
 from schemas.scores import Score
 from schemas.windows import Window
 from transforms import tokenizer
-from transforms.functional import codec, ranks, weigh
+from transforms.functional import codec, ranks, tail, weigh
 from transforms.tokenizer import Tokenizer
 
 _DIM, BOLD, RED, _GREEN, _OFF = (f"\x1b[{n}m" for n in (2, 1, 31, 32, 0))
@@ -80,6 +81,7 @@ class Page:
             yield self.paint(f"failed: {one_line(score.error)}", RED)
             return
         yield f"{score.bits_per_byte:.3f} bits per byte over {score.n_bytes} bytes"
+        rest = tail.rest_mass(score)
         for t, logprob in enumerate(score.gold_logprob):
             bits = float(-logprob / np.log(2))
             span = f"{score.byte_ends[t]}-{score.byte_ends[t + 1]}"
@@ -91,6 +93,9 @@ class Page:
                 )
                 if i >= 0
             ]
+            if score.sampled_ids is not None:
+                found = [shown(own, int(i)) for i in score.sampled_ids[t] if i >= 0]
+                kept.append(f"rest {rest[t]:.3f} {' '.join(found)}".rstrip())
             yield self._line(span, text, bits, kept)
 
     def row(

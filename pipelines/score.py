@@ -28,6 +28,12 @@ class ScoreConfig:
         shapes_output=False,
     )
     top_k: int = setting(10, help="entries kept for each position")
+    tail_samples: int = setting(
+        0,
+        help="ids drawn for each position, by probability, from what is not kept: an"
+        " unbiased tail",
+        omit_default=True,
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
         help="number format of weights; auto: bfloat16 where it is fast, as the"
@@ -65,6 +71,10 @@ class ScoreConfig:
         """Checks what can be checked without reading a file."""
         if self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if self.tail_samples < 0:
+            raise ValueError(
+                f"tail_samples must be at least 0, got {self.tail_samples}"
+            )
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens must be positive, got {self.batch_tokens}")
         if not 0 <= self.max_reject_fraction <= 1:
@@ -79,6 +89,7 @@ class ScoreConfig:
             model=self.model,
             tokenizer=self.tokenizer,
             top_k=self.top_k,
+            tail_samples=self.tail_samples,
             dtype=self.dtype,
             device=self.device,
             batch_tokens=self.batch_tokens,

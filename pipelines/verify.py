@@ -6,7 +6,7 @@ Every folder that a stage left at or below the given ones is read whole:
                 byte to its last; where all splits are there, the corpus is read again:
                 each document is kept byte for byte, or listed as left out
     scores      the same windows in the same order, whose tokens tile their bytes, or
-                failed with a reason
+                failed with a reason; no drawn id is one that was kept, or the next
     counts      of co-occurrences: every window, of the scores that are there
     fused       every window that the target scored stands in one row, once, token for
                 token; the scores are those that it was made of
@@ -209,6 +209,7 @@ def check_scores(folder: str, made: Manifest) -> str:
             continue
         done += 1
         _check_tiles(place, score, len(window.text.encode()))
+        _check_draws(place, score)
     _equal(folder, "windows", made.counts["windows"], done + failed)
     _equal(folder, "failed", made.counts["failed"], failed)
     return f"{done:,} windows scored + {failed:,} failed = all of {source}"
@@ -232,6 +233,20 @@ def _check_tiles(place: str, score: scores.Score, n_bytes: int) -> None:
     if ends[-1] != n_bytes:
         raise SchemaError(
             f"{place} must end at byte {n_bytes}, its tokens end at byte {ends[-1]}"
+        )
+
+
+def _check_draws(place: str, score: scores.Score) -> None:
+    """Checks that draws are of what is neither kept nor the token that comes next."""
+    drawn = score.sampled_ids
+    if drawn is None:
+        return
+    known = np.column_stack([score.top_ids, score.token_ids[1:]])
+    twice = (drawn[:, :, None] == known[:, None, :]).any(axis=2) & (drawn >= 0)
+    if (rows := np.flatnonzero(twice.any(axis=1))).size:
+        raise SchemaError(
+            f"{place} must have drawn ids that are neither kept nor the next token, at"
+            f" position {rows[0]} id {drawn[rows[0]][twice[rows[0]]][0]} is"
         )
 
 

@@ -1,6 +1,7 @@
 """Names of the arrays that travel between functions.
 
-Axes: t target positions, i source positions, k kept entries, n tokens, v vocabulary.
+Axes: t target positions, i source positions, k kept entries, r drawn ones, n tokens,
+v vocabulary.
 Shapes are checked under pytest only, by jaxtyping's import hook.
 
 A window of n tokens is stored with its start token in front, `token_ids[0]` (BOS, or
@@ -22,6 +23,12 @@ TopIds = Int32[np.ndarray, "t k"]
 
 TopLogprobs = Float32[np.ndarray, "t k"]
 """Natural-log probabilities over the full vocabulary; -inf where the id is -1."""
+
+SampledIds = Int32[np.ndarray, "t r"]
+"""Ids drawn from what a row does not keep, maybe twice; -1 where a draw found none."""
+
+Chances = Float64[np.ndarray, "t r"]
+"""Uniform random numbers in [0, 1), one a draw."""
 
 GoldLogprobs = Float32[np.ndarray, " t"]
 """Natural-log probability of the token that did come next."""

@@ -3,7 +3,7 @@
 A scores folder holds one Parquet file for each slice of the windows' plan, row for row
 in the order of the windows. List columns are flat, so that any Parquet reader shows
 them: row t of `top_ids` is `top_ids[t * k : (t + 1) * k]`, k being in the footer and in
-the manifest.
+the manifest. The column `sampled_ids`, r a position, is there where ids were drawn.
 """
 
 import dataclasses
@@ -15,7 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from schemas import parquet
-from schemas.arrays import ByteEnds, GoldLogprobs, TokenIds, TopIds, TopLogprobs
+from schemas.arrays import (
+    ByteEnds,
+    GoldLogprobs,
+    SampledIds,
+    TokenIds,
+    TopIds,
+    TopLogprobs,
+)
 from schemas.errors import SchemaError
 
 STAGE = "scores"
@@ -41,6 +48,9 @@ class Score:
       nll_nats: -sum of `gold_logprob` over the tokens that hold bytes that count.
       n_bytes: bytes that count: all of the window, or those of its loss spans.
       error: why the window could not be scored, or None.
+      sampled_ids: r ids a position, drawn with replacement by their probability from
+        what is neither kept nor `token_ids[t + 1]`; -1 where a draw found no id. None
+        where none were asked for. What they weigh: `transforms/functional/tail.py`.
     """
 
     window_id: str
@@ -53,6 +63,7 @@ class Score:
     nll_nats: float | None
     n_bytes: int
     error: str | None = None
+    sampled_ids: SampledIds | None = None
 
     def __post_init__(self) -> None:
         """Checks that the arrays belong together."""
@@ -61,6 +72,7 @@ class Score:
             len(self.byte_ends) - len(self.token_ids) + positions,
             *(len(a) for a in (self.top_ids, self.top_logprobs)),
             *(len(a) for a in (self.logsumexp, self.gold_logprob)),
+            *(len(a) for a in (self.sampled_ids,) if a is not None),
         ]
         if any(length != positions for length in lengths):
             raise SchemaError(
@@ -76,7 +88,9 @@ class Score:
         return self.nll_nats / np.log(2) / self.n_bytes
 
 
-def failed(window_id: str, n_bytes: int, error: str, k: int) -> Score:
+def failed(
+    window_id: str, n_bytes: int, error: str, k: int, tail_samples: int = 0
+) -> Score:
     """Returns the row of a window that could not be scored."""
     empty = np.zeros(0, np.float32)
     return Score(
@@ -90,6 +104,7 @@ def failed(window_id: str, n_bytes: int, error: str, k: int) -> Score:
         nll_nats=None,
         n_bytes=n_bytes,
         error=error,
+        sampled_ids=np.zeros((0, tail_samples), np.int32) if tail_samples else None,
     )
 
 
@@ -107,15 +122,32 @@ SCHEMA = pa.schema(
     ]
 )
 
-WRITER_OPTIONS: dict[str, Any] = {
-    "use_dictionary": ["error"],
-    "column_encoding": {
-        f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in (*_INTS, *_FLOATS)
-    },
-}
+_SAMPLED = pa.field("sampled_ids", pa.list_(pa.int32()))
 
 
-def to_table(scores: Sequence[Score]) -> pa.Table:
+def schema_of(tail_samples: int) -> pa.Schema:
+    """Returns the columns of a file with so many draws a position."""
+    return SCHEMA.append(_SAMPLED) if tail_samples else SCHEMA
+
+
+def options_of(schema: pa.Schema) -> dict[str, Any]:
+    """Returns the writer's options for these columns."""
+    return {
+        "use_dictionary": ["error"],
+        "column_encoding": {
+            f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _lists_of(schema)
+        },
+    }
+
+
+def _lists_of(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if pa.types.is_list(field.type)]
+
+
+WRITER_OPTIONS = options_of(SCHEMA)
+
+
+def to_table(scores: Sequence[Score], schema: pa.Schema = SCHEMA) -> pa.Table:
     """Packs scores into one Arrow table, in order; a failed window has null lists."""
     null = np.array([score.error is not None for score in scores])
     columns: dict[str, Any] = {
@@ -124,9 +156,9 @@ def to_table(scores: Sequence[Score]) -> pa.Table:
         "n_bytes": [score.n_bytes for score in scores],
         "error": [score.error for score in scores],
     }
-    for name in (*_INTS, *_FLOATS):
+    for name in _lists_of(schema):
         columns[name] = _lists([getattr(s, name).ravel() for s in scores], null)
-    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _lists(arrays: list[np.ndarray], null: np.ndarray) -> pa.ListArray:
@@ -135,19 +167,21 @@ def _lists(arrays: list[np.ndarray], null: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays)))
 
 
-def from_table(table: pa.Table, k: int) -> list[Score]:
+def from_table(table: pa.Table, k: int, tail_samples: int = 0) -> list[Score]:
     """Unpacks the scores of an Arrow table without copying the numbers."""
     table = table.combine_chunks()
-    lists = {name: _split(table.column(name)) for name in (*_INTS, *_FLOATS)}
+    names = _lists_of(schema_of(tail_samples))
+    lists = {name: _split(table.column(name)) for name in names}
     plain = {
         name: table.column(name).to_pylist()
         for name in ("window_id", "nll_nats", "n_bytes", "error")
     }
+    widths = {"top_ids": k, "top_logprobs": k, "sampled_ids": tail_samples}
     scores = []
     for row in range(table.num_rows):
-        record: dict[str, Any] = {name: lists[name][row] for name in lists}
-        for name in ("top_ids", "top_logprobs"):
-            record[name] = record[name].reshape(-1, k)
+        record: dict[str, Any] = {name: lists[name][row] for name in names}
+        for name in widths.keys() & record.keys():
+            record[name] = record[name].reshape(-1, widths[name])
         scores.append(Score(**record, **{n: plain[n][row] for n in plain}))
     return scores
 
@@ -168,9 +202,10 @@ def read(path: str) -> Iterator[list[Score]]:
     Raises:
       SchemaError: if the file is corrupt or has no `k` in its footer.
     """
-    k = parquet.footer(path).get("k")
+    footer = parquet.footer(path)
+    k, tail_samples = footer.get("k"), footer.get("tail_samples", 0)
     if not isinstance(k, int):
         raise SchemaError(f"the footer of {path} must name k, got {k!r}")
-    for table in parquet.read(path, SCHEMA):
+    for table in parquet.read(path, schema_of(tail_samples)):
         if table.num_rows:
-            yield from_table(table, k)
+            yield from_table(table, k, tail_samples)

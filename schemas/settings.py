@@ -20,7 +20,11 @@ Config = TypeVar("Config")
 
 
 def setting(
-    default: Any = dataclasses.MISSING, *, help: str, shapes_output: bool = True
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    shapes_output: bool = True,
+    omit_default: bool = False,
 ) -> Any:
     """Declares a field of a settings dataclass.
 
@@ -28,10 +32,11 @@ def setting(
       default: its value when not given; left out, it must be given.
       help: what it is for and its unit, as `--help` shows it.
       shapes_output: whether the bytes written depend on it.
+      omit_default: whether its default leaves no trace in manifests and fingerprints,
+        so that folders of before the setting existed are still the same work.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "shapes_output": shapes_output}
-    )
+    told = {"help": help, "shapes_output": shapes_output, "omit_default": omit_default}
+    return dataclasses.field(default=default, metadata=told)
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -44,8 +49,14 @@ def shaping(config: Any) -> dict[str, Any]:
     return {
         f.name: _plain(getattr(config, f.name))
         for f in dataclasses.fields(config)
-        if f.metadata.get("shapes_output", True)
+        if f.metadata.get("shapes_output", True) and not _omitted(config, f)
     }
+
+
+def _omitted(config: Any, f: dataclasses.Field[Any]) -> bool:
+    """Says whether a setting is at a default that leaves no trace."""
+    at_default = bool(getattr(config, f.name) == f.default)
+    return at_default and f.metadata.get("omit_default", False)
 
 
 def fingerprint(config: Any, **more: Any) -> str:

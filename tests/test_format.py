@@ -27,6 +27,10 @@ def test_every_column_is_documented(module: object) -> None:
     assert set(module.SCHEMA.names) - TOLD == set()  # type: ignore[attr-defined]
 
 
+def test_the_column_of_drawn_ids_is_documented() -> None:
+    assert set(scores.schema_of(1).names) - TOLD == set()
+
+
 def test_the_columns_of_the_protected_shingles_are_documented() -> None:
     assert set(prepare._INDEX_SCHEMA.names) - TOLD == set()
 

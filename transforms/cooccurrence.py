@@ -18,9 +18,14 @@ import pyarrow as pa
 from schemas import cooccurrences, files, parquet
 from schemas.plan import Slice
 from schemas.scores import Score
-from transforms import joined
-from transforms.functional import cooccurrence
-from transforms.functional.cooccurrence import Counts, Tokens
+from schemas.windows import Window
+from transforms import joined, strategies
+from transforms.functional import cooccurrence, reference_rows
+from transforms.functional.cooccurrence import Counts, Keys, Tokens
+from transforms.functional.reference_rows import Lexicon
+
+LEXICONS = "lexicons"
+"""Folder, within one of counts, of what the authors' pairs take."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +34,13 @@ class Scored:
 
     Attributes:
       scores: its scores folder.
+      tokenizer: its fingerprint.
       size: ids of its tokenizer.
       controls: ids that are no text, rising.
     """
 
     scores: str
+    tokenizer: str
     size: int
     controls: tuple[int, ...]
 
@@ -55,6 +62,8 @@ class CountSlices:
       target: the target.
       output: the folder of the counts.
       identity: digest of all inputs.
+      reference: whether pairs are the authors': of tokens decoded one by one, control
+        tokens among them. Then `output` holds the lexicons "source" and "target".
       overwrite: whether files of other inputs are written anew.
     """
 
@@ -63,6 +72,7 @@ class CountSlices:
     target: Scored
     output: str
     identity: str
+    reference: bool = False
     overwrite: bool = False
 
     @property
@@ -89,9 +99,8 @@ class CountSlices:
             if any(score.error is not None for score in said):
                 failed += 1
                 continue
-            source, target = map(_tokens, said, sides)
-            keys.append(cooccurrence.find_pairs(window.text.encode(), source, target))
-            tokens += len(target.token_ids)
+            keys.append(self._pairs(window, *said))
+            tokens += len(said[1].token_ids)
         counts = cooccurrence.tally(keys)
         tables.write(
             cooccurrences.to_table(
@@ -99,6 +108,30 @@ class CountSlices:
             )
         )
         tables.footer.update(windows=len(keys), failed=failed, tokens=tokens)
+
+    def _pairs(self, window: Window, source: Score, target: Score) -> Keys:
+        """Lists the pairs of one window."""
+        if self.reference:
+            return reference_rows.pair_window(
+                source.token_ids, target.token_ids, self._lexicon()
+            )
+        return cooccurrence.find_pairs(
+            window.text.encode(),
+            _tokens(source, self.source),
+            _tokens(target, self.target),
+        )
+
+    def _lexicon(self) -> Lexicon:
+        return _load_lexicon(
+            files.join(self.output, LEXICONS),
+            self.source.tokenizer,
+            self.target.tokenizer,
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _load_lexicon(folder: str, source: str, target: str) -> Lexicon:
+    return strategies.load_lexicon(folder, ("source", source), ("target", target))
 
 
 def _tokens(score: Score, side: Scored) -> Tokens:

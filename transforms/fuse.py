@@ -1,10 +1,9 @@
 """Fuses the scores of a slice: zip the sources, align, project, mix, pack, encode."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,34 +13,28 @@ from schemas.fused import FusedRow
 from schemas.plan import Slice
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import rows, sources
+from transforms import joined, rows, sources, strategies
 from transforms.functional import (
-    align,
+    chances,
     chunks,
     fuse,
     pack,
     project,
     ranks,
-    vocabulary,
+    tail,
     weigh,
 )
 from transforms.functional.chunks import Chunks
+from transforms.functional.fuse import Fused
 from transforms.functional.project import Projected
-from transforms.functional.vocabulary import VocabularyMap
+from transforms.functional.transfer import Transferred
 from transforms.mixing import Mixing
 from transforms.rows import FusedWindow
 from transforms.sources import Source
+from transforms.strategies import Strategy
 
 MAPS = "maps"
 """Folder, within a fused folder, of the vocabulary map of each source."""
-
-
-@functools.lru_cache(maxsize=16)
-def _map(path: str, source: str, target: str) -> VocabularyMap:
-    with files.open_input(path) as file:
-        return vocabulary.load_map(
-            file, source_fingerprint=source, target_fingerprint=target
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +59,7 @@ class FuseSlices:
     target: Source
     sources: tuple[Source, ...]
     output: str
-    strategy: Literal["spans", "exact", "mined", "statistics"]
+    strategy: Strategy
     mixing: Mixing
     seq_length: int
     vocabulary_size: int
@@ -122,11 +115,9 @@ class FuseSlices:
 
     def _read(self, piece: Slice) -> Iterable[tuple[Window, Score, list[Score]]]:
         """Yields each window with what the target and the candidates say of it."""
-        models = (self.target, *self.sources)
-        for window, (target, *said) in sources.side_by_side(
-            self.windows, models, piece
-        ):
-            yield window, target, said
+        folders = [one.scores for one in (self.target, *self.sources)]
+        for window, (target, *said) in joined.read(self.windows, piece, folders):
+            yield window, target, [tail.join_draws(one) for one in said]
 
     def _wider_costs(self, piece: Slice) -> Iterable[np.ndarray | None]:
         """Yields for each window what the stretch around it costs the candidates.
@@ -168,12 +159,13 @@ class FuseSlices:
           costs: (s,) what they are weighed by; None where it is of this window alone.
         """
         pairs = list(zip(self.sources, candidates, strict=True))
-        projected = [self._project(window, target, *pair) for pair in pairs]
-        covered = np.stack([one.covered for one in projected], axis=-1)
+        moved = [self._transfer(window, target, *pair) for pair in pairs]
+        projected = [one.projected for one in moved]
+        used = np.stack([one.used for one in moved], axis=-1)
         if costs is None:
-            costs = self._own_costs(window, target, candidates, covered)
+            costs = self._own_costs(window, target, candidates, used)
         weights = self.mixing.weigh(costs, window.domain)
-        mixture = fuse.fuse_rows(projected, weights, k=self.mixing.top_k)
+        mixture = self._mix(window, projected, weights)
         if weights.ndim == 2:
             each = weights[mixture.covered]
             weights = each.mean(axis=0) if len(each) else np.zeros(len(pairs))
@@ -184,56 +176,52 @@ class FuseSlices:
             rows=mixture,
             weights=weights,
             logprobs=-np.array([_nats(score) for score in candidates]),
-            coverage=covered.mean(axis=0),
+            coverage=used.mean(axis=0),
             chunks=self._chunks(window, target, pairs, weights),
         )
 
-    def _project(
+    def _mix(
+        self, window: Window, projected: Sequence[Projected], weights: np.ndarray
+    ) -> Fused:
+        """Mixes rows, and cuts them down to what is kept."""
+        k, draws = self.mixing.top_k, self.mixing.tail_samples
+        if not draws:
+            return fuse.fuse_rows(projected, weights, k=k)
+        every = sum(source.ids.shape[1] for source in projected)
+        rows = fuse.fuse_rows(projected, weights, k=every)
+        decide = chances.derive("fuse", window.window_id, len(rows.covered), draws)
+        return tail.thin_rows(rows, k=k, chances=decide)
+
+    def _transfer(
         self, window: Window, target: Score, source: Source, score: Score
-    ) -> Projected:
+    ) -> Transferred:
         """Brings one source's rows to the target's positions and vocabulary."""
         # All of a source's entries and the gold are kept until they are mixed.
-        k = max(self.mixing.top_k, score.top_ids.shape[1]) + 1
+        widest = max(score.top_ids.shape[1], target.top_ids.shape[1])
+        k = max(self.mixing.top_k, widest) + 1
         if score.error is not None:
-            return project.project_nothing(len(target.token_ids) - 1, k=k)
-        if self.strategy == "spans":
-            return self._project_spans(window, target, source, score, k)
-        raise NotImplementedError(f"strategy {self.strategy} is not wired yet")
-
-    def _project_spans(
-        self, window: Window, target: Score, source: Source, score: Score, k: int
-    ) -> Projected:
-        alignment = align.align_spans(
-            target.byte_ends, score.byte_ends, eos=self._eos(window, source)
+            nothing = project.project_nothing(len(target.token_ids) - 1, k=k)
+            return Transferred(projected=nothing, used=nothing.covered)
+        pair = strategies.load_pair(
+            files.join(self.output, MAPS),
+            source,
+            self.target,
+            self.strategy,
+            self.mixing.reference,
+            source.counts,
         )
-        mapping, own = self._map_of(source), self._map_of(self.target)
-        begins_alike = mapping.puts_space(
-            score.token_ids, score.byte_ends
-        ) == own.puts_space(target.token_ids, target.byte_ends)
-        return project.project_rows(
-            alignment,
-            score,
-            mapping,
-            target.token_ids,
-            begins_alike=begins_alike,
-            k=k,
-        )
+        return pair.rows(window, score, target, eos=self._eos(window, source), k=k)
 
     def _eos(self, window: Window, source: Source) -> bool:
         """Says whether both tokenizations of a window end with their EOS."""
         return source.ends_with_eos(window) and self.target.ends_with_eos(window)
-
-    def _map_of(self, source: Source) -> VocabularyMap:
-        """Loads the map of a source, or the target's onto itself."""
-        path = files.join(self.output, MAPS, f"{source.name}.parquet")
-        return _map(path, source.tokenizer, self.target.tokenizer)
 
     def _own_costs(
         self,
         window: Window,
         target: Score,
         candidates: Sequence[Score],
-        covered: np.ndarray,
+        used: np.ndarray,
     ) -> np.ndarray:
         """Says what a window (s,), or each of its positions (t, s), costs."""
         if self.mixing.fusion == "static":  # all that counts is who has scored it
@@ -242,7 +230,7 @@ class FuseSlices:
             return np.array([_metric(window, score) for score in candidates])
         if self.mixing.granularity == "window":
             return np.array([score.bits_per_byte for score in candidates])
-        costs = np.full(covered.shape, np.nan)
+        costs = np.full(used.shape, np.nan)
         for s, (source, score) in enumerate(zip(self.sources, candidates, strict=True)):
             if score.error is None:
                 costs[:, s] = weigh.position_costs(
@@ -252,7 +240,7 @@ class FuseSlices:
                     eos=self._eos(window, source),
                 )
         # A source that is silent at a position is out there, not the position.
-        costs[~covered] = np.nan
+        costs[~used] = np.nan
         return costs
 
     def _chunks(

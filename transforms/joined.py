@@ -26,14 +26,7 @@ def read(
     Raises:
       SchemaError: if a file holds other windows than the plan, or in other order.
     """
-    paths = [files.join(one, piece.output) for one in scored]
-    for path in paths:
-        if (digest := parquet.footer(path).get("digest")) != piece.digest:
-            raise SchemaError(
-                f"{path} must hold the windows of slice {piece.index} of {folder}"
-                f" (digest {piece.digest}), but was made of others (digest {digest});"
-                " score these windows again"
-            )
+    paths = [scores_of(folder, one, piece) for one in scored]
     readers = [windows.read_slice(folder, piece), *map(scores.read, paths)]
     for groups in zip(*readers, strict=True):
         for window, *said in zip(*groups, strict=True):
@@ -44,3 +37,19 @@ def read(
                         f" does, but holds {score.window_id}; score these windows again"
                     )
             yield window, said
+
+
+def scores_of(folder: str, scored: str, piece: Slice) -> str:
+    """Names the file of a slice in a scores folder.
+
+    Raises:
+      SchemaError: if it was made of other windows.
+    """
+    path = files.join(scored, piece.output)
+    if (digest := parquet.footer(path).get("digest")) != piece.digest:
+        raise SchemaError(
+            f"{path} must hold the windows of slice {piece.index} of {folder} (digest"
+            f" {piece.digest}), but was made of others (digest {digest}); score these"
+            " windows again"
+        )
+    return path

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,26 +23,33 @@ class Kept:
     logsumexp: Float32[np.ndarray, " p"]
     gold_logprob: Float32[np.ndarray, " p"]
     finite: Bool[np.ndarray, " p"]
+    sampled_ids: Int32[np.ndarray, "p r"]
 
 
-Reduced = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Reduced = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """The fields of `Kept`, on the device."""
 
 
 def reduce_logits(
-    logits: Float[Tensor, "p v"], gold_ids: Int64[Tensor, " p"], n_ids: int, k: int
+    logits: Float[Tensor, "p v"],
+    gold_ids: Int64[Tensor, " p"],
+    chances: Float64[Tensor, "p r"],
+    n_ids: int,
+    k: int,
 ) -> Reduced:
     """Keeps the k likeliest ids, the log-sum-exp and the gold logprob of each position.
 
     log p(v) = z[p, v] - logsumexp(z[p, :]), over all logits, in float32. The kept
     logprobs are rounded to float16's 11 significant bits, after they have been ordered.
     A logit of minus infinity is a probability of 0: it is never kept, and where the
-    gold token has it the position is not finite.
+    gold token has it the position is not finite. Of what is neither kept nor gold, r
+    ids are drawn; see `draw_rest`.
 
     Args:
       logits: overwritten where they are float32. Each pass over them counts, so that
         other types are widened in the one pass that writes.
       gold_ids: the tokens that do come next.
+      chances: uniform random numbers in [0, 1), one a draw; r may be 0.
       n_ids: ids that may be kept: those below it.
       k: entries to keep; where there are fewer, id -1 and logprob -inf follow.
 
@@ -54,7 +61,8 @@ def reduce_logits(
     gold = logits.gather(1, gold_ids[:, None])[:, 0].float()
     peak = torch.cat([peaks, logits[:, n_ids:]], 1).amax(1, keepdim=True).float()
     shifted = logits.sub_(peak) if logits.dtype == torch.float32 else logits - peak
-    logsumexp = peak[:, 0] + shifted.exp_().sum(1).log()
+    weights = shifted.exp_()
+    logsumexp = peak[:, 0] + weights.sum(1).log()
     logprobs = (kept - logsumexp[:, None]).clamp(_LOWEST, 0).half().float()
     missing = kept == -torch.inf
     behind = (0, k - kept.shape[1])
@@ -64,19 +72,21 @@ def reduce_logits(
         logsumexp,
         (gold - logsumexp).clamp(max=0),
         logsumexp.isfinite() & gold.isfinite(),
+        draw_rest(weights, torch.cat([ids, gold_ids[:, None]], 1), chances, n_ids),
     )
 
 
 def to_arrays(parts: list[Reduced]) -> Kept:
     """Joins the positions of several parts and brings them to the host."""
     joined = [torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)]
-    ids, logprobs, logsumexp, gold, finite = joined
+    ids, logprobs, logsumexp, gold, finite, sampled_ids = joined
     return Kept(
         top_ids=ids,
         top_logprobs=logprobs,
         logsumexp=logsumexp,
         gold_logprob=gold,
         finite=finite,
+        sampled_ids=sampled_ids,
     )
 
 
@@ -118,6 +128,67 @@ def top_k(
     near = logits.gather(1, ids.clamp(max=v - 1)).float()
     places = _first(near.masked_fill(ids >= v, -torch.inf), k)
     return ids.gather(1, places), near.gather(1, places)
+
+
+def draw_rest(
+    weights: Float32[Tensor, "p v"],
+    taken: Int64[Tensor, "p k"],
+    chances: Float64[Tensor, "p r"],
+    n_ids: int,
+) -> Int32[Tensor, "p r"]:
+    """Draws ids in proportion to their weights, with replacement, but none taken.
+
+    A draw is the id at which the cumulated weights of the others pass its chance times
+    their sum. As in `top_k` the vocabulary is read once, for the tiles' sums; then one
+    tile is searched for each draw. So nothing as large as the weights is made, and what
+    is summed in float32 are 64 numbers at most.
+
+    Args:
+      weights: 0 or more; those of taken ids are overwritten with 0. A position where
+        one is not finite gets some ids or other.
+      taken: ids that are not to be drawn, maybe twice.
+      chances: in [0, 1), one a draw.
+      n_ids: ids that may be told: a draw from n_ids on is -1.
+
+    Returns:
+      The ids; -1 too where no other has weight.
+    """
+    if chances.shape[1] == 0:
+        return taken.new_empty(chances.shape, dtype=torch.int32)
+    v = weights.shape[1]
+    weights.scatter_(1, taken, 0.0)
+    sums = tile_sums(weights).double()
+    ends = sums.cumsum(1)
+    aims = chances * ends[:, -1:]
+    tiles = _passing(ends, aims)  # (p, r)
+    aims = aims - (ends - sums).gather(1, tiles)
+    ids = tiles[:, :, None] * _TILE + torch.arange(_TILE, device=weights.device)
+    near = weights.gather(1, ids.clamp(max=v - 1).flatten(1)).view(ids.shape)
+    ends = near.masked_fill_(ids >= v, 0.0).double().cumsum(2)  # (p, r, 64)
+    places = _passing(ends, aims[:, :, None])
+    drawn = (tiles * _TILE + places[:, :, 0]).clamp(max=v - 1)
+    told = (drawn < n_ids) & (weights.gather(1, drawn) > 0)
+    return drawn.masked_fill(~told, -1).int()
+
+
+def tile_sums(weights: Float32[Tensor, "p v"]) -> Float32[Tensor, "p w"]:
+    """Sums each tile: 64 ids, or what is left of them."""
+    edge = weights.shape[1] - weights.shape[1] % _TILE
+    sums = weights[:, :edge].view(len(weights), -1, _TILE).sum(2)
+    return torch.cat([sums, weights[:, edge:].sum(1, keepdim=True)], 1)
+
+
+def _passing(
+    ends: Float64[Tensor, "*p n"], aims: Float64[Tensor, "*p m"]
+) -> Int64[Tensor, "*p m"]:
+    """Returns the first place whose end is above the aim.
+
+    Where rounding puts an aim at the last end or above, it is the last place that has
+    weight; so no place without weight is returned while there is one with it.
+    """
+    last = torch.searchsorted(ends, ends[..., -1:].contiguous())
+    found = torch.searchsorted(ends, aims.contiguous(), right=True)
+    return torch.minimum(found, last).clamp(max=ends.shape[-1] - 1)
 
 
 def _first(values: Float32[Tensor, "p n"], k: int) -> Int64[Tensor, "p k"]:

@@ -22,6 +22,8 @@ class Mixing:
       reference: whether costs and weights are the authors' own.
       temperature: of avgce, in bits per byte.
       top_k: entries kept for each position.
+      tail_samples: entries drawn for each position from what else the sources say;
+        0 = none, all that is not kept is tail.
       shares: of "static", the weight of each source, in the sources' order.
       domain_shares: the same for the domains that have their own.
       target_first: under `reference`, whether the first source is the target itself.
@@ -32,6 +34,7 @@ class Mixing:
     reference: bool
     temperature: float
     top_k: int
+    tail_samples: int = 0
     shares: tuple[float, ...] = ()
     domain_shares: Mapping[str, tuple[float, ...]] = dataclasses.field(
         default_factory=dict

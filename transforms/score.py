@@ -84,12 +84,12 @@ class ScoreSlices:
     @property
     def schema(self) -> pa.Schema:
         """Columns of the files."""
-        return scores.SCHEMA
+        return scores.schema_of(self.settings.tail_samples)
 
     @property
     def options(self) -> dict[str, Any]:
         """Options of the writer."""
-        return scores.WRITER_OPTIONS
+        return scores.options_of(self.schema)
 
     def fingerprint(self, piece: Slice) -> str:
         """Digests all that shapes the file of a slice."""
@@ -103,8 +103,11 @@ class ScoreSlices:
         self._check(piece, batch.scores)
         start = 0
         for group in groups:
-            tables.write(scores.to_table(batch.scores[start : start + len(group)]))
+            made = batch.scores[start : start + len(group)]
+            tables.write(scores.to_table(made, self.schema))
             start += len(group)
+        if self.settings.tail_samples:
+            tables.footer["tail_samples"] = self.settings.tail_samples
         tables.footer.update(
             k=self.settings.top_k,
             windows=len(batch.scores),

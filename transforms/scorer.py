@@ -23,7 +23,7 @@ from schemas.scores import Score
 from schemas.windows import Window
 from transforms import allocator, causal, checkpoint, logits, tokenizer
 from transforms.causal import Dtype
-from transforms.functional import batches, counted
+from transforms.functional import batches, chances, counted
 from transforms.logits import Kept
 from transforms.tokenizer import Encoding, Tokenizer
 
@@ -39,6 +39,7 @@ class ScorerSettings:
       model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
       tokenizer: the same for its tokenizer; None = the model's own.
       top_k: entries kept for each position; 0 = none.
+      tail_samples: ids drawn for each position from what is not kept; 0 = none.
       dtype: number format of the weights; `auto` is bfloat16 on a GPU that has it.
       device: `cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one.
       batch_tokens: tokens of a forward pass, padding included.
@@ -50,6 +51,7 @@ class ScorerSettings:
     model: str
     tokenizer: str | None = None
     top_k: int = 10
+    tail_samples: int = 0
     dtype: Dtype = "auto"
     device: str = "auto"
     batch_tokens: int = 4096
@@ -59,8 +61,9 @@ class ScorerSettings:
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
+        for name in ("top_k", "tail_samples"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens must be positive, got {self.batch_tokens}")
         if self.threads is not None and self.threads < 1:
@@ -105,6 +108,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         model,
         tokenizer.load(settings.tokenizer or settings.model),
         top_k=settings.top_k,
+        tail_samples=settings.tail_samples,
         batch_tokens=settings.batch_tokens,
     )
 
@@ -161,6 +165,7 @@ class Scorer:
         tokenizer: Tokenizer,
         *,
         top_k: int = 10,
+        tail_samples: int = 0,
         batch_tokens: int = 4096,
     ) -> None:
         """Wraps a loaded model.
@@ -169,6 +174,8 @@ class Scorer:
           model: a causal language model of transformers, in evaluation mode.
           tokenizer: its tokenizer.
           top_k: entries to keep for each position; 0 = none, which is faster.
+          tail_samples: ids to draw for each position from what is not kept, by
+            chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
 
         Raises:
@@ -179,6 +186,7 @@ class Scorer:
         self._longest = causal.longest_input(model)
         self._n_ids = min(self._halves.width, tokenizer.size)
         self._k = top_k
+        self._tail_samples = tail_samples
         self._batch_tokens = batch_tokens
         self._lock = threading.Lock()
 
@@ -192,7 +200,7 @@ class Scorer:
         encodings = _encode(self.tokenizer, windows)
         found = [self._checked(encoding) for encoding in encodings]
         sound = {p: e for p, e in enumerate(found) if isinstance(e, Encoding)}
-        kept, halved = self._run(sound)
+        kept, halved = self._run(windows, sound)
         made = [
             self._record(window, found[place], kept.get(place))
             for place, window in enumerate(windows)
@@ -218,7 +226,9 @@ class Scorer:
             )
         return encoding
 
-    def _run(self, sound: dict[int, Encoding]) -> tuple[dict[int, Kept | str], int]:
+    def _run(
+        self, windows: Sequence[Window], sound: dict[int, Encoding]
+    ) -> tuple[dict[int, Kept | str], int]:
         """Runs the model over windows by their places; counts the halved batches."""
         places = list(sound)
         lengths = [len(sound[place].token_ids) - 1 for place in places]
@@ -232,7 +242,8 @@ class Scorer:
             size = len(batch) * max(len(e.token_ids) - 1 for e in encodings)
             rows = None
             if len(batch) == 1 or size < too_large:
-                rows = self._run_batch(encodings)
+                names = [windows[place].window_id for place in batch]
+                rows = self._run_batch(names, encodings)
             if rows is not None:
                 kept.update(zip(batch, rows, strict=True))
             elif len(batch) == 1:
@@ -244,11 +255,13 @@ class Scorer:
                 halved += 1
         return kept, halved
 
-    def _run_batch(self, encodings: Sequence[Encoding]) -> list[Kept] | None:
+    def _run_batch(
+        self, names: Sequence[str], encodings: Sequence[Encoding]
+    ) -> list[Kept] | None:
         """Runs the model over one batch; None where memory does not hold it."""
         try:
             with self._lock:
-                kept = self._forward(encodings)
+                kept = self._forward(names, encodings)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -261,7 +274,7 @@ class Scorer:
         return logits.split(kept, ends)
 
     @torch.inference_mode()
-    def _forward(self, encodings: Sequence[Encoding]) -> Kept:
+    def _forward(self, names: Sequence[str], encodings: Sequence[Encoding]) -> Kept:
         """Keeps what is to be kept of all positions of a batch, row after row."""
         device = self._halves.device
         rows = [encoding.token_ids for encoding in encodings]
@@ -274,21 +287,26 @@ class Scorer:
             into[len(row) - 1 :] = int(row[-2])
         real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten()
         gold = torch.from_numpy(np.concatenate([row[1:] for row in rows])).long()
+        decide = torch.from_numpy(self._chances(names, lengths.tolist()))
         features = self._halves.features(ids.to(device)).flatten(0, 1)
         if not real.all():
             features = features[real.to(device)]  # (p, f)
-        parts = zip(
-            torch.split(features, _CHUNK),
-            torch.split(gold.to(device), _CHUNK),
-            strict=True,
-        )
+        fields = (features, gold.to(device), decide.to(device))
+        parts = zip(*(torch.split(field, _CHUNK) for field in fields), strict=True)
         return logits.to_arrays(
             [
                 logits.reduce_logits(
-                    self._halves.logits(part), next_ids, self._n_ids, self._k
+                    self._halves.logits(part), next_ids, chance, self._n_ids, self._k
                 )
-                for part, next_ids in parts
+                for part, next_ids, chance in parts
             ]
+        )
+
+    def _chances(self, names: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
+        """Returns what decides the draws of a batch: (p, r), row after row."""
+        pairs = zip(names, lengths, strict=True)
+        return np.concatenate(
+            [chances.derive("score", name, n, self._tail_samples) for name, n in pairs]
         )
 
     def _record(
@@ -300,7 +318,9 @@ class Scorer:
             kept = _not_finite(kept)
         if isinstance(encoding, str) or isinstance(kept, str):
             error = encoding if isinstance(encoding, str) else kept
-            return scores.failed(window.window_id, n_bytes, str(error), self._k)
+            return scores.failed(
+                window.window_id, n_bytes, str(error), self._k, self._tail_samples
+            )
         assert kept is not None
         counts = counted.counted_tokens(encoding.byte_ends, window.loss_spans)[1:]
         return Score(
@@ -313,6 +333,7 @@ class Scorer:
             gold_logprob=kept.gold_logprob,
             nll_nats=-float(kept.gold_logprob[counts].sum(dtype=np.float64)),
             n_bytes=n_bytes,
+            sampled_ids=kept.sampled_ids if self._tail_samples else None,
         )
 
 

@@ -1,22 +1,17 @@
-"""Scored models as candidates of fusion, their files read side by side.
-
-Nothing is shuffled: all of them hold the same windows in the same order, so a slice's
-files are read together, and window ids are compared row by row.
-"""
+"""Scored models as candidates of fusion, and what whole documents cost them."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float64, Int32
 
 from schemas import files, parquet, plan, scores, windows
-from schemas.errors import SchemaError
 from schemas.plan import Slice
-from schemas.scores import Score
 from schemas.windows import Window
+from transforms import joined
 from transforms.functional import weigh
 
 
@@ -29,58 +24,19 @@ class Source:
       scores: its scores folder.
       tokenizer: fingerprint of its tokenizer.
       eos_id: its EOS, or None.
+      counts: fingerprint of its co-occurrences with the target's tokens; None where
+        none were counted.
     """
 
     name: str
     scores: str
     tokenizer: str
     eos_id: int | None
+    counts: str | None = None
 
     def ends_with_eos(self, window: Window) -> bool:
         """Says whether its tokens of a window end with its EOS."""
         return window.ends_document and self.eos_id is not None
-
-
-def side_by_side(
-    folder: str, sources: Sequence[Source], piece: Slice
-) -> Iterator[tuple[Window, list[Score]]]:
-    """Yields each window of a slice with what every source says of it.
-
-    Args:
-      folder: the windows folder.
-      sources: the models, as their scores are returned.
-      piece: the slice.
-
-    Raises:
-      SchemaError: if a file holds other windows than the plan, or in other order.
-    """
-    paths = [_scores_of(folder, source, piece) for source in sources]
-    readers = [windows.read_slice(folder, piece), *map(scores.read, paths)]
-    for groups in zip(*readers, strict=True):
-        for window, *said in zip(*groups, strict=True):
-            for path, score in zip(paths, said, strict=True):
-                if score.window_id != window.window_id:
-                    raise SchemaError(
-                        f"{path} must hold window {window.window_id} where the plan"
-                        f" does, but holds {score.window_id}; score these windows again"
-                    )
-            yield window, said
-
-
-def _scores_of(folder: str, source: Source, piece: Slice) -> str:
-    """Names a source's file of a slice.
-
-    Raises:
-      SchemaError: if it was made of other windows.
-    """
-    path = files.join(source.scores, piece.output)
-    if (digest := parquet.footer(path).get("digest")) != piece.digest:
-        raise SchemaError(
-            f"{path} must hold the windows of slice {piece.index} of {folder} (digest"
-            f" {piece.digest}), but was made of others (digest {digest}); score these"
-            " windows again"
-        )
-    return path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +112,7 @@ def _spent(folder: str, sources: Sequence[Source], piece: Slice) -> _Spent:
     nats, sizes = [], []
     for source in sources:
         tables = parquet.read(
-            _scores_of(folder, source, piece),
+            joined.scores_of(folder, source.scores, piece),
             scores.SCHEMA,
             columns=("nll_nats", "n_bytes"),
         )

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import duckdb
@@ -34,11 +35,17 @@ def score(name: str, n: int, k: int = 4) -> Score:
     )
 
 
+def drawn(one: Score, r: int = 3) -> Score:
+    ids = RNG.integers(-1, 99, (len(one.top_ids), r)).astype(np.int32)
+    return dataclasses.replace(one, sampled_ids=ids)
+
+
 def write(path: str, groups: list[list[Score]], **footer: object) -> None:
-    options = scores.WRITER_OPTIONS
-    with parquet.writer(path, scores.SCHEMA, footer, **options) as tables:
+    schema = scores.schema_of(footer.get("tail_samples", 0))  # type: ignore[arg-type]
+    options = scores.options_of(schema)
+    with parquet.writer(path, schema, footer, **options) as tables:
         for group in groups:
-            tables.write(scores.to_table(group))
+            tables.write(scores.to_table(group, schema))
 
 
 def test_windows_survive_a_table() -> None:
@@ -64,6 +71,36 @@ def test_scores_survive_a_file_row_for_row(tmp_path: Path) -> None:
                 assert getattr(one, name) == getattr(other, name)
             for name in ("token_ids", "byte_ends", "top_ids", "top_logprobs"):
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_drawn_ids_survive_a_file_row_for_row(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s.parquet"
+    fails = scores.failed("b", 7, "bad", 4, 3)
+    group = [drawn(score("a", 5)), fails, drawn(score("c", 2))]
+    write(path, [group], k=4, tail_samples=3)
+    (again,) = scores.read(path)
+    for one, other in zip(group, again, strict=True):
+        np.testing.assert_array_equal(one.sampled_ids, other.sampled_ids)
+        np.testing.assert_array_equal(one.top_ids, other.top_ids)
+    rows = duckdb.sql(f"select sampled_ids from '{path}'").fetchall()
+    assert rows[0][0] == group[0].sampled_ids.ravel().tolist()
+    assert rows[1][0] is None
+
+
+def test_without_draws_there_is_no_column_for_them(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s.parquet"
+    write(path, [[score("a", 5)]], k=4)
+    assert polars.read_parquet(path).columns == scores.SCHEMA.names
+    ((one,),) = scores.read(path)
+    assert one.sampled_ids is None
+
+
+def test_a_file_that_lacks_the_draws_it_states_is_refused(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s.parquet"
+    with parquet.writer(path, scores.SCHEMA, {"k": 4, "tail_samples": 3}) as tables:
+        tables.write(scores.to_table([score("a", 5)]))
+    with pytest.raises(SchemaError, match="'sampled_ids'"):
+        list(scores.read(path))
 
 
 def test_duckdb_and_polars_read_scores_as_plain_columns(tmp_path: Path) -> None:

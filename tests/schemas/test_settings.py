@@ -15,6 +15,7 @@ class Config:
     kind: Literal["ce", "kl"] = setting("ce", help="loss")
     limit: int | None = setting(None, help="bytes")
     fast: bool = setting(False, help="haste", shapes_output=False)
+    later: int = setting(0, help="what came later", omit_default=True)
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -118,6 +119,12 @@ def test_only_what_shapes_the_output_enters_the_fingerprint() -> None:
     assert settings.fingerprint(one) != settings.fingerprint(
         dataclasses.replace(one, top_k=11)
     )
+
+
+def test_a_later_setting_at_its_default_leaves_no_trace() -> None:
+    plain, given = Config(inputs=("a",)), Config(inputs=("a",), later=1)
+    assert "later" not in settings.shaping(plain)
+    assert settings.shaping(given) == {**settings.shaping(plain), "later": 1}
 
 
 def test_help_shows_defaults_and_units(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,10 +28,17 @@ def test_top_k_is_a_stable_sort_by_falling_logit(given_rows) -> None:
     assert_array_equal(kept.numpy(), np.take_along_axis(rows, order, 1))
 
 
-def reduce(rows: np.ndarray, gold: list[int], n_ids: int, k: int) -> logits.Kept:
+def reduce(
+    rows: np.ndarray, gold: list[int], n_ids: int, k: int, chances: object = None
+) -> logits.Kept:
     given_rows = torch.from_numpy(rows.copy())
+    drawn = np.zeros((len(rows), 0)) if chances is None else np.asarray(chances)
     return logits.to_arrays(
-        [logits.reduce_logits(given_rows, torch.tensor(gold), n_ids, k)]
+        [
+            logits.reduce_logits(
+                given_rows, torch.tensor(gold), torch.from_numpy(drawn), n_ids, k
+            )
+        ]
     )
 
 
@@ -83,8 +90,9 @@ def test_narrow_logits_are_reduced_as_if_widened_first(seed: int) -> None:
     rows = np.random.default_rng(seed).standard_normal((3, 200)).astype(np.float32)
     narrow = torch.from_numpy(rows * 9).bfloat16()
     gold = torch.tensor([0, 99, 199])
-    left = logits.reduce_logits(narrow, gold, 190, 12)
-    right = logits.reduce_logits(narrow.float(), gold, 190, 12)
+    chances = torch.from_numpy(np.random.default_rng(seed).random((3, 5)))
+    left = logits.reduce_logits(narrow, gold, chances, 190, 12)
+    right = logits.reduce_logits(narrow.float(), gold, chances, 190, 12)
     for one, other in zip(left, right, strict=True):
         assert torch.equal(one, other)
 
@@ -96,3 +104,76 @@ def test_joined_parts_split_into_those_of_each_window() -> None:
     assert [len(piece.finite) for piece in pieces] == [2, 1, 4]
     assert_array_equal(np.concatenate([p.top_ids for p in pieces]), whole.top_ids)
     assert_array_equal(pieces[1].gold_logprob, whole.gold_logprob[2:3])
+
+
+GRID = (np.arange(2000) + 0.5) / 2000
+
+
+@given(st.integers(0, 2**31), st.sampled_from([3, 64, 65, 150, 200]))
+def test_draws_fall_on_ids_in_proportion_to_their_weights(seed: int, v: int):
+    rng = np.random.default_rng(seed)
+    weights = rng.gamma(0.3, size=(2, v)).astype(np.float32)
+    taken = np.argsort(-weights, axis=1)[:, : min(5, v - 1)]
+    found = logits.draw_rest(
+        torch.from_numpy(weights.copy()),
+        torch.from_numpy(taken),
+        torch.from_numpy(np.tile(GRID, (2, 1))),
+        v,
+    ).numpy()
+    np.put_along_axis(weights, taken, 0.0, 1)
+    shares = weights / weights.sum(1, keepdims=True, dtype=np.float64)
+    counts = np.stack([np.bincount(row, minlength=v) for row in found])
+    # a stretch of chances of length s holds s * 2000 of the grid's, to less than one
+    assert_allclose(counts / GRID.size, shares, atol=1.01 / GRID.size)
+    assert (counts[weights == 0] == 0).all()
+
+
+def test_a_chance_that_rounds_to_one_still_draws_an_id_with_weight() -> None:
+    weights = torch.zeros(1, 200)
+    weights[0, [3, 70, 130]] = torch.tensor([0.1, 1e-10, 0.2])
+    chances = torch.tensor([[0.0, 1 - 2**-53, 1.0]], dtype=torch.float64)
+    found = logits.draw_rest(weights, torch.tensor([[130]]), chances, 200)
+    assert found.tolist() == [[3, 70, 70]]
+
+
+def test_what_is_kept_is_the_same_with_draws_and_without() -> None:
+    rows = np.random.default_rng(2).standard_normal((5, 300)).astype(np.float32)
+    gold = [0, 9, 99, 199, 299]
+    plain = reduce(rows, gold, 290, 7)
+    drawn = reduce(rows, gold, 290, 7, np.random.default_rng(2).random((5, 6)))
+    assert plain.sampled_ids.shape == (5, 0)
+    for name in ("top_ids", "top_logprobs", "logsumexp", "gold_logprob", "finite"):
+        assert_array_equal(getattr(drawn, name), getattr(plain, name))
+    known = np.column_stack([plain.top_ids, gold])
+    assert drawn.sampled_ids.min() >= 0
+    assert not (drawn.sampled_ids[:, :, None] == known[:, None, :]).any()
+
+
+def test_draws_depend_on_their_own_positions_chances_alone() -> None:
+    rows = np.random.default_rng(2).standard_normal((5, 300)).astype(np.float32)
+    chances = np.random.default_rng(2).random((5, 6))
+    whole = reduce(rows, [1] * 5, 290, 7, chances).sampled_ids
+    last = reduce(rows[3:], [1] * 2, 290, 7, chances[3:, :4]).sampled_ids
+    assert_array_equal(last, whole[3:, :4])
+
+
+def test_a_draw_among_padding_logits_is_of_no_id() -> None:
+    rows = np.full((1, 100), -np.inf, np.float32)
+    rows[0, [4, 9, 20, 90]] = 0.0  # 4 is kept, 9 gold; 20 and 90 are left
+    found = reduce(rows, [9], 80, 1, [[0.1, 0.4, 0.6, 0.9]])
+    assert found.sampled_ids.tolist() == [[20, 20, -1, -1]]
+
+
+def test_where_every_id_is_kept_no_draw_finds_one() -> None:
+    rows = np.random.default_rng(0).standard_normal((2, 70)).astype(np.float32)
+    found = reduce(rows, [3, 4], 70, 75, np.random.default_rng(0).random((2, 3)))
+    assert_array_equal(found.sampled_ids, -1)
+
+
+def test_draws_at_positions_that_are_not_finite_do_no_harm() -> None:
+    rows = np.zeros((4, 100), np.float32)
+    rows[0, 99], rows[1, 3], rows[2] = np.nan, np.inf, -np.inf
+    found = reduce(rows, [1] * 4, 80, 5, np.full((4, 2), 0.5))
+    assert_array_equal(found.finite, [False, False, False, True])
+    assert (found.sampled_ids < 80).all()
+    assert (found.sampled_ids[3] >= 0).all()

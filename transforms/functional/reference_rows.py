@@ -82,7 +82,7 @@ class Lexicon:
 
 def transfer_window(
     source: SourceRows,
-    target_token_ids: Int32[np.ndarray, " m"],
+    target: SourceRows,
     lexicon: Lexicon,
     *,
     strategy: Strategy,
@@ -92,17 +92,17 @@ def transfer_window(
 
     Their rows have no start token in front: position 0, which it stands at, is neither
     covered nor used. Theirs have a row behind the last token, scores do not: a position
-    whose partner is that token is one-hot. A row of "exact" that is used and keeps
-    nothing is not covered: they put the target's own row there.
+    whose partner is that token is one-hot. Where a row of "exact" is used and keeps
+    nothing stands the target's own.
 
     Args:
       source: the source's tokens and rows.
-      target_token_ids: start token in front.
+      target: the target's.
       lexicon: of the two vocabularies.
       strategy: whose way.
-      k: entries to keep, no less than the source has.
+      k: entries to keep, no less than either has.
     """
-    source_ids, target_ids = source.token_ids[1:], target_token_ids[1:]
+    source_ids, target_ids = source.token_ids[1:], target.token_ids[1:]
     row = _find(source_ids, target_ids, lexicon, strategy)
     current, following = target_ids[:-1], target_ids[1:]
     rows = translate_rows(
@@ -113,12 +113,44 @@ def transfer_window(
         following if strategy == "statistics" else current,
     )
     found = normalize_rows(rows, following, k=k)
-    out = project.project_nothing(max(0, target_token_ids.size - 1), k=k)
-    for name in ("ids", "probs", "tail", "covered", "gold_logprob"):
-        getattr(out, name)[1:] = getattr(found, name)
+    own = normalize_rows(_own_rows(target), following, k=k)
+    out = project.project_nothing(max(0, target.token_ids.size - 1), k=k)
+    for name in ("ids", "probs", "covered", "gold_logprob"):
+        kept, spare = getattr(found, name), getattr(own, name)
+        covered = found.covered[:, None] if kept.ndim == 2 else found.covered
+        getattr(out, name)[1:] = np.where(covered, kept, spare)
     used = np.zeros(out.covered.size, np.bool_)
-    used[1:] = rows.used
+    used[1:] = rows.used & found.covered
     return Transferred(projected=out, used=used)
+
+
+def pair_window(
+    source_token_ids: Int32[np.ndarray, " n"],
+    target_token_ids: Int32[np.ndarray, " m"],
+    lexicon: Lexicon,
+) -> Int64[np.ndarray, " c"]:
+    """Lists what FuseChat counts of a window; see `list_pairs`.
+
+    Args:
+      source_token_ids: start token in front, which does not count: theirs have none.
+      target_token_ids: the same.
+      lexicon: of the two vocabularies.
+    """
+    source, target = source_token_ids[1:], target_token_ids[1:]
+    pairing = pair_decoded(
+        [lexicon.source_decoded[i] for i in source.tolist()],
+        [lexicon.target_decoded[i] for i in target.tolist()],
+        lexicon.marks,
+    )
+    return list_pairs(pairing, source, target)
+
+
+def _own_rows(target: SourceRows) -> ReferenceRows:
+    """Returns the target's own rows, as they are."""
+    row = np.arange(max(0, target.token_ids.size - 2), dtype=np.int32)
+    top_ids, logprobs = target.top_ids[1:], target.top_logprobs[1:]
+    same = np.arange(1 + top_ids.max(initial=-1), dtype=np.int32)
+    return translate_rows(row, top_ids, logprobs, same, target.token_ids[2:])
 
 
 def pair_spelled(source: Sequence[str], target: Sequence[str], marks: Marks) -> Pairing:

@@ -1,0 +1,278 @@
+"""Brings a source's rows to the target's tokens, by one of the strategies.
+
+    spans        by bytes: `functional.align`, `functional.project`
+    exact, mined, statistics
+                 by warped spellings: `functional.transfer`
+    the last three under `reference`
+                 as the authors' code has it: `functional.reference_rows`
+
+What it takes to know of a source's and the target's vocabulary lies in small files of
+the fused folder, one or two for each source, that workers read once.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas import files
+from schemas.errors import SchemaError
+from schemas.scores import Score
+from schemas.windows import Window
+from transforms.functional import (
+    align,
+    counterparts,
+    project,
+    reference_rows,
+    token_map,
+    transfer,
+    vocabulary,
+)
+from transforms.functional.reference_maps import Marks
+from transforms.functional.reference_rows import Lexicon
+from transforms.functional.token_map import TokenMap
+from transforms.functional.transfer import Partners, Transferred
+from transforms.functional.vocabulary import File, VocabularyMap
+from transforms.sources import Source
+
+Strategy = Literal["spans", "exact", "mined", "statistics"]
+
+KINDS = {"exact": "first", "mined": "mined", "statistics": "statistics"}
+"""Which token map a strategy takes; of `exact` only tokens of the same bytes count."""
+
+FORMAT = "fusebeam.lexicon.1"
+
+LEXICON = pa.schema(
+    [
+        pa.field("token", pa.string()),
+        pa.field("decoded", pa.string(), nullable=False),
+        pa.field("mapped", pa.int32(), nullable=False),
+    ]
+)
+"""A row for each source id: its spellings, and its target id as the authors map it."""
+
+
+def vocabulary_file(folder: str, name: str) -> str:
+    """Names the file of a source's `VocabularyMap`."""
+    return files.join(folder, f"{name}.parquet")
+
+
+def tokens_file(folder: str, name: str) -> str:
+    """Names the file of a source's `TokenMap`."""
+    return files.join(folder, f"{name}.tokens.parquet")
+
+
+def lexicon_file(folder: str, name: str) -> str:
+    """Names the file of what the authors look up of a source."""
+    return files.join(folder, f"{name}.lexicon.parquet")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """A source and the target: how rows of the one become the other's.
+
+    Attributes:
+      strategy: how tokens are aligned.
+      pairs: from the source's vocabulary to sequences of the target's.
+      own: the target's onto itself, which tells what its tokens spell.
+      partners: one target token for each source token; None for spans.
+      lexicon: what the authors look up; None but under `reference`.
+    """
+
+    strategy: Strategy
+    pairs: VocabularyMap
+    own: VocabularyMap
+    partners: Partners | None = None
+    lexicon: Lexicon | None = None
+
+    def rows(
+        self, window: Window, source: Score, target: Score, *, eos: bool, k: int
+    ) -> Transferred:
+        """Brings the rows of one window over.
+
+        Args:
+          window: the window.
+          source: what the source says of it; it did not fail.
+          target: the target's tokens and rows.
+          eos: whether both token lists end with their EOS.
+          k: entries to keep, more than the source has.
+        """
+        alike = self._begins_alike(source, target)
+        if self.strategy == "spans":
+            found = project.project_rows(
+                align.align_spans(target.byte_ends, source.byte_ends, eos=eos),
+                source,
+                self.pairs,
+                target.token_ids,
+                begins_alike=alike,
+                k=k,
+            )
+            return Transferred(projected=found, used=found.covered)
+        if self.lexicon is not None:
+            return reference_rows.transfer_window(
+                source, target, self.lexicon, strategy=self.strategy, k=k
+            )
+        if self.partners is None:
+            raise ValueError(f"strategy {self.strategy} must have a token map")
+        partners = self.partners
+        if alike:
+            partners = Partners(ids=partners.ids, start_ids=partners.ids)
+        pairing = transfer.pair_tokens(
+            window.text.encode(), source, target, strategy=self.strategy
+        )
+        chosen = transfer.find_rows(
+            pairing, source, target, partners, strategy=self.strategy
+        )
+        return transfer.transfer_rows(chosen, source, target, partners, k=k)
+
+    def _begins_alike(self, source: Score, target: Score) -> bool:
+        """Says whether both tokenizers, or neither, put a space before a window."""
+        theirs = self.pairs.puts_space(source.token_ids, source.byte_ends)
+        return theirs == self.own.puts_space(target.token_ids, target.byte_ends)
+
+
+def choose_partners(made: TokenMap, pairs: VocabularyMap, strategy: str) -> Partners:
+    """Returns the target tokens that stand for source tokens under a strategy.
+
+    Those that begin a window are of windows that do not begin alike for both.
+    """
+    if strategy == "exact":
+        alike = np.isin(made.how, (token_map.BYTES, token_map.ROLE))
+        ids = np.where(alike, made.target_ids, np.int32(-1))
+        made = dataclasses.replace(made, target_ids=ids)
+    return Partners(
+        ids=made.target_ids, start_ids=counterparts.beginning(made, pairs)
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def load_pair(
+    folder: str,
+    source: Source,
+    target: Source,
+    strategy: Strategy,
+    reference: bool,
+    counts: str | None,
+) -> Pair:
+    """Reads what a strategy takes from the files of a fused folder.
+
+    Args:
+      folder: that holds the maps.
+      source: the source.
+      target: the target, whose map onto itself lies there too.
+      strategy: how tokens are aligned.
+      reference: whether as the authors do; spans know no such way.
+      counts: fingerprint of what statistics were counted of; None for the others.
+
+    Raises:
+      SchemaError: if a file is of other tokenizers, or of another strategy.
+    """
+    pair = Pair(
+        strategy=strategy,
+        pairs=_vocabulary(folder, source, target),
+        own=_vocabulary(folder, target, target),
+    )
+    if strategy == "spans":
+        return pair
+    if reference:
+        names = [(one.name, one.tokenizer) for one in (source, target)]
+        lexicon = load_lexicon(folder, *names)
+        return dataclasses.replace(pair, lexicon=lexicon)
+    with files.open_input(tokens_file(folder, source.name)) as file:
+        made = token_map.load_map(
+            file,
+            source_fingerprint=source.tokenizer,
+            target_fingerprint=target.tokenizer,
+            strategy=KINDS[strategy],
+            counts=counts,
+        )
+    partners = choose_partners(made, pair.pairs, strategy)
+    return dataclasses.replace(pair, partners=partners)
+
+
+@functools.lru_cache(maxsize=16)
+def _vocabulary(folder: str, source: Source, target: Source) -> VocabularyMap:
+    with files.open_input(vocabulary_file(folder, source.name)) as file:
+        return vocabulary.load_map(
+            file,
+            source_fingerprint=source.tokenizer,
+            target_fingerprint=target.tokenizer,
+        )
+
+
+def save_lexicon(
+    made: Lexicon, sink: File, *, source_fingerprint: str, target_fingerprint: str
+) -> None:
+    """Writes the source's half of a lexicon, a row for each of its ids."""
+    table = pa.table(
+        {
+            "token": list(made.source_tokens),
+            "decoded": list(made.source_decoded),
+            "mapped": made.mapped,
+        },
+        schema=LEXICON.with_metadata(
+            {
+                "format": FORMAT,
+                "source_fingerprint": source_fingerprint,
+                "target_fingerprint": target_fingerprint,
+                "source_mark": made.marks.source,
+                "target_mark": made.marks.target,
+                "lends_prefix": str(int(made.marks.lends_prefix)),
+            }
+        ),
+    )
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+
+
+def load_lexicon(
+    folder: str, source: tuple[str, str], target: tuple[str, str]
+) -> Lexicon:
+    """Reads the lexicon of a source and the target.
+
+    Args:
+      folder: of the files.
+      source: name, and fingerprint of the tokenizer.
+      target: the same.
+
+    Raises:
+      SchemaError: if a file is of other tokenizers.
+    """
+    theirs, marks = _half(folder, source, target)
+    ours, _ = _half(folder, target, target)
+    return Lexicon(
+        marks=marks,
+        source_tokens=theirs["token"].to_pylist(),
+        target_tokens=ours["token"].to_pylist(),
+        source_decoded=theirs["decoded"].to_pylist(),
+        target_decoded=ours["decoded"].to_pylist(),
+        mapped=theirs["mapped"].to_numpy(),
+    )
+
+
+def _half(
+    folder: str, source: tuple[str, str], target: tuple[str, str]
+) -> tuple[pa.Table, Marks]:
+    path = lexicon_file(folder, source[0])
+    with files.open_input(path) as file:
+        table = pq.read_table(file, page_checksum_verification=True)
+    found = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    expected = {
+        "format": FORMAT,
+        "source_fingerprint": source[1],
+        "target_fingerprint": target[1],
+    }
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise SchemaError(
+                f"{name} of the lexicon must be {value}, got {found.get(name)} in"
+                f" {path}; fuse again with --overwrite"
+            )
+    marks = Marks(
+        source=found["source_mark"],
+        target=found["target_mark"],
+        lends_prefix=found["lends_prefix"] == "1",
+    )
+    return table, marks
