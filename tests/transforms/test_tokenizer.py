@@ -116,6 +116,18 @@ def test_a_batch_equals_its_texts(tiny):
         assert encoding.byte_ends.tolist() == alone.byte_ends.tolist()
 
 
+def test_vocabularies_are_the_librarys_strings_and_decoded_tokens(tiny, library):
+    assert tiny.vocabulary() == [library.id_to_token(i) for i in range(tiny.size)]
+    decoded = [library.decode([i], skip_special_tokens=False) for i in range(tiny.size)]
+    assert tiny.decode_each() == decoded
+
+
+def test_the_mark_of_a_space_is_what_the_vocabulary_writes_for_it(tiny):
+    strings = tiny.vocabulary()
+    spaces = [strings[i] for i, piece in enumerate(tiny.token_bytes) if piece == b" "]
+    assert tiny.space_mark() in spaces
+
+
 def test_a_window_has_empty_spans_at_start_and_end(tiny):
     text = "the Häuser"
     inside = tiny.encode(text)

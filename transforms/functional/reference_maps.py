@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int32, Int64
-from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
+
+from transforms.functional import edit_distance
 
 Vocabulary = Sequence[str | None]
 """String of each id; None for an id without a token."""
@@ -71,23 +72,13 @@ def mined_ids(
     once; ties go to the lowest id. An id without a token maps to -1.
     """
     known = number_tokens(target)
-    ids = sorted(known.values())
-    choices = [target[token_id] for token_id in ids]
-    nearest: dict[str, int] = dict(known)
-    found = []
-    for token in source:
-        if token is None:
-            found.append(-1)
-            continue
-        spelled = marks.spell(token)
-        if spelled not in nearest:
-            # of equals, the first is returned
-            _, _, place = process.extractOne(
-                spelled, choices, scorer=Levenshtein.distance
-            )
-            nearest[spelled] = ids[place]
-        found.append(nearest[spelled])
-    return np.array(found, np.int32)
+    ids = list(known.values())
+    spelled = [None if token is None else marks.spell(token) for token in source]
+    unknown = sorted({s for s in spelled if s is not None and s not in known})
+    places, _ = edit_distance.nearest(unknown, list(known))  # the first of equals
+    nearest = {s: ids[place] for s, place in zip(unknown, places.tolist(), strict=True)}
+    found = {**nearest, **known}
+    return np.array([-1 if s is None else found[s] for s in spelled], np.int32)
 
 
 def statistical_ids(
