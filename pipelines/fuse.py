@@ -18,7 +18,6 @@ from transforms.functional import codec
 from transforms.fuse import FuseSlices
 from transforms.mixing import Mixing
 from transforms.sources import Source
-from transforms.strategies import Strategy
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -34,7 +33,7 @@ class FuseConfig:
         shapes_output=False,
     )
     output: str = setting(help="fused folder to write", shapes_output=False)
-    strategy: Strategy = setting(
+    strategy: Literal["spans", "exact", "mined", "statistics"] = setting(
         "spans",
         help="how tokens are aligned: by byte spans, or by dynamic time warping; that"
         " keeps pairs of equal strings (exact), and those that a vocabulary map pairs,"

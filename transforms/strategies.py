@@ -143,9 +143,7 @@ def choose_partners(made: TokenMap, pairs: VocabularyMap, strategy: str) -> Part
         alike = np.isin(made.how, (token_map.BYTES, token_map.ROLE))
         ids = np.where(alike, made.target_ids, np.int32(-1))
         made = dataclasses.replace(made, target_ids=ids)
-    return Partners(
-        ids=made.target_ids, start_ids=counterparts.beginning(made, pairs)
-    )
+    return Partners(ids=made.target_ids, start_ids=counterparts.beginning(made, pairs))
 
 
 @functools.lru_cache(maxsize=16)

@@ -176,7 +176,9 @@ def test_draws_share_the_rest_and_equal_ones_are_added() -> None:
     rows = hand_made(np.log(0.5), 0.5, 0.29)
     joined = tail.join_draws(score_of(rows, np.array([[9, 7, 9]], np.int32)))
     assert joined.top_ids.tolist() == [[2, 3, 9, 7, -1]]
-    assert_allclose(np.exp(joined.top_logprobs), [[0.5, 0.29, 0.14, 0.07, 0]], rtol=1e-6)
+    assert_allclose(
+        np.exp(joined.top_logprobs), [[0.5, 0.29, 0.14, 0.07, 0]], rtol=1e-6
+    )
 
 
 def test_a_draw_that_found_no_id_leaves_its_share_to_the_tail() -> None:
