@@ -8,7 +8,7 @@ from schemas.errors import SchemaError
 from schemas.plan import Slice
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import sources
+from transforms import joined, sources
 from transforms.functional import weigh
 from transforms.sources import Source
 
@@ -164,7 +164,7 @@ def test_scores_of_other_windows_are_refused(folders: Folders, tmp_path: Path) -
     with pytest.raises(SchemaError, match="must hold the windows of slice 0"):
         sources.document_costs(folders.windows, [other], first, "x")
     with pytest.raises(SchemaError, match="must hold the windows of slice 0"):
-        list(sources.side_by_side(folders.windows, [other], first))
+        list(joined.read(folders.windows, first, [other.scores]))
 
 
 def test_a_score_of_another_window_is_refused_where_it_stands(
@@ -174,4 +174,4 @@ def test_a_score_of_another_window_is_refused_where_it_stands(
     first = folders.slices[0]
     folders._score(other, first, [row[0] for row in folders.said[:2]][::-1])
     with pytest.raises(SchemaError, match="where the plan does"):
-        list(sources.side_by_side(folders.windows, [other], first))
+        list(joined.read(folders.windows, first, [other.scores]))
