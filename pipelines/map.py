@@ -112,6 +112,7 @@ def map_tokens(
     made = _choose(config, source, target, runner_flags)
     with files.publish(config.output) as sink:
         token_map.save_map(made, sink, source=source, target=target)
+    files.tidy(files.join(files.parent(config.output), files.TEMPORARY))
     return made, source, target
 
 

@@ -1,5 +1,6 @@
 """Token maps between tokenizers of well-known models; not run unless fetched."""
 
+import functools
 import os
 
 import numpy as np
@@ -24,6 +25,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def load():
+    @functools.cache
     def loaded(name: str) -> Tokenizer:
         if reason := real_tokenizers.missing().get(name):
             if os.environ.get("CI"):
@@ -32,6 +34,15 @@ def load():
         return tokenizer.load(str(real_tokenizers.available()[name]))
 
     return loaded
+
+
+@pytest.fixture(scope="module")
+def first(load):
+    @functools.cache
+    def built(source: str, target: str) -> TokenMap:
+        return counterparts.build_first(load(source), load(target))
+
+    return built
 
 
 def check(made: TokenMap, source: Tokenizer, target: Tokenizer) -> None:
@@ -52,24 +63,22 @@ def check(made: TokenMap, source: Tokenizer, target: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_every_text_token_has_a_counterpart(load, pair):
-    source, target = map(load, pair)
-    check(counterparts.build_first(source, target), source, target)
+def test_every_text_token_has_a_counterpart(load, first, pair):
+    check(first(*pair), *map(load, pair))
 
 
-def test_the_nearest_of_a_real_vocabulary_is_found(load):
+def test_the_nearest_of_a_real_vocabulary_is_found(load, first):
     source, target = load(WORLD), load("llama2")
     made = counterparts.build_mined(source, target)
     check(made, source, target)
-    first = counterparts.build_first(source, target)
     guessed = made.how == token_map.EDIT
-    assert (made.distances[guessed] <= first.distances[guessed]).all()
+    others = first(WORLD, "llama2").distances
+    assert (made.distances[guessed] <= others[guessed]).all()
 
 
-def test_a_padded_vocabulary_has_rows_without_a_token(load):
-    source, target = load("qwen2_5"), load("llama2")
-    made = counterparts.build_first(source, target)
-    padding = np.arange(source.size, 151_936, dtype=np.int32)
+def test_a_padded_vocabulary_has_rows_without_a_token(load, first):
+    made = first("qwen2_5", "llama2")
+    padding = np.arange(load("qwen2_5").size, 151_936, dtype=np.int32)
     assert padding.size > 100
     assert (made.translate(padding) == -1).all()
 
@@ -80,9 +89,9 @@ def test_what_a_model_has_no_logit_for_is_never_chosen(load):
     assert made.target_ids.max() < 262_144 < target.size
 
 
-def test_byte_tokens_meet_byte_tokens(load):
+def test_byte_tokens_meet_byte_tokens(load, first):
     source, target = load("mistral_v1"), load("gpt2")
-    made = counterparts.build_first(source, target)
+    made = first("mistral_v1", "gpt2")
     for byte in range(128, 256):
         piece = bytes([byte])
         (s,) = [i for i, p in enumerate(source.token_bytes) if p == piece]

@@ -6,7 +6,9 @@ In this order:
     role        begin, end, padding, unknown; never by spelling
     then, by strategy
     first       the first token of the target's own tokenization of these bytes
-    edit        mined: the target token at the least edit distance; ties: lowest id
+    edit        mined: the target token at the least edit distance; ties: lowest id.
+                What shares nothing with the nearest, as "桜" with any token of a target
+                that spells it in bytes, goes as `first` does
     statistics  the target token that stood beside it most often in a corpus; ties: edit
                 distance, then lowest id. What was never seen goes as `first` does
     none        nothing: a control token without a partner, an id without a token
@@ -83,15 +85,23 @@ def build_first(
 def build_mined(
     source: TokenizerLike, target: TokenizerLike, *, target_width: int | None = None
 ) -> TokenMap:
-    """Maps each token to the nearest of the target's; arguments as of `build_first`."""
+    """Maps each token to the nearest of the target's by edit distance.
+
+    Args:
+      source: the source's tokenizer.
+      target: the target's.
+      target_width: as of `build_first`.
+    """
     settled = _settle(source, target, target_width)
     pieces = sorted(settled.known, key=lambda piece: settled.known[piece])
     if not pieces:
         return _complete(settled, "mined")
     ids = np.array([settled.known[piece] for piece in pieces], np.int32)
     queries = _texts(source, settled.open_ids)
-    places, _ = edit_distance.nearest(queries, [text_of(piece) for piece in pieces])
-    return _complete(settled, "mined", (ids[places], EDIT))
+    places, apart = edit_distance.nearest(queries, [text_of(p) for p in pieces])
+    kept = apart < np.array([len(text) for text in queries])
+    found = np.where(kept, ids[places], np.int32(-1))
+    return _complete(settled, "mined", (found, EDIT), (_firsts(settled), FIRST))
 
 
 def build_statistics(

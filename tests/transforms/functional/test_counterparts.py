@@ -143,11 +143,19 @@ def test_mined_is_the_nearest_of_all_by_brute_force(seed):
 
 def test_mined_counts_a_space_and_a_lone_byte_as_one_character():
     target = toy("the", " they", "中", b"\xe4")
+    target.encode_middle_batch = lambda texts: [[] for _ in texts]
     made = counterparts.build_mined(
-        source_of(" the", b"\xe4\xb8", "中国", " 国"), target
+        source_of(" the", b"\xe4\xb8", "中国", " 中国"), target
     )
     assert made.target_ids.tolist()[2:] == [2, 5, 4, 4]
     assert made.distances.tolist()[2:] == [1, 1, 1, 2]
+
+
+def test_mined_goes_as_first_where_the_nearest_shares_nothing():
+    target = toy(b"\x00", b"\xe6", b"\xa1", b"\x9c")
+    made = counterparts.build_mined(source_of("桜"), target)
+    assert made.target_ids[2] == 3
+    assert ways(made)[2] == "first"
 
 
 def test_statistics_take_the_most_frequent_then_the_nearest_then_the_lowest():
