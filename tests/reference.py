@@ -1,7 +1,7 @@
 """Outputs of other people's code, which ours must equal.
 
-They lie in `tests/golden/reference`; FUSEBEAM_REFERENCE names another folder of the same
-form. What is missing there fails: nothing is skipped.
+They lie in `tests/golden/reference`; FUSEBEAM_REFERENCE names another folder of the
+same form. What is missing there fails: nothing is skipped.
 """
 
 import functools
