@@ -97,8 +97,7 @@ def as_the_authors(
     mapped = {
         "exact": reference_maps.exact_ids,
         "mined": reference_maps.mined_ids,
-        "statistics": reference_maps.exact_ids,
-    }[config.strategy](*spelled, marks)
+    }.get(config.strategy, reference_maps.exact_ids)(*spelled, marks)
     decoded = source.decode_each(), target.decode_each()
     if config.strategy == "statistics":
         lexicon = Lexicon(
@@ -160,12 +159,15 @@ def test_a_strategy_fuses_what_its_functions_transfer(
     used, kept = 0, 0
     for name, (_, ids, probs) in found.items():
         rows = wanted[name].projected
-        np.testing.assert_array_equal(ids[:, :6], rows.ids[:, :6])
-        np.testing.assert_allclose(probs[:, :6], rows.probs[:, :6], rtol=0.3, atol=5e-3)
+        order = np.lexsort((rows.ids, -rows.probs), axis=-1)[:, :6]
+        np.testing.assert_array_equal(ids, np.take_along_axis(rows.ids, order, -1))
+        np.testing.assert_allclose(
+            probs, np.take_along_axis(rows.probs, order, -1), rtol=0.3, atol=5e-3
+        )
         used += int(wanted[name].used.sum())
         kept += int((rows.ids[:, 0] >= 0).sum())
     assert made.counts["covered"] == kept > used > kept / 4
-    assert not verify.check(out).failed
+    verify.verify([out])
 
 
 def test_every_strategy_is_the_identity_between_equal_tokenizers(
@@ -176,7 +178,10 @@ def test_every_strategy_is_the_identity_between_equal_tokenizers(
         fuse.fuse_scores(fuse_config(road, folder, strategy=strategy, sources=()))
         found = windows_of(folder)
         for _, _, mine in every(road):
-            np.testing.assert_array_equal(found[mine.window_id][1], mine.top_ids)
+            # The next token has its exact probability, not the rounded one.
+            np.testing.assert_array_equal(
+                np.sort(found[mine.window_id][1]), np.sort(mine.top_ids)
+            )
 
 
 def test_statistics_of_one_process_of_many_are_counted_first(
