@@ -1,6 +1,7 @@
 """A source meets a target: every window's rows under a strategy, and what they keep."""
 
 import dataclasses
+import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from transforms.functional.project import Projected
 from transforms.functional.transfer import Partners
 from transforms.functional.vocabulary import VocabularyMap
 from transforms.tokenizer import Tokenizer
+
+STRATEGIES = ("spans", *typing.get_args(transfer.Strategy))
 
 MAPS = {"exact": "first", "mined": "mined", "statistics": "statistics"}
 """The token map that each strategy trades by; `exact` takes the exact entries alone."""
