@@ -23,6 +23,7 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -77,7 +78,7 @@ def unigram(size: int = 500) -> Tokenizer:
     return made
 
 
-def save(folder: Path, tokenizer: Tokenizer, model: torch.nn.Module) -> Path:
+def save(folder: Path, tokenizer: Tokenizer, model: PreTrainedModel) -> Path:
     """Writes a model folder as transformers does."""
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(

@@ -48,10 +48,15 @@ def _fuse_all(
         start = time.perf_counter()
         projected = [
             project.project_rows(
-                found[window], said[window], pairs, target.token_ids, k=K + 1
+                found[window],
+                said[window],
+                pairs,
+                target.token_ids,
+                begins_alike=alike[window],
+                k=K + 1,
             )
-            for found, said, pairs in zip(
-                alignments, data.sources, data.maps, strict=True
+            for found, said, pairs, alike in zip(
+                alignments, data.sources, data.maps, data.alike, strict=True
             )
         ]
         fuse.fuse_rows(projected, WEIGHTS, k=K)

@@ -67,14 +67,14 @@ def _make() -> Outputs:
     last = np.cumsum(lengths) - 1
     counts = np.full(len(token_ids), K, np.int32)
     counts[last] = 0
-    ids, probs = _predict(stream, token_ids, last)
+    kept, probs = _predict(stream, token_ids, last)
     tail = np.maximum(0, 1 - probs.sum(axis=1, dtype=np.float64)).astype(np.float32)
-    ids[last], probs[last], tail[last] = -1, 0, 0
+    kept[last], probs[last], tail[last] = -1, 0, 0
     return Outputs(
         lengths=lengths,
         token_ids=token_ids,
         counts=counts,
-        ids=ids,
+        ids=kept,
         probs=probs,
         tail=tail,
     )

@@ -21,18 +21,16 @@ def ratio_at_least(
     aim: float, name: str, value: float, unit: str, *, against: str, ratio: float
 ) -> dict[str, Any]:
     """Makes a row whose ratio should reach `aim`."""
-    met = ratio >= aim
-    more = {"against": against, "ratio": ratio}
-    return _row(name, value, unit, aim, met, "ratio: at least", **more)
+    says, met = "ratio: at least", ratio >= aim
+    return _row(name, value, unit, aim, met, says, against=against, ratio=ratio)
 
 
 def ratio_at_most(
     aim: float, name: str, value: float, unit: str, *, against: str, ratio: float
 ) -> dict[str, Any]:
     """Makes a row whose ratio should stay within `aim`."""
-    met = ratio <= aim
-    more = {"against": against, "ratio": ratio}
-    return _row(name, value, unit, aim, met, "ratio: at most", **more)
+    says, met = "ratio: at most", ratio <= aim
+    return _row(name, value, unit, aim, met, says, against=against, ratio=ratio)
 
 
 def _row(

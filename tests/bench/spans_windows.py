@@ -43,23 +43,36 @@ class Data:
       targets: the target's tokens of every window.
       sources: for each source its rows of every window.
       maps: from each source to the target.
+      alike: for each source, whether every window begins alike for it and the target.
     """
 
     label: str
     targets: list[Encoding]
     sources: list[list[Rows]]
     maps: list[VocabularyMap]
+    alike: list[list[bool]]
 
 
 def load(k: int) -> Data:
     """Tokenizes the windows and makes up k entries for each row."""
     label, (target, *sources) = load_tokenizers()
     texts = _texts()
+    own = vocabulary.build_map(target, target)
+    targets = [target.encode_window(text, False) for text in texts]
+    made = [make_rows(source, texts, k) for source in sources]
+    maps = [vocabulary.build_map(source, target) for source in sources]
     return Data(
         label=label,
-        targets=[target.encode_window(text, False) for text in texts],
-        sources=[make_rows(source, texts, k) for source in sources],
-        maps=[vocabulary.build_map(source, target) for source in sources],
+        targets=targets,
+        sources=made,
+        maps=maps,
+        alike=[
+            [
+                _puts(pairs, said) == _puts(own, t)
+                for said, t in zip(one, targets, strict=True)
+            ]
+            for pairs, one in zip(maps, made, strict=True)
+        ],
     )
 
 
@@ -74,6 +87,10 @@ def load_tokenizers() -> tuple[str, list[Tokenizer]]:
 def read_manual() -> str:
     """Returns Python's own manual."""
     return "\n".join(pydoc_data.topics.topics.values())
+
+
+def _puts(pairs: VocabularyMap, window: Encoding | Rows) -> bool:
+    return pairs.puts_space(window.token_ids, window.byte_ends)
 
 
 def _texts() -> list[str]:

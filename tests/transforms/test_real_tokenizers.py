@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as Library
 
-from tests import real_tokenizers, snippets
+from tests import real_tokenizers, reference, snippets
 from transforms.functional import windows
 
 pytestmark = pytest.mark.registry
@@ -123,3 +123,26 @@ def test_windows_of_real_text_fit(real):
     assert "".join(cut) == text
     for window in cut:
         assert len(real.encode_window(window, True).token_ids) <= 64
+
+
+# the fixtures' names of tokenizers, and ours; the target's are under "pivot"
+REFERENCE = {
+    "llama2": "llama2",
+    "smollm2": "smollm2",
+    "qwen2_5": "qwen",
+    "gemma3": "gemma3",
+}
+
+
+@pytest.mark.reference
+def test_tokens_are_spelled_and_decoded_as_the_authors_library_does(name, real):
+    if name not in REFERENCE:
+        return
+    vocabulary, decoded = real.vocabulary(), real.decode_each()
+    for case in reference.cases("alignment"):
+        for side in ("pivot", "source"):
+            if case[side] == REFERENCE[name]:
+                ids = case[f"{side}_ids"]
+                assert [vocabulary[i] for i in ids] == case[f"{side}_tokens"]
+                assert [decoded[i] for i in ids] == case[f"{side}_decoded"]
+                assert real.space_mark() == case[f"{side}_marker"]

@@ -35,7 +35,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
-from transforms.functional import dtw, project
+from transforms.functional import dtw, kernels, project
 from transforms.functional.dtw import Pairing
 from transforms.functional.project import Projected, SourceRows
 
@@ -188,15 +188,18 @@ def transfer_rows(
             f"there must be {positions} rows, one a position, got {row.size}"
         )
     position = np.flatnonzero(row >= 0)
-    ids, masses = _known_entries(source, row[position])
+    known, masses = _known_entries(source, row[position])
     sound = (masses < np.inf).all(axis=1)
-    position, ids, masses = position[sound], ids[sound], masses[sound]
-    translated = _translate(ids, row[position], position, source, target, partners)
-    projected = _one_hot(target, k)
-    _write(projected, position, translated, masses, target)
+    position, known, masses = position[sound], known[sound], masses[sound]
     used = np.zeros(positions, np.bool_)
     used[position] = True
-    return Transferred(projected=projected, used=used)
+    following = target.token_ids[1:]
+    ids = np.full((positions, known.shape[1]), -1, np.int32)
+    probs = np.zeros(ids.shape)
+    ids[~used, -1], probs[~used, -1] = following[~used], 1.0
+    ids[position] = _translate(known, row[position], position, source, target, partners)
+    probs[position] = masses
+    return Transferred(projected=_add_up(ids, probs, following, k), used=used)
 
 
 def _speaks(
@@ -220,10 +223,14 @@ def _starts(byte_ends: Int32[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
     return np.concatenate([np.zeros(1, np.int32), byte_ends[:-1]])
 
 
-def _look_up(table: Int32[np.ndarray, " v"], ids: np.ndarray) -> np.ndarray:
+def _look_up(
+    table: Int32[np.ndarray, " v"], ids: Int32[np.ndarray, "*r"]
+) -> Int32[np.ndarray, "*r"]:
     """Returns the entries of a table; -1 for ids that are none or lie beyond it."""
     inside = (ids >= 0) & (ids < table.size)
-    return np.where(inside, table[np.where(inside, ids, 0)] if table.size else -1, -1)
+    found = np.full(ids.shape, -1, np.int32)
+    found[inside] = table[ids[inside]]
+    return found
 
 
 def _known_entries(
@@ -237,10 +244,10 @@ def _known_entries(
     top_ids = source.top_ids[row]
     top_ids = np.where(top_ids == gold_ids, np.int32(-1), top_ids)
     ids = np.concatenate([top_ids, gold_ids], axis=1)
-    logprobs = [source.top_logprobs[row], source.gold_logprob[row][:, None]]
+    gold_logprob = source.gold_logprob[row].astype(np.float64)[:, None]
     with np.errstate(over="ignore"):  # inf is dealt with row by row
-        masses = np.exp(np.concatenate(logprobs, axis=1), dtype=np.float64)
-    return ids, masses
+        masses = [np.exp(source.top_logprobs[row]), np.exp(gold_logprob)]
+    return ids, np.concatenate(masses, axis=1)
 
 
 def _translate(
@@ -256,53 +263,41 @@ def _translate(
     Rows that speak stand where the position does, so both next tokens start there.
     """
     stop = source.byte_ends[row + 1]
+    found = _look_up(partners.ids, ids)
     begins = (source.byte_ends[row] == 0) & (stop > 0)
-    found = np.where(
-        begins[:, None],
-        _look_up(partners.start_ids, ids),
-        _look_up(partners.ids, ids),
-    ).astype(np.int32)
+    found[begins] = _look_up(partners.start_ids, ids[begins])
     same = stop == target.byte_ends[position + 1]
     found[same, -1] = target.token_ids[position + 1][same]
     return found
 
 
-def _one_hot(target: Tokens, k: int) -> Projected:
-    """Returns rows that are certain of the target's next token."""
-    out = project.project_nothing(max(0, target.token_ids.size - 1), k=k)
-    out.ids[:, 0] = target.token_ids[1:]
-    out.probs[:, 0] = 1.0
-    out.covered[:] = True
-    out.gold_logprob[:] = 0.0
+def _add_up(
+    ids: Int32[np.ndarray, "t e"],
+    masses: Float64[np.ndarray, "t e"],
+    following: Int32[np.ndarray, " t"],
+    k: int,
+) -> Projected:
+    """Adds masses that meet on one token, and keeps the `k` greatest sums."""
+    out = project.project_nothing(ids.shape[0], k=k)
+    covered = np.ones(ids.shape[0], np.bool_)
+    gold = np.where(ids == following[:, None], masses, 0.0).sum(axis=1)
+    with np.errstate(divide="ignore"):
+        gold_logprob = np.where(gold > 0.0, np.log(gold), np.nan)
+    # a mixture of one source
+    kernels.fuse(
+        kernels.freeze(np.ones((1, 1)), np.float64),
+        ids[None],
+        masses[None].astype(np.float32),
+        covered[None],
+        gold_logprob[None],
+        (
+            out.ids,
+            out.probs,
+            out.tail,
+            out.covered,
+            out.gold_logprob,
+            np.empty(ids.shape[0], np.int16),
+        ),
+    )
+    out.gold_logprob[:] = np.minimum(gold_logprob, 0.0)  # rounding takes it over
     return out
-
-
-def _write(
-    out: Projected,
-    position: Int64[np.ndarray, " r"],
-    ids: Int32[np.ndarray, "r e"],
-    masses: Float64[np.ndarray, "r e"],
-    target: Tokens,
-) -> None:
-    """Adds masses that meet and keeps the greatest, in the order of `Projected`."""
-    out.ids[position], out.probs[position] = -1, 0.0
-    at = np.repeat(np.arange(position.size), ids.shape[1])[(ids >= 0).ravel()]
-    key = (at << 32) | ids[ids >= 0]
-    pairs, place = np.unique(key, return_inverse=True)
-    mass = np.bincount(place, weights=masses[ids >= 0], minlength=pairs.size)
-    at, token = pairs >> 32, (pairs & 0xFFFFFFFF).astype(np.int32)
-    total = np.bincount(at, weights=mass, minlength=position.size)
-    mass = mass / np.maximum(total, 1.0)[at]  # rounding alone takes it over 1
-    gold = np.full(position.size, np.nan)
-    known = (token == target.token_ids[position + 1][at]) & (mass > 0.0)
-    gold[at[known]] = np.log(mass[known])
-    out.gold_logprob[position] = gold
-    prob = mass.astype(np.float32)
-    order = np.lexsort((token, -prob, at))
-    order = order[prob[order] > 0.0]
-    rank = np.arange(order.size) - np.searchsorted(at[order], at[order])
-    order, rank = order[rank < out.ids.shape[1]], rank[rank < out.ids.shape[1]]
-    out.ids[position[at[order]], rank] = token[order]
-    out.probs[position[at[order]], rank] = prob[order]
-    rest = 1.0 - out.probs[position].sum(axis=1, dtype=np.float64)
-    out.tail[position] = np.maximum(rest, 0.0)
