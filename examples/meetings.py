@@ -4,7 +4,7 @@ import dataclasses
 import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,9 +22,14 @@ from transforms.functional.transfer import Partners
 from transforms.functional.vocabulary import VocabularyMap
 from transforms.tokenizer import Tokenizer
 
-STRATEGIES = ("spans", *typing.get_args(transfer.Strategy))
+Strategy = Literal["spans", "exact", "mined", "statistics"]
+STRATEGIES: tuple[Strategy, ...] = typing.get_args(Strategy)
 
-MAPS = {"exact": "first", "mined": "mined", "statistics": "statistics"}
+MAPS: Mapping[Strategy, Literal["first", "mined", "statistics"]] = {
+    "exact": "first",
+    "mined": "mined",
+    "statistics": "statistics",
+}
 """The token map that each strategy trades by; `exact` takes the exact entries alone."""
 
 
@@ -78,10 +83,10 @@ class Meeting:
     source: Participant
     target: Participant
     vocabulary: VocabularyMap
-    partners: Mapping[str, Partners]
+    partners: Mapping[Strategy, Partners]
 
     def rows(
-        self, strategy: str, window: Window, source: Score, target: Score
+        self, strategy: Strategy, window: Window, source: Score, target: Score
     ) -> tuple[Projected, np.ndarray]:
         """Says what a strategy makes of a source's rows.
 
@@ -135,7 +140,10 @@ class Meeting:
 
 
 def meet(
-    source: Participant, target: Participant, strategies: Sequence[str], folder: str
+    source: Participant,
+    target: Participant,
+    strategies: Sequence[Strategy],
+    folder: str,
 ) -> Meeting:
     """Builds all maps from a source to a target.
 
@@ -146,7 +154,7 @@ def meet(
       folder: keeps token maps, a file for each pair and kind.
     """
     mapping = vocabularies.build_map(source.tokenizer, target.tokenizer)
-    partners = {}
+    partners: dict[Strategy, Partners] = {}
     for strategy in strategies:
         if strategy == "spans":
             continue
@@ -188,7 +196,7 @@ def measure_pair(
     windows: str,
     source: Participant,
     target: Participant,
-    strategies: Sequence[str],
+    strategies: Sequence[Strategy],
     folder: str,
 ) -> dict[str, Any]:
     """Measures what each strategy keeps of a source's rows.
@@ -209,7 +217,7 @@ def measure_pair(
     shares = information.unigram(
         (mine.token_ids for _, _, mine in met), target.tokenizer.size
     )
-    parts: dict[str, list[Figures]] = {strategy: [] for strategy in strategies}
+    parts: dict[Strategy, list[Figures]] = {strategy: [] for strategy in strategies}
     classes: Counter[str] = Counter()
     unused: Counter[str] = Counter()
     for window, theirs, mine in met:

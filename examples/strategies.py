@@ -29,7 +29,7 @@ from typing import Any
 
 from examples import demo, meetings, models, results, strategy_tables
 from examples.controls import Bench, Control
-from examples.meetings import Participant
+from examples.meetings import Participant, Strategy
 from pipelines import recipe, score
 from pipelines.fuse import FuseConfig
 from pipelines.recipe import Recipe
@@ -66,15 +66,15 @@ FAMILIES = (
 THIRD = "digits"
 """Which of them is the third source of the second part."""
 
-_QUICK = {"width": 64, "layers": 2, "steps": 20}
-
 
 def families(*, quick: bool) -> list[models.Plan]:
     """Returns how the models of the first part are made."""
     if not quick:
         return list(FAMILIES)
     return [
-        dataclasses.replace(made, vocabulary=made.vocabulary // 4, **_QUICK)
+        dataclasses.replace(
+            made, vocabulary=made.vocabulary // 4, width=64, layers=2, steps=20
+        )
         for made in FAMILIES
     ]
 
@@ -121,7 +121,7 @@ def compare(
     participants: Sequence[Participant],
     found: dict[str, Any],
     path: str,
-    strategies: Sequence[str],
+    strategies: Sequence[Strategy],
 ) -> None:
     """Measures every ordered pair under every strategy into the results."""
     output = files.join(files.parent(path), "maps")

@@ -156,9 +156,9 @@ def orders_part(seeds: Seeds) -> str:
     ]
     lines = []
     for pair in asked:
-        picks = [comparison.one(seeds, name) for name in pair]
-        if all(picks):
-            lines.append(f"- {comparison.wins(seeds, *picks, pair)}")
+        first, second = (comparison.one(seeds, name) for name in pair)
+        if first and second:
+            lines.append(f"- {comparison.wins(seeds, first, second, pair)}")
     return "\n".join(lines)
 
 
