@@ -12,6 +12,7 @@ the fused folder, one or two for each source, that workers read once.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -40,7 +41,13 @@ from transforms.sources import Source
 
 Strategy = Literal["spans", "exact", "mined", "statistics"]
 
-KINDS = {"exact": "first", "mined": "mined", "statistics": "statistics"}
+Kind = Literal["first", "mined", "statistics"]
+
+KINDS: Mapping[str, Kind] = {
+    "exact": "first",
+    "mined": "mined",
+    "statistics": "statistics",
+}
 """Which token map a strategy takes; of `exact` only tokens of the same bytes count."""
 
 FORMAT = "fusebeam.lexicon.1"
