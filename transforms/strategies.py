@@ -146,11 +146,13 @@ def choose_partners(made: TokenMap, pairs: VocabularyMap, strategy: str) -> Part
 
     Those that begin a window are of windows that do not begin alike for both.
     """
+    ids = made.target_ids
     if strategy == "exact":
         alike = np.isin(made.how, (token_map.BYTES, token_map.ROLE))
-        ids = np.where(alike, made.target_ids, np.int32(-1))
-        made = dataclasses.replace(made, target_ids=ids)
-    return Partners(ids=made.target_ids, start_ids=counterparts.beginning(made, pairs))
+        ids = np.where(alike, ids, np.int32(-1))
+        # the bytes of inside running text are others than those that begin a window
+        made = dataclasses.replace(made, target_ids=np.full_like(ids, -1))
+    return Partners(ids=ids, start_ids=counterparts.beginning(made, pairs))
 
 
 @functools.lru_cache(maxsize=16)

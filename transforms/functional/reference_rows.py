@@ -129,10 +129,13 @@ def pair_window(
     target_token_ids: Int32[np.ndarray, " m"],
     lexicon: Lexicon,
 ) -> Int64[np.ndarray, " c"]:
-    """Lists what FuseChat counts of a window; see `list_pairs`.
+    """Lists what FuseChat counts of a window; see `cooccurrence.list_pairs`.
+
+    EOS and control tokens are counted, but no padding, which windows do not have: all
+    the authors' rows are as long as the longest may be.
 
     Args:
-      source_token_ids: start token in front, which does not count: theirs have none.
+      source_token_ids: start token in front, which does not count.
       target_token_ids: the same.
       lexicon: of the two vocabularies.
     """
