@@ -151,7 +151,7 @@ def test_figures_that_the_scores_do_not_give_are_found(
 ) -> None:
     def change(rows: list[fused.FusedRow]) -> list[fused.FusedRow]:
         values = getattr(rows[-1], column).copy()
-        values.flat[-2] = 1 - values.flat[-2]
+        values.flat[0] = 1 - values.flat[0]
         return [*rows[:-1], dataclasses.replace(rows[-1], **{column: values})]
 
     copy = copied(road, "fused", tmp_path)
