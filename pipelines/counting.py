@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from pipelines import lexicons, scored, stage
-from schemas import cooccurrences, files, manifest, plan, scores
+from schemas import cooccurrences, files, manifest, plan, scores, tables
 from schemas.errors import SchemaError
 from schemas.manifest import Manifest
-from transforms import cooccurrence
+from transforms import cooccurrence, strategies
 from transforms.cooccurrence import CountSlices, Scored
 from transforms.functional.cooccurrence import Counts
 from transforms.tokenizer import Tokenizer
@@ -66,9 +66,8 @@ def work_of(config: CountConfig) -> CountSlices:
     """Returns what is to be done with each slice."""
     source, target = map(scored.tokenizer_of, (config.source, config.target))
     if config.reference:
-        folder = files.join(config.output, cooccurrence.LEXICONS)
         for name, own in (("source", source), ("target", target)):
-            lexicons.write_lexicon(folder, name, own, target, "statistics")
+            _write_lexicon(config, name, own, target)
     return CountSlices(
         windows=_windows(config),
         source=_scored(config.source, source),
@@ -78,6 +77,19 @@ def work_of(config: CountConfig) -> CountSlices:
         reference=config.reference,
         overwrite=config.overwrite,
     )
+
+
+def _write_lexicon(
+    config: CountConfig, name: str, own: Tokenizer, target: Tokenizer
+) -> None:
+    """Writes a half of what the authors' pairs take, unless it is there."""
+    prints = own.fingerprint, target.fingerprint
+    told = strategies.lexicon_identity(*prints, "statistics", None)
+    path = strategies.lexicon_file(config.output, name)
+    if not tables.is_made(path, told, what=strategies.WHAT, overwrite=config.overwrite):
+        made = lexicons.build_lexicon(own, target, "statistics")
+        with files.publish(path) as sink:
+            strategies.save_lexicon(made, told, sink)
 
 
 def _windows(config: CountConfig) -> str:
@@ -111,7 +123,8 @@ def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Mani
     """Counts all windows that two models have scored, and describes the counts."""
     if not is_whole(config):
         windows = _windows(config)
-        stage.do_slices("count", work_of(config), windows, None, runner_flags)
+        name = f"count {files.name_of(config.output)}"
+        stage.do_slices(name, work_of(config), windows, None, runner_flags)
         stage.finish(
             config.output,
             cooccurrences.STAGE,
@@ -123,7 +136,6 @@ def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Mani
                 "sources": [f"source={config.source}"],
             },
             names=[piece.output for piece in plan.read(windows)],
-            overwrite=config.overwrite,
             count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
         )
     return manifest.read(config.output, cooccurrences.STAGE)

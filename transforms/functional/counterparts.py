@@ -109,7 +109,7 @@ def build_statistics(
     target: TokenizerLike,
     counts: Counts,
     *,
-    fingerprint: str,
+    fingerprint: str | None,
     target_width: int | None = None,
 ) -> TokenMap:
     """Maps each token to the one that most often stood beside it in a corpus.
@@ -118,7 +118,7 @@ def build_statistics(
       source: the source's tokenizer.
       target: the target's.
       counts: how often tokens stood beside each other; no control tokens.
-      fingerprint: of these counts.
+      fingerprint: of these counts; None where nothing was counted.
       target_width: as of `build_first`.
     """
     settled = _settle(source, target, target_width)
