@@ -9,7 +9,7 @@ DEMO ?= full
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint format bench results golden tokenizers clean
+.PHONY: help install run test check lint format bench results strategies golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -50,6 +50,9 @@ bench: $(STAMP)  ## measure speed and size; prints a table, writes build/bench.j
 
 results: $(STAMP)  ## the demo's controls over seeds, into docs/results.md (hours)
 	$(BIN)/python -m examples.results
+
+strategies: $(STAMP)  ## strategies of alignment compared, into docs/results.md (hours)
+	$(BIN)/python -m examples.strategies --train
 
 golden: $(STAMP)  ## rewrite tests/golden; review the difference
 	$(BIN)/python -m tests.golden

@@ -22,23 +22,15 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 
-from transforms.functional import fuse
+from transforms.functional import weigh
 from transforms.functional.project import Projected
+from transforms.functional.transfer import TokenRows
 
 LEAST = 2.0**-24
 """No token counts as less likely: 24 bits."""
-
-
-class Tokens(Protocol):
-    """A window's n tokens and what a model gave those that came; a `Score` is one."""
-
-    token_ids: np.ndarray
-    byte_ends: np.ndarray
-    gold_logprob: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,8 +116,8 @@ def measure_window(
     rows: Projected,
     used: np.ndarray,
     *,
-    source: Tokens,
-    target: Tokens,
+    source: TokenRows,
+    target: TokenRows,
     ends_with_eos: Sequence[bool],
     shares: np.ndarray,
 ) -> Figures:
@@ -157,14 +149,14 @@ def measure_window(
     )
 
 
-def _text_nats(source: Tokens, ends_with_eos: bool) -> np.ndarray:
+def _text_nats(source: TokenRows, ends_with_eos: bool) -> np.ndarray:
     """Nats of every token but the EOS."""
     stop = len(source.gold_logprob) - ends_with_eos
     return -source.gold_logprob[:stop].astype(np.float64)
 
 
 def _own_bits(
-    source: Tokens, target: Tokens, ends_with_eos: Sequence[bool]
+    source: TokenRows, target: TokenRows, ends_with_eos: Sequence[bool]
 ) -> np.ndarray:
     """The source's own bits of each target token's bytes, EOS apart."""
     theirs, mine = (
@@ -172,7 +164,7 @@ def _own_bits(
         for one, eos in zip((source, target), ends_with_eos, strict=True)
     )
     gold = -_text_nats(source, ends_with_eos[0])
-    costs = fuse.position_costs(mine, theirs, gold, eos=False)
+    costs = weigh.position_costs(mine, theirs, gold, eos=False)
     return np.nan_to_num(costs) * np.diff(mine)
 
 

@@ -1,6 +1,7 @@
 """A source meets a target: every window's rows under a strategy, and what they keep."""
 
 import dataclasses
+import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,15 +15,16 @@ from pipelines.map import MapConfig
 from schemas import files
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms.functional import align, coverage, project, token_map, transfer
+from transforms import strategies as ways
+from transforms.functional import align, coverage
 from transforms.functional import vocabulary as vocabularies
-from transforms.functional.project import Projected
-from transforms.functional.transfer import Partners
+from transforms.functional.token_map import TokenMap
+from transforms.functional.transfer import Transferred
 from transforms.functional.vocabulary import VocabularyMap
+from transforms.strategies import Pair, Strategy
 from transforms.tokenizer import Tokenizer
 
-MAPS = {"exact": "first", "mined": "mined", "statistics": "statistics"}
-"""The token map that each strategy trades by; `exact` takes the exact entries alone."""
+STRATEGIES: tuple[Strategy, ...] = typing.get_args(Strategy)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,6 @@ class Participant:
         """Says whether its tokens of a window end with its EOS."""
         return window.ends_document and self.tokenizer.eos_id is not None
 
-    def puts_space(self, score: Score) -> bool:
-        """Says whether it put a space of its own in front of a window."""
-        return self.onto_itself.puts_space(score.token_ids, score.byte_ends)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Meeting:
@@ -68,62 +66,36 @@ class Meeting:
     Attributes:
       source: whose rows are used.
       target: whose tokens are trained.
-      vocabulary: from the source's vocabulary to the target's.
-      partners: one target token for each source token, by strategy; not for spans.
+      pairs: what each strategy takes of the two vocabularies.
     """
 
     source: Participant
     target: Participant
-    vocabulary: VocabularyMap
-    partners: Mapping[str, Partners]
+    pairs: Mapping[Strategy, Pair]
 
     def rows(
-        self, strategy: str, window: Window, source: Score, target: Score
-    ) -> tuple[Projected, np.ndarray]:
-        """Says what a strategy makes of a source's rows.
-
-        Returns:
-          A row for each of t target positions; and (t,) whether it is of the source.
-        """
-        if strategy == "spans":
-            found = self._project(window, source, target)
-            return found, found.covered
-        pairing = transfer.pair_tokens(
-            window.text.encode(), source, target, strategy=strategy
-        )
-        partners = self.partners[strategy]
-        chosen = transfer.find_rows(
-            pairing, source, target, partners, strategy=strategy
-        )
-        k = source.top_ids.shape[1] + 1
-        moved = transfer.transfer_rows(chosen, source, target, partners, k=k)
-        return moved.projected, moved.used
-
-    def alignment(
-        self, window: Window, source: Score, target: Score
-    ) -> align.Alignment:
-        """Aligns a window by spans."""
-        both = (self.source, self.target)
-        eos = all(one.ends_with_eos(window) for one in both)
-        return align.align_spans(target.byte_ends, source.byte_ends, eos=eos)
-
-    def _project(self, window: Window, source: Score, target: Score) -> Projected:
-        spaces = (self.source.puts_space(source), self.target.puts_space(target))
-        return project.project_rows(
-            self.alignment(window, source, target),
+        self, strategy: Strategy, window: Window, source: Score, target: Score
+    ) -> Transferred:
+        """Says what a strategy makes of a source's rows."""
+        return self.pairs[strategy].rows(
+            window,
             source,
-            self.vocabulary,
-            target.token_ids,
-            begins_alike=spaces[0] == spaces[1],
+            target,
+            eos=self._ends_with_eos(window),
             k=source.top_ids.shape[1] + 1,
         )
+
+    def _ends_with_eos(self, window: Window) -> bool:
+        return all(one.ends_with_eos(window) for one in (self.source, self.target))
 
     def classes(
         self, window: Window, source: Score, target: Score, covered: np.ndarray
     ) -> np.ndarray:
         """Says by spans what each position is, from `coverage`."""
         return coverage.classify_positions(
-            self.alignment(window, source, target),
+            align.align_spans(
+                target.byte_ends, source.byte_ends, eos=self._ends_with_eos(window)
+            ),
             covered,
             source,
             target.byte_ends,
@@ -132,7 +104,10 @@ class Meeting:
 
 
 def meet(
-    source: Participant, target: Participant, strategies: Sequence[str], folder: str
+    source: Participant,
+    target: Participant,
+    strategies: Sequence[Strategy],
+    folder: str,
 ) -> Meeting:
     """Builds all maps from a source to a target.
 
@@ -143,32 +118,31 @@ def meet(
       folder: keeps token maps, a file for each pair and kind.
     """
     mapping = vocabularies.build_map(source.tokenizer, target.tokenizer)
-    partners = {}
+    pairs: dict[Strategy, Pair] = {}
     for strategy in strategies:
-        if strategy == "spans":
-            continue
-        kind = MAPS[strategy]
-        file = files.join(folder, f"{source.name}-{target.name}.{kind}.parquet")
-        made, _, _ = map.map_tokens(
-            MapConfig(
-                source=source.scores, target=target.scores, strategy=kind, output=file
-            )
+        partners = None
+        if strategy != "spans":
+            made = _token_map(source, target, ways.KINDS[strategy], folder)
+            partners = ways.choose_partners(made, mapping, strategy)
+        pairs[strategy] = Pair(
+            strategy=strategy,
+            pairs=mapping,
+            own=target.onto_itself,
+            partners=partners,
         )
-        ids = made.target_ids
-        if strategy == "exact":
-            alike = np.isin(made.how, (token_map.BYTES, token_map.ROLE))
-            ids = np.where(alike, ids, np.int32(-1))
-        partners[strategy] = Partners(ids=ids, start_ids=_start_ids(mapping, ids))
-    return Meeting(source=source, target=target, vocabulary=mapping, partners=partners)
+    return Meeting(source=source, target=target, pairs=pairs)
 
 
-def _start_ids(mapping: VocabularyMap, ids: np.ndarray) -> np.ndarray:
-    """Takes the token of the same bytes at a window's beginning, where there is one."""
-    offsets, flat, _ = mapping.start
-    single = np.diff(offsets) == 1
-    found = ids.copy()
-    found[single] = flat[offsets[:-1][single]]
-    return found
+def _token_map(
+    source: Participant, target: Participant, kind: ways.Kind, folder: str
+) -> TokenMap:
+    file = files.join(folder, f"{source.name}-{target.name}.{kind}.parquet")
+    made, _, _ = map.map_tokens(
+        MapConfig(
+            source=source.scores, target=target.scores, strategy=kind, output=file
+        )
+    )
+    return made
 
 
 def side_by_side(
@@ -185,7 +159,7 @@ def measure_pair(
     windows: str,
     source: Participant,
     target: Participant,
-    strategies: Sequence[str],
+    strategies: Sequence[Strategy],
     folder: str,
 ) -> dict[str, Any]:
     """Measures what each strategy keeps of a source's rows.
@@ -206,25 +180,25 @@ def measure_pair(
     shares = information.unigram(
         (mine.token_ids for _, _, mine in met), target.tokenizer.size
     )
-    parts: dict[str, list[Figures]] = {strategy: [] for strategy in strategies}
+    parts: dict[Strategy, list[Figures]] = {strategy: [] for strategy in strategies}
     classes: Counter[str] = Counter()
     unused: Counter[str] = Counter()
     for window, theirs, mine in met:
         anywhere = np.zeros(len(mine.token_ids) - 1, np.bool_)
         for strategy in strategies:
-            rows, used = meeting.rows(strategy, window, theirs, mine)
-            anywhere |= used
+            moved = meeting.rows(strategy, window, theirs, mine)
+            anywhere |= moved.used
             parts[strategy].append(
                 information.measure_window(
-                    rows,
-                    used,
+                    moved.projected,
+                    moved.used,
                     source=theirs,
                     target=mine,
                     ends_with_eos=[o.ends_with_eos(window) for o in (source, target)],
                     shares=shares,
                 )
             )
-        covered = meeting.rows("spans", window, theirs, mine)[1]
+        covered = meeting.rows("spans", window, theirs, mine).used
         found = meeting.classes(window, theirs, mine, covered)
         classes.update(coverage.count_classes(found))
         unused.update(coverage.count_classes(found[~anywhere]))

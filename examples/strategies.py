@@ -35,11 +35,12 @@ from pipelines.fuse import FuseConfig
 from pipelines.recipe import Recipe
 from schemas import files, manifest, scores
 from transforms import allocator
+from transforms.strategies import Strategy
 
 PART = "strategies"
-STRATEGIES: tuple[str, ...] = typing.get_args(
-    typing.get_type_hints(FuseConfig)["strategy"]
-)
+STRATEGIES = meetings.STRATEGIES
+FUSED: tuple[str, ...] = typing.get_args(typing.get_type_hints(FuseConfig)["strategy"])
+"""Those of them that `fusebeam fuse` knows."""
 
 _EVEN = {"code": 1 / 3, "prose": 1 / 3, "headers": 1 / 3}
 _FULL = models.Plan(
@@ -66,15 +67,15 @@ FAMILIES = (
 THIRD = "digits"
 """Which of them is the third source of the second part."""
 
-_QUICK = {"width": 64, "layers": 2, "steps": 20}
-
 
 def families(*, quick: bool) -> list[models.Plan]:
     """Returns how the models of the first part are made."""
     if not quick:
         return list(FAMILIES)
     return [
-        dataclasses.replace(made, vocabulary=made.vocabulary // 4, **_QUICK)
+        dataclasses.replace(
+            made, vocabulary=made.vocabulary // 4, width=64, layers=2, steps=20
+        )
         for made in FAMILIES
     ]
 
@@ -121,7 +122,7 @@ def compare(
     participants: Sequence[Participant],
     found: dict[str, Any],
     path: str,
-    strategies: Sequence[str],
+    strategies: Sequence[Strategy],
 ) -> None:
     """Measures every ordered pair under every strategy into the results."""
     output = files.join(files.parent(path), "maps")
@@ -189,7 +190,7 @@ def arms(plan: Recipe, strategies: Sequence[str], third: str) -> list[list[Contr
 
 def order(plan: Recipe, third: str) -> list[str]:
     """Lists the names of all arms, as tables have them."""
-    return [c.name for group in arms(plan, STRATEGIES, third) for c in group]
+    return [c.name for group in arms(plan, FUSED, third) for c in group]
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -231,7 +232,8 @@ def main(argv: Sequence[str]) -> None:
     found = {**results.resume(path, empty, this), "order": order(plan, third)}
     compare(plan, participants, found, path, given.strategies)
     results.write_page(given.page, strategy_tables.page(found), PART)
-    groups = arms(plan, given.strategies, third) if given.train else []
+    fused = [name for name in FUSED if name in given.strategies]
+    groups = arms(plan, fused, third) if given.train else []
     todo = [(seed, arm) for group in groups for seed in given.seeds for arm in group]
     for number, (seed, control) in enumerate(todo, 1):
         bench = Bench(plan=plan, made=target, output=output, seed=seed)

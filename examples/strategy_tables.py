@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +39,12 @@ def share(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.1%}"
 
 
+def mean(values: Sequence[float]) -> float:
+    """Returns the mean of what is known, NaN where nothing is."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
+
+
 def shown(pair: str) -> str:
     """Writes a pair as people read it."""
     return pair.replace(">", " → ")
@@ -55,7 +62,7 @@ def kept_part(pairs: Pairs) -> str:
         for pair, each in found.items()
     ]
     means = [
-        sum(getattr(each[name], of) for each in found.values()) / len(found)
+        mean([getattr(each[name], of) for each in found.values()])
         for of in ("kept", "coverage")
         for name in names
     ]
@@ -65,9 +72,11 @@ def kept_part(pairs: Pairs) -> str:
     for name in names:
         if name == SPANS or SPANS not in names:
             continue
-        more = sum(each[SPANS].kept > each[name].kept for each in found.values())
+        gaps = [each[SPANS].kept - each[name].kept for each in found.values()]
+        known = [gap for gap in gaps if not math.isnan(gap)]
+        more = sum(gap > 0 for gap in known)
         lines.append(
-            f"- {SPANS} keeps more than {name} in {more} of {len(found)} pairs."
+            f"- {SPANS} keeps more than {name} in {more} of {len(known)} pairs."
         )
     return "\n".join(lines)
 
@@ -147,9 +156,9 @@ def orders_part(seeds: Seeds) -> str:
     ]
     lines = []
     for pair in asked:
-        picks = [comparison.one(seeds, name) for name in pair]
-        if all(picks):
-            lines.append(f"- {comparison.wins(seeds, *picks, pair)}")
+        first, second = (comparison.one(seeds, name) for name in pair)
+        if first and second:
+            lines.append(f"- {comparison.wins(seeds, first, second, pair)}")
     return "\n".join(lines)
 
 
@@ -162,15 +171,13 @@ def page(found: Mapping[str, Any]) -> str:
     }
     parts = {}
     if pairs := found["pairs"]:
-        parts["Strategies: what is kept of what a source knows"] = kept_part(pairs)
-        parts["Strategies: bits per byte of the rows used"] = bits_part(pairs)
-        parts["Strategies: positions that spans cover, and why not"] = reasons_part(
-            pairs
-        )
+        parts["What is kept of what a source knows"] = kept_part(pairs)
+        parts["Bits per byte of the rows used"] = bits_part(pairs)
+        parts["Positions that spans cover, and why not"] = reasons_part(pairs)
     if seeds:
-        parts["Strategies: after training, on held-out"] = "\n\n".join(
+        parts["After training, on held-out"] = "\n\n".join(
             (training_part(seeds, found["order"]), orders_part(seeds))
         )
     made = [comparison.made_line(run) for run in found["runs"]]
-    parts["Strategies: how these figures were made"] = "\n".join(made)
-    return "\n\n".join(f"## {head}\n\n{text}" for head, text in parts.items())
+    parts["How these figures were made"] = "\n".join(made)
+    return "\n\n".join(f"### {head}\n\n{text}" for head, text in parts.items())

@@ -40,7 +40,13 @@ from transforms.sources import Source
 
 Strategy = Literal["spans", "exact", "mined", "statistics"]
 
-KINDS = {"exact": "first", "mined": "mined", "statistics": "statistics"}
+Kind = Literal["first", "mined", "statistics"]
+
+KINDS: Mapping[str, Kind] = {
+    "exact": "first",
+    "mined": "mined",
+    "statistics": "statistics",
+}
 """Which token map a strategy takes; of `exact` only tokens of the same bytes count."""
 
 FORMAT = "fusebeam.lexicon.1"
@@ -196,11 +202,13 @@ def choose_partners(made: TokenMap, pairs: VocabularyMap, strategy: str) -> Part
 
     Those that begin a window are of windows that do not begin alike for both.
     """
+    ids = made.target_ids
     if strategy == "exact":
         alike = np.isin(made.how, (token_map.BYTES, token_map.ROLE))
-        ids = np.where(alike, made.target_ids, np.int32(-1))
-        made = dataclasses.replace(made, target_ids=ids)
-    return Partners(ids=made.target_ids, start_ids=counterparts.beginning(made, pairs))
+        ids = np.where(alike, ids, np.int32(-1))
+        # the bytes of inside running text are others than those that begin a window
+        made = dataclasses.replace(made, target_ids=np.full_like(ids, -1))
+    return Partners(ids=ids, start_ids=counterparts.beginning(made, pairs))
 
 
 @functools.lru_cache(maxsize=16)

@@ -69,9 +69,10 @@ def mended(
             source, target, found, fingerprint="x"
         ).target_ids
     pairs = vocabulary.build_map(source, target)
+    exact = config.strategy == "exact"  # not of the same bytes at a window's beginning
     start_ids = np.array(
         [
-            seq[0] if len(seq := pairs.start_seq(s)) == 1 else ids[s]
+            seq[0] if len(seq := pairs.start_seq(s)) == 1 else -1 if exact else ids[s]
             for s in range(source.size)
         ],
         np.int32,
