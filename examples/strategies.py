@@ -42,18 +42,7 @@ STRATEGIES = meetings.STRATEGIES
 FUSED: tuple[str, ...] = typing.get_args(typing.get_type_hints(FuseConfig)["strategy"])
 """Those of them that `fusebeam fuse` knows."""
 
-_EVEN = {"code": 1 / 3, "prose": 1 / 3, "headers": 1 / 3}
-_FULL = models.Plan(
-    name="bytes",
-    architecture="llama",
-    vocabulary=4096,
-    mixture=_EVEN,
-    width=192,
-    layers=4,
-    steps=200,
-    batch=4,
-    learning_rate=3e-3,
-)
+_FULL = dataclasses.replace(models.PLANS["full"][0], name="bytes", steps=200)
 FAMILIES = (
     _FULL,
     dataclasses.replace(_FULL, name="digits", architecture="qwen2", vocabulary=8192),

@@ -4,9 +4,8 @@ import time
 from typing import Any
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
 
-from tests.bench import rows, spans_windows
+from tests.bench import plain_dtw, rows, spans_windows
 from transforms.functional import align
 
 AIM = 1_000_000.0
@@ -60,23 +59,6 @@ def _dtw_tokens_per_second() -> float:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        _dtw(target, source)
+        plain_dtw.warp(source, target)
         seconds.append(time.perf_counter() - start)
     return DTW_TOKENS / min(seconds)
-
-
-def _dtw(target: list[str], source: list[str]) -> list[tuple[int, int]]:
-    """Dynamic time warping: the cheapest monotone path through all pairs of tokens."""
-    far = float("inf")
-    total = [[far] * (len(source) + 1) for _ in range(len(target) + 1)]
-    total[0][0] = 0.0
-    for i, word in enumerate(target, 1):
-        for j, other in enumerate(source, 1):
-            before = min(total[i - 1][j - 1], total[i - 1][j], total[i][j - 1])
-            total[i][j] = Levenshtein.distance(word, other) + before
-    i, j, path = len(target), len(source), []
-    while i and j:
-        path.append((i - 1, j - 1))
-        steps = ((i - 1, j - 1), (i - 1, j), (i, j - 1))
-        i, j = min(steps, key=lambda step: total[step[0]][step[1]])
-    return path[::-1]

@@ -9,9 +9,8 @@ import time
 from typing import Any
 
 import numpy as np
-from rapidfuzz.distance import Levenshtein
 
-from tests.bench import rows, spans_windows
+from tests.bench import plain_dtw, rows, spans_windows
 from tests.bench.spans_windows import Rows
 from transforms.functional import dtw, reference_maps, transfer
 from transforms.functional.reference_maps import Marks
@@ -106,26 +105,9 @@ def _plain_tokens_per_second(text: str, source: Rows, target: Encoding) -> float
     seconds = []
     for _ in range(PLAIN_PASSES):
         start = time.perf_counter()
-        pairs = _dtw(*pieces)
+        pairs = plain_dtw.warp(*pieces)
         seconds.append(time.perf_counter() - start)
     ours = dtw.pair_pieces(*pieces, ties="source_first")
     position = np.repeat(np.arange(ours.partners.size), ours.partners)
     assert pairs == list(zip(ours.sources.tolist(), position.tolist(), strict=True))
     return len(pieces[1]) / min(seconds)
-
-
-def _dtw(source: list[str], target: list[str]) -> list[tuple[int, int]]:
-    """Warps as FuseLLM does: a distance a cell, diagonal before source step."""
-    far = float("inf")
-    total = [[far] * (len(target) + 1) for _ in range(len(source) + 1)]
-    total[0][0] = 0.0
-    for i, word in enumerate(source, 1):
-        for j, other in enumerate(target, 1):
-            before = min(total[i - 1][j - 1], total[i - 1][j], total[i][j - 1])
-            total[i][j] = Levenshtein.distance(word, other) + before
-    i, j, path = len(source), len(target), []
-    while i and j:
-        path.append((i - 1, j - 1))
-        steps = ((i - 1, j - 1), (i - 1, j), (i, j - 1))
-        i, j = min(steps, key=lambda step: total[step[0]][step[1]])
-    return path[::-1]

@@ -137,7 +137,7 @@ def test_a_source_of_the_targets_own_tokenizer_leaves_no_tail(
         config = fuse_config(
             road, out, target=f"{drawn}/scores/llama", sources=(), tail_samples=r
         )
-        assert fuse.fuse_scores(config) is not None
+        fuse.fuse_scores(config)
         tails[r] = np.concatenate(
             [d.tail[d.counts > 0] for _, d in test_fuse.rows(out)]
         )

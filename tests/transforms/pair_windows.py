@@ -170,7 +170,8 @@ class Excerpt:
         return self.own.has_dummy_prefix
 
     def encode_middle_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        raise NotImplementedError("an excerpt is only ever its own target")
+        """Fails: an excerpt is mapped onto itself alone, which spells nothing."""
+        raise AssertionError(f"{self.fingerprint} must map onto itself alone")
 
 
 def cut_down(own: tokenizer.Tokenizer) -> Excerpt:

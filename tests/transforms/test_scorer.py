@@ -2,7 +2,6 @@ import functools
 import os
 import pydoc_data.topics
 import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +11,22 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from schemas import scores
-from schemas.scores import Score
-from schemas.windows import Window
 from tests import causal_models, real_tokenizers, snippets, tiny_tokenizers
-from transforms import causal, scorer, tokenizer
-from transforms.functional import batches, tail
-from transforms.scorer import Scorer, ScorerSettings
-
-TEXTS = (
-    "The quick brown fox isn't lazy",
-    "it jumps 1,234 times",
-    "Häuser größer als Straßen",
-    "何もない",
-    "a",
-    "def area(r: float) -> float:\n    return 3.14159 * r ** 2\n",
-    "it jumps 1,234 times",
-    "Whereas some cannot, won't, or shouldn't; others do it anyway",
+from tests.transforms.scoring import (
+    TEXTS,
+    WINDOWS,
+    assert_close,
+    dense_logprobs,
+    errors,
+    gpu_is_full,
+    host_is_full,
+    limit_tokens,
+    make,
+    window,
 )
-
-
-def window(text: str, name: object = 0, **more: Any) -> Window:
-    fields = {"byte_start": 0, "ends_document": False, **more}
-    return Window(window_id=f"w{name}", doc_id="d", text=text, **fields)
-
-
-WINDOWS = [window(t, i, ends_document=i % 3 == 0) for i, t in enumerate(TEXTS)]
-
-
-def make(name: str = "llama", padding: int = 0, kind: str = "unigram", **more: Any):
-    made = causal_models.tokenizer_of(kind)
-    model = causal_models.make(name, made.size + padding)
-    return model, Scorer(model, made, **more)
-
-
-def errors(found: Sequence[Score]) -> list[int]:
-    return [place for place, one in enumerate(found) if one.error is not None]
-
-
-def dense_logprobs(model: Any, score: Score) -> tuple[np.ndarray, np.ndarray]:
-    with torch.no_grad():
-        ids = torch.tensor(score.token_ids[None, :-1].astype(np.int64))
-        logits = model(input_ids=ids).logits[0].double()
-    return logits.numpy(), logits.log_softmax(-1).numpy()
-
-
-def assert_close(left: Score, right: Score) -> None:
-    assert_array_equal(left.token_ids, right.token_ids)
-    assert_array_equal(left.byte_ends, right.byte_ends)
-    for name in ("logsumexp", "gold_logprob"):
-        assert_allclose(getattr(left, name), getattr(right, name), atol=1e-4)
-    assert_allclose(left.top_logprobs, right.top_logprobs, rtol=1e-3)
+from transforms import causal, scorer, tokenizer
+from transforms.functional import batches
+from transforms.scorer import Scorer, ScorerSettings
 
 
 @pytest.mark.parametrize("name", causal_models.MAIN)
@@ -215,96 +180,10 @@ def test_threads_that_share_a_scorer_get_what_each_would_alone() -> None:
     assert [table.equals(alone) for table in found] == [True] * 4
 
 
-def draws(found: Sequence[Score]) -> list[list[list[int]]]:
-    return [score.sampled_ids.tolist() for score in found]
-
-
-def test_the_mean_over_many_windows_draws_is_the_dense_row() -> None:
-    model, scorer_ = make(padding=64, top_k=4, tail_samples=5)
-    size, many = scorer_.tokenizer.size, 300
-    found = scorer_.score([window(TEXTS[1], i) for i in range(many)]).scores
-    _, logprobs = dense_logprobs(model, found[0])
-    mean = np.zeros((len(logprobs), size))
-    for score in found:
-        joined = tail.join_draws(score)
-        rows, columns = np.nonzero(joined.top_ids >= 0)
-        ids = joined.top_ids[rows, columns]
-        mean[rows, ids] += np.exp(joined.top_logprobs[rows, columns])
-        gold = score.token_ids[1:]
-        mean[np.arange(len(gold)), gold] = many * np.exp(score.gold_logprob)
-    probs = np.exp(logprobs[:, :size])
-    rest = tail.rest_mass(found[0])[:, None]
-    assert rest.min() > 0.05
-    deviation = np.sqrt(probs * np.maximum(rest - probs, 0) / (5 * many))
-    # one draw of 1,500 too many, and kept logprobs of 11 bits
-    assert (abs(mean / many - probs) < 5.5 * deviation + rest / 1500 + 1e-3).all()
-
-
-def test_draws_are_of_what_is_neither_kept_nor_next() -> None:
-    for score in make(top_k=4, tail_samples=6)[1].score(WINDOWS).scores:
-        known = np.column_stack([score.top_ids, score.token_ids[1:]])
-        assert score.sampled_ids.shape == (len(known), 6)
-        assert not (score.sampled_ids[:, :, None] == known[:, None, :]).any()
-
-
-def test_draws_change_nothing_else() -> None:
-    plain, drawn = (make(tail_samples=r)[1].score(WINDOWS).scores for r in (0, 5))
-    assert [score.sampled_ids for score in plain] == [None] * len(plain)
-    assert scores.to_table(plain).equals(scores.to_table(drawn))
-
-
-def test_draws_are_the_same_whatever_the_batch() -> None:
-    alone = make(tail_samples=7, batch_tokens=1)[1].score(WINDOWS)
-    for tokens in (50, 5000):
-        together = make(tail_samples=7, batch_tokens=tokens)[1].score(WINDOWS[::-1])
-        assert draws(together.scores[::-1]) == draws(alone.scores)
-
-
-def test_windows_of_equal_text_have_draws_of_their_own() -> None:
-    scorer_ = make(tail_samples=7)[1]
-    one, other = draws(scorer_.score([window("a b", 1), window("a b", 2)]).scores)
-    assert one != other
-
-
-def test_draws_of_halved_batches_are_those_of_whole_ones() -> None:
-    many = [window(text, i) for i, text in enumerate(TEXTS[:2] * 8)]
-    undisturbed = make(tail_samples=3)[1].score(many)
-    model, scorer_ = make(tail_samples=3)
-    limit_tokens(model, 40, gpu_is_full)
-    scored = scorer_.score(many)
-    assert scored.halved_batches > 0
-    assert draws(scored.scores) == draws(undisturbed.scores)
-
-
-def test_a_window_that_fails_has_no_draws() -> None:
-    long = window("x y" * causal_models.CONTEXT)
-    (found,) = make(kind="byte_level", tail_samples=3)[1].score([long]).scores
-    assert found.error is not None
-    assert found.sampled_ids.shape == (0, 3)
-
-
 def test_no_windows_give_no_scores() -> None:
     scored = make()[1].score([])
     assert scored.scores == []
     assert scored.halved_batches == 0
-
-
-def limit_tokens(model: Any, tokens: int, fail: Callable[[], object]) -> None:
-    """Makes the model's body fail where a batch has more tokens."""
-
-    def check(_: object, __: object, kwargs: dict[str, torch.Tensor]) -> None:
-        if kwargs["input_ids"].numel() > tokens:
-            fail()
-
-    model.base_model.register_forward_pre_hook(check, with_kwargs=True)
-
-
-def gpu_is_full() -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory")
-
-
-def host_is_full() -> None:
-    torch.empty(2**60, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("fail", [gpu_is_full, host_is_full])
