@@ -155,4 +155,4 @@ def _trained(of: Basis, training: TrainConfig, volume: Volume) -> float:
     """Returns the tokens that a training sees, all its passes together."""
     if training.max_steps is None:
         return training.epochs * _fused_tokens(of, volume)
-    return training.max_steps * training.batch_size * of.job.fuse.seq_length
+    return float(training.max_steps * training.batch_size * of.job.fuse.seq_length)

@@ -9,6 +9,7 @@ there. A corpus that is no larger than the sample may be is read whole.
 import codecs
 import contextlib
 import dataclasses
+import io
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ PLACES = 64
 
 _ANYWHERE = (".jsonl", ".parquet")
 """Ends of names of files that can be read from any place on."""
+
+_LEAST_PACKED_BYTES = 1 << 16
+"""Of a compressed file at least so much is read: less may hold no line."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,8 +170,10 @@ def _read(path: str, fields: Fields, place: float, max_bytes: int) -> Piece:
             found = _rows(path, raw, fields, place)
         elif path.endswith(".txt"):
             found = _beginning(path, raw, fields, max_bytes)
-        else:
+        elif path.endswith(".jsonl"):
             found = _lines(path, raw, place)
+        else:
+            found = _packed_lines(path, raw, max_bytes)
         for record, stored in found:  # noqa: B007, its last value is meant
             row = len(records)  # among those read here: rows before it were not
             records.append(documents.document_of(record, fields, name, name, row))
@@ -194,9 +200,45 @@ def _lines(path: str, raw: Any, place: float) -> Iterator[tuple[Record, float]]:
             start = 0  # it was the last line: go on at the file's begin
         raw.seek(raw.tell() - 1 if start else 0)
     begin = raw.tell()
-    with contextlib.closing(documents.unpacked(path, raw)) as stream:
-        for _, line in documents.lines(path, stream):
-            yield line, raw.tell() - begin
+    for _, line in documents.lines(path, raw):
+        yield line, float(raw.tell() - begin)
+
+
+def _packed_lines(
+    path: str, raw: Any, max_bytes: int
+) -> Iterator[tuple[Record, float]]:
+    """Yields lines of a compressed file, each with its share of what was unpacked.
+
+    How far a stream has read says little of how far it has come, as it reads ahead. So
+    a block is taken from the file and unpacked to its end, and all of it is counted.
+    """
+    size, block = files.size(path), b""
+    lines: list[bytes] = []
+    ends: list[int] = []
+    while not lines and len(block) < size:
+        block += raw.read(max(_LEAST_PACKED_BYTES, max_bytes // 4, len(block)))
+        stream = documents.unpacked(path, io.BytesIO(block))
+        with contextlib.suppress(*([] if len(block) >= size else [EOFError])):
+            for _, line in documents.lines(path, stream):
+                lines.append(line)
+                ends.append(len(line) + (ends[-1] if ends else 0))
+                if ends[-1] >= max_bytes:
+                    break
+    if not lines:
+        return
+    with contextlib.closing(documents.unpacked(path, io.BytesIO(block))) as stream:
+        unpacked = _bytes_within(stream, is_whole=len(block) >= size)
+    for line, end in zip(lines, ends, strict=True):
+        yield line, len(block) * end / unpacked
+
+
+def _bytes_within(stream: Any, *, is_whole: bool) -> int:
+    """Counts the bytes of a stream, to where its file was cut off."""
+    count = 0
+    with contextlib.suppress(*([] if is_whole else [EOFError])):
+        while part := stream.read1(_LEAST_PACKED_BYTES):
+            count += len(part)
+    return count
 
 
 def _rows(
@@ -219,7 +261,8 @@ def _beginning(
 ) -> Iterator[tuple[Record, float]]:
     """Yields the beginning of a text, cut between two characters."""
     block = raw.read(max_bytes)
-    with contextlib.suppress(UnicodeDecodeError):  # then its reject says so
-        text = codecs.getincrementaldecoder("utf-8")().decode(block)
-        block = text.encode() if len(block) < files.size(path) else block
-    yield {fields.text: block}, len(block)
+    if len(block) < files.size(path):
+        with contextlib.suppress(UnicodeDecodeError):  # then its reject says so
+            text = codecs.getincrementaldecoder("utf-8")().decode(block)
+            block = text.encode()
+    yield {fields.text: block}, float(len(block))

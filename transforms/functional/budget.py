@@ -32,12 +32,12 @@ CHECKPOINTS = 2
 """Checkpoints on the disk at once: the old one goes when the new one is whole."""
 
 _SCORED_WINDOW_BYTES = 50.0  # its id, cost, bytes
-_SCORED_GROUP_BYTES = 1_500.0
+_SCORED_GROUP_BYTES = 1_000.0
 _FUSED_WINDOW_BYTES = 24.0
 _SOURCE_WINDOW_BYTES = 12.0  # its cost, coverage and weight
-_FUSED_GROUP_BYTES = 3_000.0
-_FUSED_FILE_BYTES = 4_000.0
-_FILE_BYTES = 1_000.0
+_FUSED_GROUP_BYTES = 3_500.0
+_FUSED_FILE_BYTES = 4_500.0
+_SCORED_FILE_BYTES = 1_900.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,15 +127,16 @@ def volume(
       slice_bytes: bytes of text of a slice.
 
     Example:
-      >>> volume([1000, 300], 0.01, group_windows=2, slice_bytes=300)
-      Volume(text_bytes=1300, windows=13.0, slices=4, groups=7)
+      >>> volume([1000.0, 300.0], 0.01, group_windows=2, slice_bytes=300)
+      Volume(text_bytes=1300.0, windows=13.0, slices=4, groups=7)
     """
     group_bytes = group_windows / windows_per_byte
     groups_a_slice = max(1, math.ceil(slice_bytes / group_bytes))
     groups = [math.ceil(size / group_bytes) for size in file_bytes]
+    text_bytes = math.fsum(file_bytes)
     return Volume(
-        text_bytes=sum(file_bytes),
-        windows=sum(file_bytes) * windows_per_byte,
+        text_bytes=text_bytes,
+        windows=text_bytes * windows_per_byte,
         slices=sum(math.ceil(n / groups_a_slice) for n in groups),
         groups=sum(groups),
     )
@@ -171,7 +172,7 @@ def _id_bytes(vocabulary: int) -> float:
 
 def scores_bytes(tokens: float, of: Volume, per_token: float) -> float:
     """Returns the bytes of a model's scores."""
-    files = of.groups * _SCORED_GROUP_BYTES + of.slices * _FILE_BYTES
+    files = of.groups * _SCORED_GROUP_BYTES + of.slices * _SCORED_FILE_BYTES
     return tokens * per_token + of.windows * _SCORED_WINDOW_BYTES + files
 
 
@@ -193,7 +194,7 @@ def fused_bytes(
     return tokens * per_token + of.windows * noted + files
 
 
-def training_bytes(parameters: float, model_bytes: float, models: int) -> float:
+def training_bytes(parameters: int, model_bytes: int, models: int) -> float:
     """Returns the most that trained models and one training's checkpoints take.
 
     Args:
@@ -204,7 +205,7 @@ def training_bytes(parameters: float, model_bytes: float, models: int) -> float:
     return models * model_bytes + CHECKPOINTS * CHECKPOINT_BYTES * parameters
 
 
-def tokens_per_second(flops: float, parameters: float, per_parameter: float) -> float:
+def tokens_per_second(flops: float, parameters: int, per_parameter: float) -> float:
     """Estimates a rate: FLOP/s that are really reached over FLOP a token.
 
     Args:
@@ -213,7 +214,7 @@ def tokens_per_second(flops: float, parameters: float, per_parameter: float) -> 
       per_parameter: operations for each parameter and token.
 
     Example:
-      >>> tokens_per_second(4e14, 7e9, FORWARD_FLOPS) // 1
+      >>> tokens_per_second(4e14, 7 * 10**9, FORWARD_FLOPS) // 1
       28571.0
     """
     return flops / (per_parameter * parameters)
@@ -223,7 +224,7 @@ def hours(tokens: float, per_second: float) -> float:
     """Returns the hours that tokens take at a rate of tokens a second.
 
     Example:
-      >>> hours(7200, 1)
+      >>> hours(7200.0, 1.0)
       2.0
     """
     return tokens / per_second / HOUR_S
