@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from schemas import version
 
 COMMANDS = {
+    "plan": ("pipelines.estimate", "say what a run will take, in bytes, hours, money"),
     "prepare": ("pipelines.prepare", "cut a corpus into windows that fit every model"),
     "score": ("pipelines.score", "write a model's top-k distributions over windows"),
     "map": ("pipelines.map", "choose one target token for each source token"),

@@ -103,13 +103,25 @@ def read(path: str, fields: Fields, label: str) -> Iterator[Document | Reject]:
     """
     check_suffix(path)
     name = files.name_of(path)
-    try:
+    with told(path):
         for row, record in _records(path, fields):
-            yield _document(record, fields, label, name, row)
+            yield document_of(record, fields, label, name, row)
+
+
+@contextlib.contextmanager
+def told(path: str) -> Iterator[None]:
+    """Tells what a library finds wrong with a file as a SchemaError."""
+    try:
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise SchemaError(
             f"{path} must be a whole compressed file, but is truncated or corrupt"
             f" ({error}); fetch it again or leave it out"
+        ) from error
+    except pa.ArrowException as error:
+        raise SchemaError(
+            f"{path} must be a whole Parquet file, but cannot be read ({error}); fetch"
+            " it again or leave it out"
         ) from error
 
 
@@ -117,12 +129,12 @@ def _records(path: str, fields: Fields) -> Iterator[tuple[int, Record]]:
     """Yields a file's records by row: undecoded lines, or rows as dictionaries."""
     with files.open_input(path) as raw:
         if path.endswith(".parquet"):
-            yield from enumerate(_rows(path, raw, fields))
+            yield from enumerate(rows(path, raw, fields))
         elif path.endswith(".txt"):
             yield 0, {fields.text: _whole(path, raw)}
         else:
-            with contextlib.closing(_unpacked(path, raw)) as stream:
-                yield from _lines(path, stream)
+            with contextlib.closing(unpacked(path, raw)) as stream:
+                yield from lines(path, stream)
 
 
 def _whole(path: str, raw: Any) -> bytes:
@@ -133,11 +145,20 @@ def _whole(path: str, raw: Any) -> bytes:
     return content
 
 
-def _rows(path: str, raw: Any, fields: Fields) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a Parquet file, text as bytes that are not yet checked."""
+def rows(
+    path: str, raw: Any, fields: Fields, group: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a Parquet file, text as bytes that are not yet checked.
+
+    Args:
+      path: the file, as messages call it.
+      raw: the file, open.
+      fields: the columns that are read.
+      group: the one row group that is read; None for all.
+    """
     row = 0
     try:
-        for batch in _batches(path, raw, fields):
+        for batch in _batches(path, raw, fields, group):
             values = [_values(batch.column(name)) for name in batch.schema.names]
             for row_values in zip(*values, strict=True):
                 yield dict(zip(batch.schema.names, row_values, strict=True))
@@ -151,7 +172,9 @@ def _rows(path: str, raw: Any, fields: Fields) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _batches(path: str, raw: Any, fields: Fields) -> Iterator[pa.RecordBatch]:
+def _batches(
+    path: str, raw: Any, fields: Fields, only: int | None
+) -> Iterator[pa.RecordBatch]:
     """Yields the rows of a Parquet file, so many at once as memory holds easily."""
     file = pq.ParquetFile(raw, page_checksum_verification=True)
     named = (fields.text, fields.id, fields.domain, fields.split)
@@ -162,7 +185,7 @@ def _batches(path: str, raw: Any, fields: Fields) -> Iterator[pa.RecordBatch]:
                 f"{path} must have a column {name!r}, it has"
                 f" {', '.join(file.schema_arrow.names)}; name the right one by flag"
             )
-    for number in range(file.num_row_groups):
+    for number in range(file.num_row_groups) if only is None else [only]:
         group = file.metadata.row_group(number)
         rows_that_fit = (
             group.num_rows * MAX_BATCH_BYTES // max(1, group.total_byte_size)
@@ -196,7 +219,7 @@ def _values(column: pa.Array) -> Iterator[Any]:
             yield value.as_py()
 
 
-def _unpacked(path: str, raw: Any) -> Any:
+def unpacked(path: str, raw: Any) -> Any:
     """Returns a stream of the bytes within, by the file's name."""
     if path.endswith(".gz"):
         return gzip.open(raw)
@@ -237,7 +260,7 @@ class _ZstandardStream(io.RawIOBase):
         return count
 
 
-def _lines(path: str, stream: Any) -> Iterator[tuple[int, bytes]]:
+def lines(path: str, stream: Any) -> Iterator[tuple[int, bytes]]:
     """Yields the lines that are not blank by number; a too long one ends the job."""
     row = -1
     while line := stream.readline(MAX_DOCUMENT_BYTES + 1):
@@ -259,7 +282,7 @@ class _UnusableError(Exception):
     """A record cannot be used: args are the reason and the detail of its reject."""
 
 
-def _document(
+def document_of(
     record: Record, fields: Fields, label: str, name: str, row: int
 ) -> Document | Reject:
     """Turns one record into a document, or says what is wrong with it."""

@@ -10,7 +10,7 @@ from typing import Any
 from schemas import files
 
 CONFIG = "config.json"
-_SAFE = "model*.safetensors"
+SAFE = "model*.safetensors"
 _PICKLED = "pytorch_model*.bin"
 _BLOCK_BYTES = 2**20
 
@@ -48,7 +48,7 @@ def locate(
       ValueError: if there are no weights that may be read: pickles, which run code
         when they are read, are not.
     """
-    patterns = [CONFIG] if config_only else ["*.json", _SAFE]
+    patterns = [CONFIG] if config_only else ["*.json", SAFE]
     found = fetch(model, patterns, revision=revision)
     if found.gguf_file is None and not (config_only and found.commit):
         _check_weights(model, found.folder)
@@ -94,11 +94,11 @@ def fetch(
 
 
 def _check_weights(model: str, folder: Path) -> None:
-    if any(folder.glob(_SAFE)):
+    if any(folder.glob(SAFE)):
         return
     found = "pickled weights only" if any(folder.glob(_PICKLED)) else "no weights"
     raise ValueError(
-        f"{model} must hold weights as {_SAFE}, it holds {found}; load it with"
+        f"{model} must hold weights as {SAFE}, it holds {found}; load it with"
         " transformers where you trust it, and save it with save_pretrained"
     )
 
@@ -125,7 +125,7 @@ def fingerprint(model: str, *, revision: str | None = None) -> str:
         _digest_file(digest, found.folder / found.gguf_file)
         return digest.hexdigest()
     digest.update(_config(found.folder / CONFIG))
-    for path in sorted(found.folder.glob(_SAFE)):
+    for path in sorted(found.folder.glob(SAFE)):
         digest.update(f"\n{path.name} {path.stat().st_size}\n".encode())
         _digest_file(digest, path)
     return digest.hexdigest()

@@ -111,7 +111,8 @@ class Cut:
 
 
 @functools.lru_cache(maxsize=8)
-def _tokenizer(name: str) -> Tokenizer:
+def tokenizer_of(name: str) -> Tokenizer:
+    """Loads a model's tokenizer once a process."""
     return tokenizer.load(name)
 
 
@@ -230,7 +231,7 @@ def _left_out(unit: Unit, document: Document, reason: str, detail: str) -> Rejec
 
 def cut_document(document: Document, cut: Cut) -> list[Window]:
     """Cuts a document into its windows, in order."""
-    counters = [_tokenizer(name).count for name in cut.tokenizers]
+    counters = [tokenizer_of(name).count for name in cut.tokenizers]
     pieces = list(
         cutting.cut_document(document.text, counters, cut.max_tokens, cut.max_bytes)
     )

@@ -1,0 +1,127 @@
+"""What a corpus is made of, measured on a sample: windows, tokens, and their bytes.
+
+The sample's documents are cut into windows with the models' own tokenizers, as
+`prepare` would cut them; nothing is written.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipelines import prepare
+from pipelines.prepare import PrepareConfig
+from schemas import files, parquet, samples, windows
+from schemas.documents import Document, Fields
+from schemas.errors import FusionError
+from schemas.samples import Sample
+from schemas.windows import Window
+from transforms import prepare as cutting
+from transforms.tokenizer import Tokenizer
+
+_LONGEST_CHARS = 1 << 18
+"""Of a document no more is cut than this: the rest is like its beginning."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What a sample's documents came to.
+
+    Attributes:
+      text_bytes: UTF-8 bytes that were cut.
+      windows: windows cut.
+      windows_bytes: what these take in a windows file.
+      tokens: positions of each model over them, as `fusebeam score` counts them.
+      cpu_s: processor seconds that cutting took.
+    """
+
+    text_bytes: int
+    windows: int
+    windows_bytes: int
+    tokens: Mapping[str, int]
+    cpu_s: float
+
+
+def take(config: PrepareConfig, max_bytes: int, seed: int) -> Sample:
+    """Takes a sample of the corpus that `prepare` would read.
+
+    Raises:
+      FileNotFoundError: if an input matches no file.
+      FusionError: if the sample holds no document; names why.
+    """
+    fields = Fields(
+        text=config.text_field, domain=config.domain_field, split=config.split_field
+    )
+    made = samples.take(
+        files.expand(config.inputs), fields, max_bytes, np.random.default_rng(seed)
+    )
+    if not made.documents:
+        found = ", ".join(f"{n} {reason}" for reason, n in made.rejects.items())
+        raise FusionError(
+            f"the sample must hold a document, but of {len(made.sizes)} files it holds"
+            f" none ({found or 'they are empty'}); are {', '.join(config.inputs)} the"
+            " right ones, and is the text's field named right?"
+        )
+    return made
+
+
+def split_share(config: PrepareConfig, sample: Sample, split: str) -> float:
+    """Returns which share of the text is of a split, in (0, 1].
+
+    Where documents name their splits it is measured on the sample.
+
+    Raises:
+      FusionError: if none of the sample's documents names it.
+    """
+    if config.split_field is None:
+        return config.shares()[split]
+    sizes = {True: 0, False: 0}
+    for document in sample.documents:
+        sizes[document.split == split] += len(document.text.encode())
+    if not sizes[True]:
+        raise FusionError(
+            f"the sample must hold a document of split {split!r}, which is fused, but"
+            f" none of its {len(sample.documents)} names it; take a larger one by"
+            " --sample_bytes"
+        )
+    return sizes[True] / sum(sizes.values())
+
+
+def measure(
+    config: PrepareConfig, found: Sequence[Document], models: Mapping[str, Tokenizer]
+) -> Measures:
+    """Cuts documents into windows and counts what they come to.
+
+    Args:
+      config: how they are cut.
+      found: the documents.
+      models: the tokenizers that count, by name.
+    """
+    cut = prepare.cut_of(config, {}, [])
+    for name in config.models:
+        cutting.tokenizer_of(name)  # loaded before the clock runs
+    begin = time.process_time()
+    made: list[Window] = []
+    for document in found:
+        short = dataclasses.replace(document, text=document.text[:_LONGEST_CHARS])
+        made += cutting.cut_document(short, cut)
+    groups = (
+        windows.to_table(made[start : start + config.group_windows])
+        for start in range(0, len(made), config.group_windows)
+    )
+    size = parquet.bytes_of(groups, windows.SCHEMA)
+    cpu_s = time.process_time() - begin
+    return Measures(
+        text_bytes=sum(len(window.text.encode()) for window in made),
+        windows=len(made),
+        windows_bytes=size,
+        tokens={name: _positions(own, made) for name, own in models.items()},
+        cpu_s=cpu_s,
+    )
+
+
+def _positions(own: Tokenizer, made: Sequence[Window]) -> int:
+    """Counts the tokens that a model predicts: a window's own, and EOS at the end."""
+    ends = own.eos_id is not None
+    return sum(own.count(w.text) + (ends and w.ends_document) for w in made)
