@@ -1,6 +1,7 @@
 """fusebeam fuse: align the scores of several models and fuse them into shards."""
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -261,7 +262,8 @@ def fuse_scores(
     """Fuses scores into shards, and describes them once all slices are there.
 
     Returns:
-      The manifest, or None where slices outside `config.slices` are missing.
+      The manifest, or None where slices outside `config.slices` are missing, or
+      nobody awaits the job.
     """
     inputs = inputs_of(config)
     shaped = shaping(config)
@@ -269,10 +271,22 @@ def fuse_scores(
         config.output, fused.STAGE, shaped, inputs, overwrite=config.overwrite
     ):
         return manifest.read(config.output, fused.STAGE)
-    work = work_of(config, inputs, runner_flags)
-    whole = stage.do_slices("fuse", work, config.windows, config.slices, runner_flags)
-    if not whole:
-        return None
+    describe = functools.partial(_describe, config, inputs, shaped)
+    whole = stage.do_slices(
+        "fuse",
+        work_of(config, inputs, runner_flags),
+        config.windows,
+        config.slices,
+        runner_flags,
+        describe=describe,
+    )
+    return describe() if whole else None
+
+
+def _describe(
+    config: FuseConfig, inputs: Mapping[str, Any], shaped: Mapping[str, Any]
+) -> Manifest:
+    """Writes the manifest of fused rows that are all there."""
     return stage.finish(
         config.output,
         fused.STAGE,
@@ -320,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     made = fuse_scores(config, runner_flags)
     if made is None:
-        print(f"slices {config.slices} done; others are missing, so no manifest yet")
+        print(stage.unfinished(config.slices, runner_flags))
     else:
         counts = made.counts
         print(

@@ -312,6 +312,9 @@ class _DoUnit(beam.DoFn):
 class DoUnits(beam.PTransform):
     """Reads a list of units and indexes or cuts each; yields the names of the parts.
 
+    It begins a pipeline, or comes behind another `DoUnits`, and then starts when that
+    has done all of its units.
+
     Attributes:
       units: a file with a unit a line.
       cut: how the corpus is cut.
@@ -322,10 +325,22 @@ class DoUnits(beam.PTransform):
     cut: Cut
     step: str
 
-    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[str]:
+    def _lines(self, _: int) -> list[str]:
+        return files.read_bytes(self.units).decode().splitlines()
+
+    def expand(
+        self, before: beam.pvalue.PBegin | beam.PCollection[str]
+    ) -> beam.PCollection[str]:
+        if isinstance(before, beam.pvalue.PBegin):
+            lines = before | "Read units" >> beam.io.ReadFromText(self.units)
+        else:
+            lines = (
+                before
+                | "Await all" >> beam.combiners.Count.Globally()
+                | "Read units" >> beam.FlatMap(self._lines)
+            )
         return (
-            root
-            | "Read units" >> beam.io.ReadFromText(self.units)
+            lines
             # The list is one small file: without this all units go to one worker.
             | "Spread units" >> beam.Reshuffle()
             | "Do units" >> beam.ParDo(_DoUnit(self.cut, self.step))
