@@ -21,7 +21,7 @@ from schemas.plan import Slice
 from schemas.settings import setting
 from transforms import prepare, tokenizer
 from transforms.functional import splits
-from transforms.prepare import Cut, DoUnits, Unit
+from transforms.prepare import AwaitUnits, Cut, DoUnits, Unit
 
 UNITS = "units.jsonl"
 PROTECTED = ("dev", "heldout", "test", "validation")
@@ -215,9 +215,11 @@ def prepare_corpus(
 
 def _cut_all(root: beam.Pipeline, listed: str, cut: Cut) -> beam.PCollection[str]:
     """Cuts every unit; where a split is protected, once all of it is indexed."""
+    units = root | "List units" >> beam.io.ReadFromText(listed)
     if cut.protected and len(cut.protected) < len(cut.splits):
-        root = root | "Index" >> DoUnits(listed, cut, "index")
-    return root | "Cut" >> DoUnits(listed, cut, "cut")
+        parts = units | "Index" >> DoUnits(cut, "index")
+        units = parts | "Then" >> AwaitUnits(listed)
+    return units | "Cut" >> DoUnits(cut, "cut")
 
 
 def _describe(config: PrepareConfig, inputs: Mapping[str, Any]) -> dict[str, Manifest]:

@@ -309,36 +309,39 @@ class _DoUnit(beam.DoFn):
 
 
 @dataclasses.dataclass
-class DoUnits(beam.PTransform):
-    """Reads a list of units and indexes or cuts each; yields the names of the parts.
-
-    It begins a pipeline, or comes behind another `DoUnits`, and then starts when that
-    has done all of its units.
+class AwaitUnits(beam.PTransform):
+    """Lists the units once more, when all that comes before is done.
 
     Attributes:
       units: a file with a unit a line.
-      cut: how the corpus is cut.
-      step: "index" or "cut".
     """
 
     units: str
-    cut: Cut
-    step: str
 
     def _lines(self, _: int) -> list[str]:
         return files.read_bytes(self.units).decode().splitlines()
 
-    def expand(
-        self, before: beam.pvalue.PBegin | beam.PCollection[str]
-    ) -> beam.PCollection[str]:
-        if isinstance(before, beam.pvalue.PBegin):
-            lines = before | "Read units" >> beam.io.ReadFromText(self.units)
-        else:
-            lines = (
-                before
-                | "Await all" >> beam.combiners.Count.Globally()
-                | "Read units" >> beam.FlatMap(self._lines)
-            )
+    def expand(self, parts: beam.PCollection[str]) -> beam.PCollection[str]:
+        return (
+            parts
+            | "Await all" >> beam.combiners.Count.Globally()
+            | "List units" >> beam.FlatMap(self._lines)
+        )
+
+
+@dataclasses.dataclass
+class DoUnits(beam.PTransform):
+    """Indexes or cuts units, given as lines; yields the names of the parts.
+
+    Attributes:
+      cut: how the corpus is cut.
+      step: "index" or "cut".
+    """
+
+    cut: Cut
+    step: str
+
+    def expand(self, lines: beam.PCollection[str]) -> beam.PCollection[str]:
         return (
             lines
             # The list is one small file: without this all units go to one worker.
