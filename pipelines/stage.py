@@ -113,7 +113,7 @@ def ending(
     names: beam.PCollection[str],
     describe: Callable[[], Any],
     runner_flags: Sequence[str],
-) -> Any:
+) -> beam.PCollection[str]:
     """Lets a job that nobody awaits write its manifest itself."""
     if launch.left_alone(runner_flags):
         return names | "Describe" >> slices.Afterwards(describe)

@@ -109,13 +109,16 @@ class _Call(beam.DoFn):
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
 
-    def process(self, element: int) -> None:
+    def process(self, _: int) -> Iterator[str]:
         self._call()
+        yield from ()
 
 
 @dataclasses.dataclass
 class Afterwards(beam.PTransform):
     """Calls a function once all elements are there: the end of a job nobody awaits.
+
+    Yields nothing.
 
     Attributes:
       call: the function; a repeated call must do no harm, as a runner may retry it.
@@ -123,7 +126,7 @@ class Afterwards(beam.PTransform):
 
     call: Callable[[], Any]
 
-    def expand(self, pcoll: beam.PCollection[str]) -> beam.PCollection[Any]:
+    def expand(self, pcoll: beam.PCollection[str]) -> beam.PCollection[str]:
         return (
             pcoll
             | "Await all" >> beam.combiners.Count.Globally()

@@ -1,9 +1,13 @@
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import apache_beam
 import pytest
+
+from pipelines import launch, template
+from pipelines.score import ScoreConfig
 
 ROOT = Path(__file__).parent.parent.parent
 DATAFLOW = ROOT / "deploy" / "dataflow"
@@ -200,3 +204,32 @@ def test_a_launch_refuses_what_would_fail_later(
     assert done.returncode == 2
     assert told in done.stderr
     assert done.stdout == ""
+
+
+def documented(beginning: str) -> list[str]:
+    """Returns the words of the command of docs/running.md that begins so."""
+    text = (ROOT / "docs" / "running.md").read_text().replace("\\\n", " ")
+    (line,) = (ln for ln in text.splitlines() if ln.startswith(beginning))
+    return shlex.split(line)
+
+
+def test_the_documented_launch_is_one_that_the_command_takes() -> None:
+    words = documented("fusebeam score --windows gs://BUCKET")[2:]
+    config, rest = launch.parse(ScoreConfig, words, prog="", description="")
+    assert config.device == "cuda"
+    assert "--runner=DataflowRunner" in rest
+
+
+def test_the_documented_template_becomes_the_same_command(tools: Path) -> None:
+    script, *words = documented("deploy/dataflow/launch.sh")
+    (command,) = said(tools, Path(script).name, *words)
+    given = [
+        "--" + word.removeprefix("--parameters=").removeprefix("^~~^")
+        for word in command
+        if word.startswith("--parameters=") and "stage=" not in word
+    ]
+    flags = template.flags("score", given)
+    config, rest = launch.parse(ScoreConfig, flags, prog="", description="")
+    direct = documented("fusebeam score --windows gs://BUCKET")[2:]
+    assert config == launch.parse(ScoreConfig, direct, prog="", description="")[0]
+    assert [word.partition("=")[0] for word in rest] == ["--sdk_container_image"]
