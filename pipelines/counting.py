@@ -5,10 +5,10 @@ import functools
 from collections.abc import Sequence
 
 from pipelines import launch, lexicons, scored, stage
-from schemas import cooccurrences, files, manifest, plan, scores
+from schemas import cooccurrences, files, manifest, plan, scores, tables
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import Manifest
-from transforms import cooccurrence
+from transforms import cooccurrence, strategies
 from transforms.cooccurrence import CountSlices, Scored
 from transforms.functional.cooccurrence import Counts
 from transforms.tokenizer import Tokenizer
@@ -67,9 +67,8 @@ def work_of(config: CountConfig) -> CountSlices:
     """Returns what is to be done with each slice."""
     source, target = map(scored.tokenizer_of, (config.source, config.target))
     if config.reference:
-        folder = files.join(config.output, cooccurrence.LEXICONS)
         for name, own in (("source", source), ("target", target)):
-            lexicons.write_lexicon(folder, name, own, target, "statistics")
+            _write_lexicon(config, name, own, target)
     return CountSlices(
         windows=_windows(config),
         source=_scored(config.source, source),
@@ -79,6 +78,19 @@ def work_of(config: CountConfig) -> CountSlices:
         reference=config.reference,
         overwrite=config.overwrite,
     )
+
+
+def _write_lexicon(
+    config: CountConfig, name: str, own: Tokenizer, target: Tokenizer
+) -> None:
+    """Writes a half of what the authors' pairs take, unless it is there."""
+    prints = own.fingerprint, target.fingerprint
+    told = strategies.lexicon_identity(*prints, "statistics", None)
+    path = strategies.lexicon_file(config.output, name)
+    if not tables.is_made(path, told, what=strategies.WHAT, overwrite=config.overwrite):
+        made = lexicons.build_lexicon(own, target, "statistics")
+        with files.publish(path) as sink:
+            strategies.save_lexicon(made, told, sink)
 
 
 def _windows(config: CountConfig) -> str:
@@ -119,13 +131,12 @@ def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Mani
     if launch.left_alone(runner_flags):
         raise FusionError(
             "strategy = statistics needs its counts before its own job can be"
-            " translated, and here no job is awaited; run fusebeam fuse with"
-            " --runner=DataflowRunner where it can wait, without --dry_run and no"
-            " template"
+            " translated, and here no job is awaited; count first, where a job can be:"
+            " fusebeam fuse ... --maps_only --runner=DataflowRunner, no template"
         )
     describe = functools.partial(_describe, config)
     stage.do_slices(
-        "count",
+        f"count {files.name_of(config.output)}",
         work_of(config),
         _windows(config),
         None,
@@ -149,7 +160,6 @@ def _describe(config: CountConfig) -> Manifest:
             "sources": [f"source={config.source}"],
         },
         names=[piece.output for piece in plan.read(windows)],
-        overwrite=config.overwrite,
         count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
     )
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import launch, maps, scored, stage, weights
+from pipelines import counting, launch, maps, scored, stage, weights
 from pipelines.counting import CountConfig
+from pipelines.maps import Maps
 from pipelines.weights import Weights
 from schemas import files, fused, manifest, plan, scores, settings, windows
 from schemas.errors import SchemaError
@@ -19,6 +20,7 @@ from transforms.functional import codec
 from transforms.fuse import FuseSlices
 from transforms.mixing import Mixing
 from transforms.sources import Source
+from transforms.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -43,7 +45,7 @@ class FuseConfig:
     reference: bool = setting(
         False,
         help="align, weigh and break ties to the letter as FuseLLM and FuseChat do,"
-        " their faults included",
+        " their faults included; spans, which they have not, stay as they are",
     )
     fusion: Literal["mince", "avgce", "static"] = setting(
         "mince",
@@ -79,6 +81,12 @@ class FuseConfig:
         help="do only slices A-B, both included, counted from 0, without a runner",
         shapes_output=False,
     )
+    maps_only: bool = setting(
+        False,
+        help="write the vocabulary maps, for statistics count the corpus, and do no"
+        " slice: once, before many processes do --slices",
+        shapes_output=False,
+    )
     overwrite: bool = setting(
         False, help="write anew what other settings have written", shapes_output=False
     )
@@ -98,6 +106,8 @@ class FuseConfig:
             raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
         if not self.sources and not self.include_target:
             raise ValueError("sources must name at least one source")
+        if self.maps_only and self.slices is not None:
+            raise ValueError("maps_only does no slice: slices must be left out with it")
         self.named_sources()
         self._check_mixing()
 
@@ -105,7 +115,10 @@ class FuseConfig:
         """Checks that what is said of the mixture fits together."""
         if self.fusion == "static":
             self.given_weights()
-            for name in ("reference", "granularity"):
+            idle = ["granularity", "temperature"]
+            if self.strategy == "spans":  # the others align as the authors do by it
+                idle.append("reference")
+            for name in idle:
                 if getattr(self, name) != getattr(FuseConfig, name):
                     raise ValueError(
                         f"{name} must be left out with fusion = static, which asks for"
@@ -190,31 +203,33 @@ def shaping(config: FuseConfig) -> dict[str, Any]:
     return shaped
 
 
+def tokenizers_of(config: FuseConfig) -> dict[str, Tokenizer]:
+    """Loads the tokenizer of each candidate and of the target, by name."""
+    places = {**config.named_sources(), "target": config.target}
+    return {name: scored.tokenizer_of(place) for name, place in places.items()}
+
+
 def work_of(
-    config: FuseConfig, inputs: dict[str, Any], runner_flags: Sequence[str] = ()
+    config: FuseConfig, inputs: dict[str, Any], own: Mapping[str, Tokenizer]
 ) -> FuseSlices:
-    """Builds the vocabulary maps, and returns what is to be done with each slice."""
-    target = scored.tokenizer_of(config.target)
-    folder = files.join(config.output, fuse.MAPS)
-    sources: dict[str, Source] = {}
-    # The target's map onto itself tells what its tokens spell.
-    for name, place in {**config.named_sources(), "target": config.target}.items():
-        own = scored.tokenizer_of(place)
-        maps.write_maps(
-            folder, name, own, target, config.strategy, reference=config.reference
-        )
-        counts = None
-        if config.strategy == "statistics":
-            counted = _counting(config, name, place)
-            maps.count(counted, runner_flags, slices=config.slices)
-            counts = maps.write_statistics(folder, name, own, target, counted)
-        sources[name] = Source(
+    """Returns what is to be done with each slice; writes nothing.
+
+    Args:
+      config: the settings.
+      inputs: from `inputs_of`.
+      own: from `tokenizers_of`.
+    """
+    counted = _counted(config, own)
+    sources = {
+        name: Source(
             name=name,
             scores=place,
-            tokenizer=own.fingerprint,
-            eos_id=own.eos_id,
-            counts=counts,
+            tokenizer=own[name].fingerprint,
+            eos_id=own[name].eos_id,
+            counts=counting.fingerprint_of(counted[name]) if name in counted else None,
         )
+        for name, place in {**config.named_sources(), "target": config.target}.items()
+    }
     return FuseSlices(
         windows=config.windows,
         target=sources["target"],
@@ -223,20 +238,61 @@ def work_of(
         strategy=config.strategy,
         mixing=mixing_of(config),
         seq_length=config.seq_length,
-        vocabulary_size=target.size,
+        vocabulary_size=own["target"].size,
         identity=stage.identity(fused.STAGE, shaping(config), inputs),
         overwrite=config.overwrite,
     )
 
 
-def _counting(config: FuseConfig, name: str, place: str) -> CountConfig:
-    return CountConfig(
-        source=place,
-        target=config.target,
-        output=files.join(config.output, fuse.MAPS, f"{name}.counts"),
+def write_maps(
+    config: FuseConfig, own: Mapping[str, Tokenizer], runner_flags: Sequence[str] = ()
+) -> None:
+    """Writes what the work takes to know of vocabularies, unless it is there.
+
+    Args:
+      config: the settings.
+      own: from `tokenizers_of`. The target's map onto itself tells what its tokens
+        spell.
+      runner_flags: Beam's, for the job that counts co-occurrences.
+    """
+    made, counted = _maps(config, own), _counted(config, own)
+    for name, tokenizer in own.items():
+        if name in counted:
+            maps.count(counted[name], runner_flags, slices=config.slices)
+        made.write(name, tokenizer, counted.get(name))
+
+
+def _maps(config: FuseConfig, own: Mapping[str, Tokenizer]) -> Maps:
+    return Maps(
+        folder=files.join(config.output, fuse.MAPS),
+        target=own["target"],
+        strategy=config.strategy,
         reference=config.reference,
         overwrite=config.overwrite,
     )
+
+
+def _counted(
+    config: FuseConfig, own: Mapping[str, Tokenizer]
+) -> dict[str, CountConfig]:
+    """Says what is counted of which source: none that has the target's own tokenizer.
+
+    There every token stands beside itself, whatever the corpus.
+    """
+    if config.strategy != "statistics":
+        return {}
+    alike = own["target"].fingerprint
+    return {
+        name: CountConfig(
+            source=place,
+            target=config.target,
+            output=files.join(config.output, fuse.MAPS, maps.COUNTS, name),
+            reference=config.reference,
+            overwrite=config.overwrite,
+        )
+        for name, place in config.named_sources().items()
+        if own[name].fingerprint != alike
+    }
 
 
 def mixing_of(config: FuseConfig) -> Mixing:
@@ -262,24 +318,31 @@ def fuse_scores(
     """Fuses scores into shards, and describes them once all slices are there.
 
     Returns:
-      The manifest, or None where slices outside `config.slices` are missing, or
-      nobody awaits the job.
+      The manifest, or None where slices outside `config.slices` are missing, maps
+      alone were asked for, or nobody awaits the job.
+
+    Raises:
+      SchemaError: if maps or slices of other work are in the way and `config.overwrite`
+        is off.
     """
-    inputs = inputs_of(config)
-    shaped = shaping(config)
+    inputs, shaped = inputs_of(config), shaping(config)
     if stage.whole(
         config.output, fused.STAGE, shaped, inputs, overwrite=config.overwrite
     ):
         return manifest.read(config.output, fused.STAGE)
+    own = tokenizers_of(config)
+    work = work_of(config, inputs, own)
+    stage.refuse_others(work, config.windows)
+    write_maps(config, own, runner_flags)
+    if config.maps_only:
+        return None
     describe = functools.partial(_describe, config, inputs, shaped)
     whole = stage.do_slices(
-        "fuse",
-        work_of(config, inputs, runner_flags),
-        config.windows,
-        config.slices,
-        runner_flags,
-        describe=describe,
+        "fuse", work, config.windows, config.slices, runner_flags, describe=describe
     )
+    # Not part of the description: workers need not have the models' tokenizers.
+    if whole or launch.left_alone(runner_flags):
+        _maps(config, own).remove_others(own, _counted(config, own))
     return describe() if whole else None
 
 
@@ -292,21 +355,8 @@ def _describe(
         fused.STAGE,
         settings=shaped,
         inputs=inputs,
-        origins={
-            "windows": config.windows,
-            "target": config.target,
-            "sources": [
-                f"{name}={folder}"
-                for name, folder in config.named_sources().items()
-                if name != "target"
-            ],
-            "models": {
-                name: manifest.read(folder, scores.STAGE).origins["model"]
-                for name, folder in config.named_sources().items()
-            },
-        },
+        origins=_origins(config),
         names=[piece.output for piece in plan.read(config.windows)],
-        overwrite=config.overwrite,
         count=lambda footers: {
             **stage.total(
                 footers, "windows", "failed", "tokens", "positions", "covered"
@@ -316,12 +366,30 @@ def _describe(
     )
 
 
-def idle_domains(config: FuseConfig, counts: Mapping[str, int]) -> list[str]:
-    """Returns the domains that have weights of their own, but no window: slips."""
+def _origins(config: FuseConfig) -> dict[str, Any]:
+    """Returns where the inputs were found."""
+    named = config.named_sources()
+    return {
+        "windows": config.windows,
+        "target": config.target,
+        "sources": [f"{name}={at}" for name, at in named.items() if name != "target"],
+        "models": {
+            name: manifest.read(folder, scores.STAGE).origins["model"]
+            for name, folder in named.items()
+        },
+    }
+
+
+def slips(config: FuseConfig, counts: Mapping[str, int]) -> list[str]:
+    """Names the domains that have weights of their own, but taught no window."""
     if config.fusion != "static":
         return []
-    there = {key.split(":", 1)[1].rpartition(":")[0] for key in counts if ":" in key}
-    return [name for name in config.given_weights().by_domain if name not in there]
+    there = {domain for domain, _, _ in rows.taught(counts)}
+    return [
+        f"domain_weights name {name!r}, of which no window was taught"
+        for name in config.given_weights().by_domain
+        if name not in there
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -333,17 +401,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
     )
     made = fuse_scores(config, runner_flags)
-    if made is None:
-        print(stage.unfinished(config.slices, runner_flags))
-    else:
+    if made is not None:
         counts = made.counts
         print(
             f"{config.output}: {counts['windows']:,} windows, {counts['tokens']:,}"
             f" tokens, {counts['covered'] / max(1, counts['positions']):.1%} of"
             " positions covered"
         )
-        for domain in idle_domains(config, counts):
-            print(f"domain_weights name {domain!r}, of which there is no window")
+        for line in slips(config, counts):
+            print(line)
+    elif config.maps_only:
+        print(f"{files.join(config.output, fuse.MAPS)} is written; no slice was done")
+    else:
+        print(stage.unfinished(config.slices, runner_flags))
     return 0
 
 

@@ -4,8 +4,10 @@ For windows, the text, and its tokens where a tokenizer is named. For scores, on
 position: the bytes and the text of the token that came next, its cost in bits, and the
 likeliest tokens with their probabilities; then, where tokens were drawn from the rest,
 its mass and these. For fused rows the same of the fused distribution, with the source
-that weighs most in each window. For a folder that holds such folders, the commands that
-show them.
+that weighs most in each window, what every source weighs, costs and speaks about, and
+behind the last token of each chunk what that chunk costs the source, in bits. For
+co-occurrences of tokens, the pairs of a file from the most frequent on. For a folder
+that holds such folders, the commands that show them.
 
 Tokens stand in quotes, with \n and the like escaped, and \xNN for a byte that is no
 UTF-8 by itself. Control characters of a text are escaped, new lines and tabs apart.
@@ -21,7 +23,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from pipelines import scored
-from schemas import files, fused, manifest, parquet, plan, scores, windows
+from schemas import (
+    cooccurrences,
+    files,
+    fused,
+    manifest,
+    parquet,
+    plan,
+    scores,
+    windows,
+)
 from schemas.arrays import ByteEnds
 from schemas.errors import SchemaError
 from schemas.fused import FusedRow
@@ -119,6 +130,8 @@ class Page:
           top: entries shown of a position.
         """
         starts = itertools.accumulate([0, *row.segment_lengths.tolist()])
+        nats = zip(row.chunk_ends.tolist(), row.chunk_logprobs.tolist(), strict=True)
+        spent = {end: -logprob / np.log(2) for end, logprob in nats}
         for segment, (start, stop) in enumerate(itertools.pairwise(starts)):
             yield self.paint(
                 f"window {row.window_ids[segment]}  tokens {start}-{stop}  domain"
@@ -126,29 +139,50 @@ class Page:
                 f" {taught(row, segment, sources)}",
                 BOLD,
             )
+            yield from said(row, segment, sources)
             own_ends = ends[row.window_ids[segment]]
             for p in range(start, stop - 1):
-                count = rows.counts[p]
-                kept = [
-                    f"{shown(own, int(i))} {q:.3f}"
-                    for i, q in zip(
-                        rows.ids[p, : min(top, count)],
-                        rows.probs[p, : min(top, count)],
-                        strict=True,
-                    )
-                ]
-                gold = int(row.input_ids[p + 1])
-                probs = rows.probs[p, :count][rows.ids[p, :count] == gold]
-                bits = float(-np.log2(probs[0])) if probs.size else float("nan")
-                if count:
-                    kept.append(f"tail {rows.tail[p]:.3f}")
                 span = f"{own_ends[p - start]}-{own_ends[p - start + 1]}"
+                gold = int(row.input_ids[p + 1])
+                bits, kept = _position(rows, p, gold, own, top)
+                chunk = f"chunk {spent[p + 1]:.2f}" if p + 1 in spent else None
+                kept = [*kept, chunk] if chunk else kept
                 yield self._line(span, shown(own, gold), bits, kept)
 
     def _line(self, place: str, text: str, bits: float, kept: Sequence[str]) -> str:
         cost = "     -" if np.isnan(bits) else f"{bits:6.2f}"
         rest = self.paint("  ".join(kept) or "no distribution", _DIM)
         return f"{place:>11}  {self.token(f'{text:<18}', bits)} {cost}  {rest}"
+
+
+def _position(
+    rows: codec.Distributions, p: int, gold: int, own: Tokenizer, top: int
+) -> tuple[float, list[str]]:
+    """Returns what the next token costs at a position, and the entries as text."""
+    count = rows.counts[p]
+    ids, probs = rows.ids[p, :count], rows.probs[p, :count]
+    pairs = zip(ids[:top], probs[:top], strict=True)
+    kept = [f"{shown(own, int(i))} {q:.3f}" for i, q in pairs]
+    if count:
+        kept.append(f"tail {rows.tail[p]:.3f}")
+    found = probs[ids == gold]
+    return float(-np.log2(found[0])) if found.size else float("nan"), kept
+
+
+def said(row: FusedRow, segment: int, sources: Sequence[str]) -> Iterator[str]:
+    """Yields a line for each source: what it weighs, costs, and speaks about."""
+    width = max(map(len, sources))
+    for s, name in enumerate(sources):
+        yield (
+            f"  {name:<{width}}  weight {row.weights[segment, s]:.3f}"
+            f"  {_cost(row, segment, s):.3f} bits per byte"
+            f"  {row.source_coverage[segment, s]:.1%} of positions"
+        )
+
+
+def _cost(row: FusedRow, segment: int, source: int) -> float:
+    nats = -float(row.source_logprobs[segment, source])
+    return weigh.bits_per_byte(nats, int(row.n_bytes[segment]))
 
 
 def taught(row: FusedRow, segment: int, sources: Sequence[str]) -> str:
@@ -160,9 +194,7 @@ def taught(row: FusedRow, segment: int, sources: Sequence[str]) -> str:
     if not weights.any():
         return "no source"
     best = int(weights.argmax())
-    cost = weigh.bits_per_byte(
-        -float(row.source_logprobs[segment, best]), int(row.n_bytes[segment])
-    )
+    cost = _cost(row, segment, best)
     share = float(row.source_coverage[segment, best])
     return f"{sources[best]} ({cost:.3f} bits per byte, {share:.1%} of positions)"
 
@@ -229,7 +261,9 @@ def lines(
         return
     stage = files.read_json(files.join(folder, manifest.NAME)).get("stage")
     if stage not in VIEWS:
-        raise SchemaError(f"{folder} must hold windows, scores or fused rows")
+        raise SchemaError(
+            f"{folder} must hold windows, scores, co-occurrences or fused rows"
+        )
     views = VIEWS[stage](folder, page, top, tokens)
     chosen = itertools.islice(views, skip, skip + count)
     first = next(chosen, None)
@@ -300,10 +334,28 @@ def _rows(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
                 yield page.row(row, rows, own, footer["sources"], ends, top=top)
 
 
+def _pairs(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
+    """Yields a line for each pair of tokens, the most frequent of a file first."""
+    found = manifest.read(folder, cooccurrences.STAGE)
+    (source,) = found.origins["sources"]
+    places = (
+        files.resolve(folder, source.partition("=")[2]),
+        manifest.origin(folder, found, "target"),
+    )
+    theirs, ours = map(scored.tokenizer_of, places)
+    for entry in found.files:
+        parts = list(cooccurrences.read(files.join(folder, entry.name)))
+        ids, targets, counts = map(np.concatenate, zip(*parts, strict=True))
+        for row in np.argsort(-counts, kind="stable"):
+            pair = shown(theirs, int(ids[row])), shown(ours, int(targets[row]))
+            yield iter([f"{counts[row]:>9,}  {pair[0]:<18}  {pair[1]}"])
+
+
 VIEWS: dict[str, Callable[[str, Page, int, str | None], _Views]] = {
     windows.STAGE: _windows,
     scores.STAGE: _scores,
     fused.STAGE: _rows,
+    cooccurrences.STAGE: _pairs,
 }
 
 

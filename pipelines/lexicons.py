@@ -1,7 +1,5 @@
-"""Writes what the authors look up of a source and a target, for `reference`."""
+"""Makes what the authors look up of a source and a target, for `reference`."""
 
-from schemas import files
-from transforms import strategies
 from transforms.functional import reference_maps
 from transforms.functional.cooccurrence import Counts
 from transforms.functional.reference_maps import Marks
@@ -10,23 +8,17 @@ from transforms.strategies import Strategy
 from transforms.tokenizer import Tokenizer
 
 
-def write_lexicon(
-    folder: str,
-    name: str,
-    own: Tokenizer,
-    target: Tokenizer,
-    strategy: Strategy,
-    counts: Counts | None = None,
-) -> None:
-    """Writes what the authors look up of a source.
+def build_lexicon(
+    own: Tokenizer, target: Tokenizer, strategy: Strategy, counts: Counts | None = None
+) -> Lexicon:
+    """Makes the lexicon of a source and the target.
 
     Args:
-      folder: of the maps.
-      name: of the source.
-      own: its tokenizer.
-      target: the target's tokenizer.
+      own: the source's tokenizer.
+      target: the target's.
       strategy: exact, mined or statistics.
-      counts: for statistics, as the authors count; None while these are counted.
+      counts: for statistics, as the authors count; None while these are counted, and of
+        a tokenizer and itself.
     """
     marks = Marks(
         source=own.space_mark(),
@@ -50,7 +42,7 @@ def write_lexicon(
             roles=_roles(own, target),
         )
         mapped = reference_maps.fill_ids(mapped, found)
-    made = Lexicon(
+    return Lexicon(
         marks=marks,
         source_tokens=source_tokens,
         target_tokens=target_tokens,
@@ -58,13 +50,6 @@ def write_lexicon(
         target_decoded=target.decode_each(),
         mapped=mapped,
     )
-    with files.publish(strategies.lexicon_file(folder, name)) as sink:
-        strategies.save_lexicon(
-            made,
-            sink,
-            source_fingerprint=own.fingerprint,
-            target_fingerprint=target.fingerprint,
-        )
 
 
 def _unseen(target: Tokenizer) -> int:

@@ -18,6 +18,7 @@ from pipelines import counting, inspect, launch, scored
 from pipelines.counting import CountConfig
 from pipelines.inspect import Page
 from schemas import files, manifest, scores
+from schemas.errors import SchemaError
 from schemas.settings import setting
 from transforms import checkpoint, tokenizer
 from transforms.functional import counterparts, token_map
@@ -47,7 +48,7 @@ class MapConfig:
         " (which statistics needs)"
     )
     target: str = setting(help="the target, in the same way")
-    output: str = setting(help="Parquet file to write", shapes_output=False)
+    output: str = setting(help="file to write, NAME.parquet", shapes_output=False)
     strategy: Literal["first", "mined", "statistics"] = setting(
         "first",
         help="what stands for a token whose bytes are no token of the target's: the"
@@ -56,7 +57,8 @@ class MapConfig:
     )
     counts: str | None = setting(
         None,
-        help="of statistics: folder for what is counted; left out: beside the output",
+        help="folder for what statistics count, which other maps may share; left out:"
+        " NAME.counts beside the output",
         shapes_output=False,
     )
     report: bool = setting(True, help="print how tokens were mapped")
@@ -93,11 +95,19 @@ def map_tokens(
       The map, the source's tokenizer and the target's.
 
     Raises:
-      SchemaError: if another map is in the way and `config.overwrite` is off.
+      SchemaError: if another map is in the way and `config.overwrite` is off, or if
+        statistics are asked for of what is not scored.
     """
     source, target = (_tokenizer(place) for place in (config.source, config.target))
     counted = None
     if config.strategy == "statistics":
+        for place in (config.source, config.target):
+            if not _is_scored(place):
+                raise SchemaError(
+                    "strategy = statistics counts over a scored corpus: source and"
+                    f" target must be scores folders, got {place}, which is none; score"
+                    " the same windows with both models and name their folders"
+                )
         counted = counting.fingerprint_of(config.counting)
     if files.exists(config.output) and not config.overwrite:
         with files.open_input(config.output) as file:

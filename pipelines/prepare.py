@@ -313,7 +313,6 @@ def _finish(
         inputs=inputs,
         origins={"corpus": list(config.inputs), "tokenizers": list(config.models)},
         names=names,
-        overwrite=config.overwrite,
         count=lambda footers: {
             **stage.total(footers, "documents", "windows", "text_bytes"),
             **left_out,

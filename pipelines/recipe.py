@@ -28,6 +28,9 @@ SWEPT = "learning_rate"
 _OWN_KEYS = ("windows", "output", "data", "slices", "name")
 """Settings that a recipe's tables may not hold: the recipe sets them, or has none."""
 
+_FUSE_KEYS = ("target", "sources", "maps_only")
+"""Those of `[fuse]` alone: [target] and [sources.NAME] say what is fused."""
+
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")
 
 
@@ -215,7 +218,8 @@ def _check_tables(given: Mapping[str, Any]) -> None:
     if "target" in given["sources"]:
         raise ValueError("[sources.target]: no source may be called 'target'")
     for where, table in _stage_tables(given):
-        for key in _OWN_KEYS:
+        more = _FUSE_KEYS if where == "[fuse]" else ()
+        for key in (*_OWN_KEYS, *more):
             if key in table:
                 raise ValueError(f"{where} must not hold {key!r}: a recipe sets it")
 

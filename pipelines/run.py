@@ -21,6 +21,7 @@ from schemas.errors import FusionError
 from schemas.manifest import Manifest
 from train import evaluate, trainer
 from train.config import TrainConfig
+from transforms import rows
 
 RESULT = "evaluation.json"
 CHOICE = "choice.json"
@@ -48,6 +49,8 @@ def run(plan: Recipe, runner_flags: Sequence[str] = ()) -> dict[str, Any]:
         fused = fuse.fuse_scores(plan.fuse, runner_flags)
         assert fused is not None
         stage.say(_counts(fused, "windows", "tokens", "positions", "covered"))
+        for line in fuse.slips(plan.fuse, fused.counts):
+            stage.say(line)
     models = {"untouched": plan.target}
     for arm in plan.arms:
         with _Stage(f"train {arm.name}") as stage:
@@ -182,14 +185,12 @@ def evaluate_all(
 
 def taught_table(fused: Manifest) -> str:
     """Writes which share of a domain's windows each source taught most."""
-    rows: dict[str, dict[str, int]] = {}
-    for key, count in fused.counts.items():
-        if key.startswith("taught:"):
-            _, domain, name = key.split(":", 2)
-            rows.setdefault(domain, {})[name] = count
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table: dict[str, dict[str, int]] = {}
+    for domain, name, count in rows.taught(fused.counts):
+        table.setdefault(domain, {})[name] = count
+    names = list(dict.fromkeys(name for row in table.values() for name in row))
     lines = [f"{'taught by':<18}" + "".join(f"{name:>14}" for name in names)]
-    for domain, row in sorted(rows.items()):
+    for domain, row in sorted(table.items()):
         total = sum(row.values()) or 1
         shares = "".join(f"{row.get(name, 0) / total:>14.0%}" for name in names)
         lines.append(f"{domain:<18}{shares}")

@@ -190,7 +190,6 @@ def _describe(
             "tokenizer": config.tokenizer or config.model,
         },
         names=[piece.output for piece in plan.read(config.windows)],
-        overwrite=config.overwrite,
         count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
     )
 

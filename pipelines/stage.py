@@ -54,6 +54,21 @@ def identity(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Any])
     )
 
 
+def refuse_others(work: SliceWork, windows: str) -> None:
+    """Looks whether slices of other work are in the way, before anything is written.
+
+    One of them tells, as a folder is one work's; each is looked at when it is done.
+
+    Raises:
+      SchemaError: if there is one and `work.overwrite` is off.
+    """
+    there = set(files.names(work.output, ".parquet"))
+    for piece in plan.read(windows) if there and not work.overwrite else ():
+        if piece.output in there:
+            parquet.done(files.join(work.output, piece.output), work.fingerprint(piece))
+            return
+
+
 def do_slices(
     name: str,
     work: SliceWork,
@@ -231,9 +246,8 @@ def finish(
     origins: Mapping[str, Any],
     names: Sequence[str],
     count: Callable[[Sequence[Mapping[str, Any]]], dict[str, int]],
-    overwrite: bool,
 ) -> Manifest:
-    """Writes the manifest of a folder whose files are all there.
+    """Writes the manifest of a folder whose files are all there, and no others of ours.
 
     Args:
       folder: the folder.
@@ -243,10 +257,6 @@ def finish(
       origins: where that was found, as the command named it.
       names: the files, in the order of the plan.
       count: makes the folder's counts of its files' footers.
-      overwrite: whether files of earlier work that are not among `names` are removed.
-
-    Raises:
-      SchemaError: if there are such files and `overwrite` is off.
     """
     footers = files.each(lambda name: parquet.footer(files.join(folder, name)), names)
     made = Manifest(
@@ -264,17 +274,6 @@ def finish(
     manifest.forget_entries(folder)
     files.tidy(folder)
     return made
-
-
-def _refuse_others(folder: str, names: Sequence[str]) -> None:
-    """Refuses files of ours that an earlier, larger input has left."""
-    others = [n for n in _ours(folder) if n not in set(names)]
-    if others:
-        raise SchemaError(
-            f"{folder} must hold the files of this work alone, but holds {others[0]}"
-            f" ({len(others)} others in all); choose another folder, or pass"
-            " --overwrite to remove them"
-        )
 
 
 def _seen_from(folder: str, name: str, found: Any) -> Any:

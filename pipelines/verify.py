@@ -9,7 +9,8 @@ Every folder that a stage left at or below the given ones is read whole:
                 failed with a reason; no drawn id is one that was kept, or the next
     counts      of co-occurrences: every window, of the scores that are there
     fused       every window that the target scored stands in one row, once, token for
-                token; the scores are those that it was made of
+                token; the scores are those that it was made of, and give what the row
+                says of each source and of the chosen one's chunks
     models      trained on the fused rows that are there
     evaluation  every byte of a split was measured
 
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from pipelines import corpus, counting, evaluations, scored
+from pipelines import corpus, counting, evaluations, scored, shards
 from schemas import (
     cooccurrences,
     files,
@@ -170,7 +171,7 @@ def check_windows(folder: str, made: Manifest) -> str:
         ("windows", count),
         ("text_bytes", size),
     ):
-        _equal(folder, name, made.counts[name], found)
+        manifest.check_count(folder, made, name, found)
     return f"{documents:,} whole documents in {count:,} windows, {size:,} bytes"
 
 
@@ -198,7 +199,7 @@ def _check_plan(folder: str, made: Manifest, slices: Sequence[Slice]) -> None:
 def check_scores(folder: str, made: Manifest) -> str:
     """Checks that the scores are of the plan's windows, in order, and tile them."""
     source = manifest.origin(folder, made, "windows")
-    _check_input(folder, made, "windows", source, windows.STAGE)
+    manifest.check_input(folder, made, "windows", source, windows.STAGE)
     done = failed = 0
     for window, score in scored.pairs(folder, source):
         place = f"{folder}: window {window.window_id}"
@@ -210,8 +211,8 @@ def check_scores(folder: str, made: Manifest) -> str:
         done += 1
         _check_tiles(place, score, len(window.text.encode()))
         _check_draws(place, score)
-    _equal(folder, "windows", made.counts["windows"], done + failed)
-    _equal(folder, "failed", made.counts["failed"], failed)
+    manifest.check_count(folder, made, "windows", done + failed)
+    manifest.check_count(folder, made, "failed", failed)
     return f"{done:,} windows scored + {failed:,} failed = all of {source}"
 
 
@@ -250,58 +251,6 @@ def _check_draws(place: str, score: scores.Score) -> None:
         )
 
 
-def _check_input(
-    folder: str, made: Manifest, key: str, source: str, stage: str
-) -> None:
-    """Checks that what a folder was made of is what is there now."""
-    if made.inputs[key] != manifest.read(source, stage).fingerprint:
-        raise SchemaError(f"{folder} must be made of the {stage} now in {source}")
-
-
-def check_fused(folder: str, made: Manifest) -> str:
-    """Checks that every window that the target scored stands in one row, once."""
-    source, target = (manifest.origin(folder, made, n) for n in ("windows", "target"))
-    _check_input(folder, made, "windows", source, windows.STAGE)
-    sources = [
-        (name, files.resolve(folder, stored))
-        for name, _, stored in (e.partition("=") for e in made.origins["sources"])
-    ]
-    for name, made_of in [("target", target), *sources]:
-        _check_input(folder, made, f"scores:{name}", made_of, scores.STAGE)
-    kept = failed = 0
-    for piece in plan.read(source):
-        wanted: dict[str, np.ndarray] = {}
-        for group in scores.read(files.join(target, piece.output)):
-            wanted |= {s.window_id: s.token_ids for s in group if s.error is None}
-            failed += sum(s.error is not None for s in group)
-        kept += _check_rows(files.join(folder, piece.output), wanted)
-    _equal(folder, "windows", made.counts["windows"], kept)
-    _equal(folder, "failed", made.counts["failed"], failed)
-    return f"{kept:,} windows fused + {failed:,} failed = all of {source}"
-
-
-def _check_rows(path: str, wanted: dict[str, np.ndarray]) -> int:
-    """Checks that the rows of a file hold these windows, once, token for token."""
-    found: list[str] = []
-    for group in fused.read(path):
-        for row in group:
-            found += row.window_ids
-            borders = np.cumsum(row.segment_lengths)[:-1]
-            segments = np.split(row.input_ids, borders)
-            for name, own in zip(row.window_ids, segments, strict=True):
-                if name in wanted and not np.array_equal(own, wanted[name]):
-                    raise SchemaError(
-                        f"{path}: window {name} must hold the tokens that the target"
-                        " scored, it holds others"
-                    )
-    if sorted(found) != sorted(wanted):
-        raise SchemaError(
-            f"{path} must hold each of {len(wanted)} windows that the target scored"
-            f" once, it holds {len(found)}, {len(set(found))} of them different"
-        )
-    return len(found)
-
-
 def check_model(folder: str, made: Manifest) -> str:
     """Checks that a model was trained on the fused rows, if they are there.
 
@@ -309,22 +258,15 @@ def check_model(folder: str, made: Manifest) -> str:
     """
     data, steps = made.origins["data"], made.counts["steps"]
     if manifest.present(data):
-        _check_input(folder, made, "data", data, fused.STAGE)
+        manifest.check_input(folder, made, "data", data, fused.STAGE)
     return f"{len(made.files)} files whole, trained {steps:,} steps on {data}"
-
-
-def _equal(folder: str, name: str, stated: int, found: int) -> None:
-    if stated != found:
-        raise SchemaError(
-            f"{folder}: the manifest states {stated} {name}, the files hold {found}"
-        )
 
 
 CHECKS: dict[str, Callable[[str, Manifest], str]] = {
     windows.STAGE: check_windows,
     scores.STAGE: check_scores,
     cooccurrences.STAGE: counting.check,
-    fused.STAGE: check_fused,
+    fused.STAGE: shards.check,
     TRAINED: check_model,
 }
 

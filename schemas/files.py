@@ -150,6 +150,20 @@ def _version(entry: dict[str, Any]) -> str:
     return " ".join(str(entry[key]) for key in keys if key in entry)
 
 
+def folders(folder: str) -> list[str]:
+    """Lists the names of the folders in a folder, sorted; none where it is not there.
+
+    The one for temporary files is not listed.
+    """
+    fs, plain = filesystem(folder)
+    try:
+        found = fs.ls(plain, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    below = {name_of(e["name"]) for e in found if e["type"] == "directory"}
+    return sorted(below - {TEMPORARY})
+
+
 def find(folder: str, name: str) -> list[str]:
     """Finds the files of that name in a folder and those below it, sorted."""
     fs, plain = filesystem(folder)

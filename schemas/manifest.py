@@ -114,6 +114,36 @@ def origin(folder: str, made: Manifest, name: str) -> str:
     return files.resolve(folder, stored)
 
 
+def check_input(folder: str, made: Manifest, key: str, source: str, stage: str) -> None:
+    """Checks that what a folder was made of is what is there now.
+
+    Args:
+      folder: the folder.
+      made: its manifest.
+      key: of the input among `inputs`.
+      source: where it lies now.
+      stage: what wrote it.
+
+    Raises:
+      SchemaError: if it is another.
+    """
+    if made.inputs[key] != read(source, stage).fingerprint:
+        raise SchemaError(f"{folder} must be made of the {stage} now in {source}")
+
+
+def check_count(folder: str, made: Manifest, name: str, found: int) -> None:
+    """Checks that as many of something were found as the manifest states.
+
+    Raises:
+      SchemaError: if there were more or fewer.
+    """
+    if made.counts[name] != found:
+        raise SchemaError(
+            f"{folder}: the manifest states {made.counts[name]} {name}, the files hold"
+            f" {found}"
+        )
+
+
 def note_entry(folder: str, entry: FileEntry, fingerprint: str) -> None:
     """Notes what is known of a file just written, until the manifest takes it over.
 

@@ -161,7 +161,7 @@ def read(
             if not is_corruption(error):
                 raise
             raise _corrupt(path, error) from error
-        _check_columns(path, file.schema_arrow, schema)
+        check_columns(path, file.schema_arrow, schema)
         chosen = range(file.num_row_groups) if row_groups is None else row_groups
         wanted = list(columns) if columns is not None else schema.names
         for group in chosen:
@@ -176,7 +176,12 @@ def read(
                 ) from error
 
 
-def _check_columns(path: str, found: pa.Schema, wanted: pa.Schema) -> None:
+def check_columns(path: str, found: pa.Schema, wanted: pa.Schema) -> None:
+    """Checks that a file has all columns of `wanted`, of the same types.
+
+    Raises:
+      SchemaError: if it has not; names file and column.
+    """
     for field in wanted:
         place = found.get_field_index(field.name)
         if place < 0:

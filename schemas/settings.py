@@ -175,7 +175,9 @@ def add_flags(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
 
 
 def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or "none"
+    return str(default)
 
 
 def kind(hint: Any) -> Any:
@@ -195,7 +197,8 @@ def _action(f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     if typing.get_origin(found) is tuple:
         element = typing.get_args(found)[0]
         shown = f.name.upper() if required else _METAVARS[element]
-        return {"nargs": "+", "type": element, "metavar": shown}
+        # A flag given twice adds to what stands there, and replaces nothing unseen.
+        return {"action": "extend", "nargs": "+", "type": element, "metavar": shown}
     if typing.get_origin(found) is typing.Literal:
         choices = typing.get_args(found)
         return {"choices": choices, "type": type(choices[0])}

@@ -8,7 +8,7 @@ from schemas import cooccurrences, fused, scores, windows
 from schemas.documents import Reject
 from schemas.manifest import FileEntry, Manifest
 from schemas.plan import Slice
-from transforms import prepare
+from transforms import prepare, strategies
 from transforms.functional import token_map
 from transforms.prepare import Unit
 
@@ -33,6 +33,10 @@ def test_the_column_of_drawn_ids_is_documented() -> None:
 
 def test_the_columns_of_the_protected_shingles_are_documented() -> None:
     assert set(prepare._INDEX_SCHEMA.names) - TOLD == set()
+
+
+def test_lexicons_are_documented() -> None:
+    assert {*strategies.LEXICON.names, strategies.FORMAT} - TOLD == set()
 
 
 def test_the_ways_of_a_token_map_are_documented() -> None:

@@ -24,9 +24,6 @@ from transforms.functional import cooccurrence, reference_rows
 from transforms.functional.cooccurrence import Counts, Keys, Tokens
 from transforms.functional.reference_rows import Lexicon
 
-LEXICONS = "lexicons"
-"""Folder, within one of counts, of what the authors' pairs take."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scored:
@@ -63,7 +60,7 @@ class CountSlices:
       output: the folder of the counts.
       identity: digest of all inputs.
       reference: whether pairs are the authors': of tokens decoded one by one, control
-        tokens among them. Then `output` holds the lexicons "source" and "target".
+        tokens among them. Then `output` holds their lexicons, "source" and "target".
       overwrite: whether files of other inputs are written anew.
     """
 
@@ -122,16 +119,14 @@ class CountSlices:
         )
 
     def _lexicon(self) -> Lexicon:
-        return _load_lexicon(
-            files.join(self.output, LEXICONS),
-            self.source.tokenizer,
-            self.target.tokenizer,
-        )
+        tokenizers = (self.source.tokenizer, self.target.tokenizer)
+        return _load_lexicon(self.output, *tokenizers)
 
 
 @functools.lru_cache(maxsize=4)
 def _load_lexicon(folder: str, source: str, target: str) -> Lexicon:
-    return strategies.load_lexicon(folder, ("source", source), ("target", target))
+    names = (("source", source), ("target", target))
+    return strategies.load_lexicon(folder, *names, "statistics")
 
 
 def _tokens(score: Score, side: Scored) -> Tokens:

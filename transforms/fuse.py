@@ -13,28 +13,24 @@ from schemas.fused import FusedRow
 from schemas.plan import Slice
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import joined, rows, sources, strategies
+from transforms import joined, rows, sources
 from transforms.functional import (
     chances,
-    chunks,
     fuse,
     pack,
-    project,
     ranks,
     tail,
     weigh,
 )
-from transforms.functional.chunks import Chunks
 from transforms.functional.fuse import Fused
 from transforms.functional.project import Projected
-from transforms.functional.transfer import Transferred
 from transforms.mixing import Mixing
 from transforms.rows import FusedWindow
 from transforms.sources import Source
-from transforms.strategies import Strategy
+from transforms.strategies import Aligner, Strategy
 
 MAPS = "maps"
-"""Folder, within a fused folder, of the vocabulary map of each source."""
+"""Folder, within a fused folder, of what is known of each source's vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +72,16 @@ class FuseSlices:
         """Options of the writer."""
         return fused.WRITER_OPTIONS
 
+    @property
+    def aligner(self) -> Aligner:
+        """What brings the sources' rows to the target's positions."""
+        return Aligner(
+            folder=files.join(self.output, MAPS),
+            target=self.target,
+            strategy=self.strategy,
+            reference=self.mixing.reference,
+        )
+
     def fingerprint(self, piece: Slice) -> str:
         """Digests all that shapes the file of a slice."""
         return files.digest([fused.STAGE, self.identity, piece.digest])
@@ -97,6 +103,7 @@ class FuseSlices:
         names = [source.name for source in self.sources]
         tables.footer.update(
             sources=names,
+            eos_ids={one.name: one.eos_id for one in (self.target, *self.sources)},
             ranks=ranks.dump_ranks(table),
             windows=len(made),
             failed=failed,
@@ -159,7 +166,8 @@ class FuseSlices:
           costs: (s,) what they are weighed by; None where it is of this window alone.
         """
         pairs = list(zip(self.sources, candidates, strict=True))
-        moved = [self._transfer(window, target, *pair) for pair in pairs]
+        k, align = self.mixing.top_k, self.aligner
+        moved = [align.transfer(window, target, *pair, least=k) for pair in pairs]
         projected = [one.projected for one in moved]
         used = np.stack([one.used for one in moved], axis=-1)
         if costs is None:
@@ -177,7 +185,7 @@ class FuseSlices:
             weights=weights,
             logprobs=-np.array([_nats(score) for score in candidates]),
             coverage=used.mean(axis=0),
-            chunks=self._chunks(window, target, pairs, weights),
+            chunks=rows.cut_chosen(window, target, pairs, weights, self.target),
         )
 
     def _mix(
@@ -191,30 +199,6 @@ class FuseSlices:
         rows = fuse.fuse_rows(projected, weights, k=every)
         decide = chances.derive("fuse", window.window_id, len(rows.covered), draws)
         return tail.thin_rows(rows, k=k, chances=decide)
-
-    def _transfer(
-        self, window: Window, target: Score, source: Source, score: Score
-    ) -> Transferred:
-        """Brings one source's rows to the target's positions and vocabulary."""
-        # All of a source's entries and the gold are kept until they are mixed.
-        widest = max(score.top_ids.shape[1], target.top_ids.shape[1])
-        k = max(self.mixing.top_k, widest) + 1
-        if score.error is not None:
-            nothing = project.project_nothing(len(target.token_ids) - 1, k=k)
-            return Transferred(projected=nothing, used=nothing.covered)
-        pair = strategies.load_pair(
-            files.join(self.output, MAPS),
-            source,
-            self.target,
-            self.strategy,
-            self.mixing.reference,
-            source.counts,
-        )
-        return pair.rows(window, score, target, eos=self._eos(window, source), k=k)
-
-    def _eos(self, window: Window, source: Source) -> bool:
-        """Says whether both tokenizations of a window end with their EOS."""
-        return source.ends_with_eos(window) and self.target.ends_with_eos(window)
 
     def _own_costs(
         self,
@@ -237,32 +221,11 @@ class FuseSlices:
                     target.byte_ends,
                     score.byte_ends,
                     score.gold_logprob,
-                    eos=self._eos(window, source),
+                    eos=self.aligner.eos(window, source),
                 )
         # A source that is silent at a position is out there, not the position.
         costs[~used] = np.nan
         return costs
-
-    def _chunks(
-        self,
-        window: Window,
-        target: Score,
-        pairs: Sequence[tuple[Source, Score]],
-        weights: np.ndarray,
-    ) -> Chunks:
-        """Cuts a window by the source that weighs most, the first among equals."""
-        if not weights.any():
-            return chunks.cut_nothing(len(target.token_ids))
-        source, score = pairs[int(weights.argmax())]
-        if score.error is not None:  # only the authors' rules choose such a source
-            return chunks.cut_nothing(len(target.token_ids))
-        return chunks.cut_chunks(
-            target.byte_ends,
-            score.byte_ends,
-            score.gold_logprob,
-            target_eos=self.target.ends_with_eos(window),
-            source_eos=source.ends_with_eos(window),
-        )
 
 
 def _nats(score: Score) -> float:

@@ -1,7 +1,7 @@
 """Training rows: fused windows put end to end, encoded, with what is known of them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,10 @@ from transforms.functional import chunks, codec, counted, ranks
 from transforms.functional.chunks import Chunks
 from transforms.functional.codec import Distributions
 from transforms.functional.fuse import Fused
+from transforms.sources import Source
+
+_TAUGHT = "taught:"
+"""How keys of counts begin that say who taught what."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +59,36 @@ def loss_positions(window: Window, score: Score) -> np.ndarray:
     if window.loss_spans is None:
         return np.ones(len(score.token_ids) - 1, np.bool_)
     return counted.counted_tokens(score.byte_ends, window.loss_spans)[1:]
+
+
+def cut_chosen(
+    window: Window,
+    score: Score,
+    pairs: Sequence[tuple[Source, Score]],
+    weights: np.ndarray,
+    target: Source,
+) -> Chunks:
+    """Cuts a window by the source that weighs most, the first among equals.
+
+    Args:
+      window: the window.
+      score: the target's score of it.
+      pairs: the sources, and what each says of the window.
+      weights: (s,) of each, as stored.
+      target: the target.
+    """
+    if not weights.any():
+        return chunks.cut_nothing(len(score.token_ids))
+    source, chosen = pairs[int(weights.argmax())]
+    if chosen.error is not None:  # only the authors' rules choose such a source
+        return chunks.cut_nothing(len(score.token_ids))
+    return chunks.cut_chunks(
+        score.byte_ends,
+        chosen.byte_ends,
+        chosen.gold_logprob,
+        target_eos=target.ends_with_eos(window),
+        source_eos=source.ends_with_eos(window),
+    )
 
 
 def pack_row(made: Sequence[FusedWindow], table: ranks.RankTable) -> FusedRow:
@@ -135,6 +169,17 @@ def taught_by(footers: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     for footer in footers:
         for domain, row in footer["taught"].items():
             for name, count in row.items():
-                key = f"taught:{domain}:{name}"
+                key = f"{_TAUGHT}{domain}:{name}"
                 total[key] = total.get(key, 0) + count
     return total
+
+
+def taught(counts: Mapping[str, int]) -> Iterator[tuple[str, str, int]]:
+    """Yields domain, source and windows of the counts that `taught_by` made.
+
+    A domain may be called anything; a source's name has no colon.
+    """
+    for key, count in counts.items():
+        if key.startswith(_TAUGHT):
+            domain, _, name = key.removeprefix(_TAUGHT).rpartition(":")
+            yield domain, name, count

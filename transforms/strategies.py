@@ -17,11 +17,10 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from schemas import files
-from schemas.errors import SchemaError
+from schemas import files, tables
 from schemas.scores import Score
+from schemas.tables import File
 from schemas.windows import Window
 from transforms.functional import (
     align,
@@ -36,7 +35,7 @@ from transforms.functional.reference_maps import Marks
 from transforms.functional.reference_rows import Lexicon
 from transforms.functional.token_map import TokenMap
 from transforms.functional.transfer import Partners, Transferred
-from transforms.functional.vocabulary import File, VocabularyMap
+from transforms.functional.vocabulary import VocabularyMap
 from transforms.sources import Source
 
 Strategy = Literal["spans", "exact", "mined", "statistics"]
@@ -51,6 +50,13 @@ KINDS: Mapping[str, Kind] = {
 """Which token map a strategy takes; of `exact` only tokens of the same bytes count."""
 
 FORMAT = "fusebeam.lexicon.1"
+"""Name and version of a lexicon's file, in its metadata."""
+
+WHAT = "lexicon"
+"""What an error calls that file."""
+
+TOKENS, LEXICONS = "tokens", "lexicons"
+"""Folders, within that of the maps, of token maps and of lexicons."""
 
 LEXICON = pa.schema(
     [
@@ -69,12 +75,12 @@ def vocabulary_file(folder: str, name: str) -> str:
 
 def tokens_file(folder: str, name: str) -> str:
     """Names the file of a source's `TokenMap`."""
-    return files.join(folder, f"{name}.tokens.parquet")
+    return files.join(folder, TOKENS, f"{name}.parquet")
 
 
 def lexicon_file(folder: str, name: str) -> str:
     """Names the file of what the authors look up of a source."""
-    return files.join(folder, f"{name}.lexicon.parquet")
+    return files.join(folder, LEXICONS, f"{name}.parquet")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,16 +147,68 @@ class Pair:
         return theirs == self.own.puts_space(target.token_ids, target.byte_ends)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Aligner:
+    """Brings what the sources of a fused folder say to the target's positions.
+
+    Attributes:
+      folder: of the maps.
+      target: the target.
+      strategy: how tokens are aligned.
+      reference: whether as the authors do.
+    """
+
+    folder: str
+    target: Source
+    strategy: Strategy
+    reference: bool
+
+    def eos(self, window: Window, source: Source) -> bool:
+        """Says whether both tokenizations of a window end with their EOS."""
+        return source.ends_with_eos(window) and self.target.ends_with_eos(window)
+
+    def transfer(
+        self,
+        window: Window,
+        target: Score,
+        source: Source,
+        score: Score,
+        *,
+        least: int = 1,
+    ) -> Transferred:
+        """Brings one source's rows to the target's positions and vocabulary.
+
+        Args:
+          window: the window.
+          target: the target's score of it; it did not fail.
+          source: the source.
+          score: what it says of the window, draws among the entries.
+          least: entries to have room for, were there fewer.
+        """
+        # All of a source's entries and the gold are kept until they are mixed.
+        k = max(least, score.top_ids.shape[1], target.top_ids.shape[1]) + 1
+        if score.error is not None:
+            nothing = project.project_nothing(len(target.token_ids) - 1, k=k)
+            return Transferred(projected=nothing, used=nothing.covered)
+        pair = load_pair(
+            self.folder, source, self.target, self.strategy, self.reference
+        )
+        eos = self.eos(window, source)
+        return pair.rows(window, score, target, eos=eos, k=k)
+
+
 def choose_partners(made: TokenMap, pairs: VocabularyMap, strategy: str) -> Partners:
     """Returns the target tokens that stand for source tokens under a strategy.
 
     Those that begin a window are of windows that do not begin alike for both.
     """
+    ids = made.target_ids
     if strategy == "exact":
         alike = np.isin(made.how, (token_map.BYTES, token_map.ROLE))
-        ids = np.where(alike, made.target_ids, np.int32(-1))
-        made = dataclasses.replace(made, target_ids=ids)
-    return Partners(ids=made.target_ids, start_ids=counterparts.beginning(made, pairs))
+        ids = np.where(alike, ids, np.int32(-1))
+        # the bytes of inside running text are others than those that begin a window
+        made = dataclasses.replace(made, target_ids=np.full_like(ids, -1))
+    return Partners(ids=ids, start_ids=counterparts.beginning(made, pairs))
 
 
 @functools.lru_cache(maxsize=16)
@@ -160,7 +218,6 @@ def load_pair(
     target: Source,
     strategy: Strategy,
     reference: bool,
-    counts: str | None,
 ) -> Pair:
     """Reads what a strategy takes from the files of a fused folder.
 
@@ -170,7 +227,6 @@ def load_pair(
       target: the target, whose map onto itself lies there too.
       strategy: how tokens are aligned.
       reference: whether as the authors do; spans know no such way.
-      counts: fingerprint of what statistics were counted of; None for the others.
 
     Raises:
       SchemaError: if a file is of other tokenizers, or of another strategy.
@@ -183,8 +239,13 @@ def load_pair(
     if strategy == "spans":
         return pair
     if reference:
-        names = [(one.name, one.tokenizer) for one in (source, target)]
-        lexicon = load_lexicon(folder, *names)
+        lexicon = load_lexicon(
+            folder,
+            (source.name, source.tokenizer),
+            (target.name, target.tokenizer),
+            strategy,
+            source.counts,
+        )
         return dataclasses.replace(pair, lexicon=lexicon)
     with files.open_input(tokens_file(folder, source.name)) as file:
         made = token_map.load_map(
@@ -192,7 +253,7 @@ def load_pair(
             source_fingerprint=source.tokenizer,
             target_fingerprint=target.tokenizer,
             strategy=KINDS[strategy],
-            counts=counts,
+            counts=source.counts,
         )
     partners = choose_partners(made, pair.pairs, strategy)
     return dataclasses.replace(pair, partners=partners)
@@ -208,32 +269,47 @@ def _vocabulary(folder: str, source: Source, target: Source) -> VocabularyMap:
         )
 
 
-def save_lexicon(
-    made: Lexicon, sink: File, *, source_fingerprint: str, target_fingerprint: str
-) -> None:
+def lexicon_identity(
+    source: str, target: str, strategy: str, counts: str | None
+) -> dict[str, str]:
+    """Returns what a lexicon's file says of itself: that tells it from another.
+
+    Args:
+      source: fingerprint of the source's tokenizer.
+      target: fingerprint of the target's.
+      strategy: exact, mined or statistics.
+      counts: fingerprint of what statistics were counted of, where they were.
+    """
+    return {
+        "format": FORMAT,
+        "strategy": strategy,
+        "source_fingerprint": source,
+        "target_fingerprint": target,
+        "counts": counts or "",
+    }
+
+
+def save_lexicon(made: Lexicon, identity: Mapping[str, str], sink: File) -> None:
     """Writes the source's half of a lexicon, a row for each of its ids."""
-    table = pa.table(
-        {
-            "token": list(made.source_tokens),
-            "decoded": list(made.source_decoded),
-            "mapped": made.mapped,
-        },
-        schema=LEXICON.with_metadata(
-            {
-                "format": FORMAT,
-                "source_fingerprint": source_fingerprint,
-                "target_fingerprint": target_fingerprint,
-                "source_mark": made.marks.source,
-                "target_mark": made.marks.target,
-                "lends_prefix": str(int(made.marks.lends_prefix)),
-            }
-        ),
-    )
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    columns = {
+        "token": list(made.source_tokens),
+        "decoded": list(made.source_decoded),
+        "mapped": made.mapped,
+    }
+    marks = {
+        "source_mark": made.marks.source,
+        "target_mark": made.marks.target,
+        "lends_prefix": str(int(made.marks.lends_prefix)),
+    }
+    tables.save(pa.table(columns, schema=LEXICON), {**identity, **marks}, sink)
 
 
 def load_lexicon(
-    folder: str, source: tuple[str, str], target: tuple[str, str]
+    folder: str,
+    source: tuple[str, str],
+    target: tuple[str, str],
+    strategy: str,
+    counts: str | None = None,
 ) -> Lexicon:
     """Reads the lexicon of a source and the target.
 
@@ -241,12 +317,22 @@ def load_lexicon(
       folder: of the files.
       source: name, and fingerprint of the tokenizer.
       target: the same.
+      strategy: exact, mined or statistics.
+      counts: fingerprint of what statistics were counted of, where they were; nothing
+        is counted of the target and itself.
 
     Raises:
-      SchemaError: if a file is of other tokenizers.
+      SchemaError: if a file is of other tokenizers, counts, or another strategy.
     """
-    theirs, marks = _half(folder, source, target)
-    ours, _ = _half(folder, target, target)
+    whole = lexicon_identity(source[1], target[1], strategy, counts)
+    theirs, found = _half(folder, source[0], whole)
+    alone = lexicon_identity(target[1], target[1], strategy, None)
+    ours, _ = _half(folder, target[0], alone)
+    marks = Marks(
+        source=found["source_mark"],
+        target=found["target_mark"],
+        lends_prefix=found["lends_prefix"] == "1",
+    )
     return Lexicon(
         marks=marks,
         source_tokens=theirs["token"].to_pylist(),
@@ -258,26 +344,7 @@ def load_lexicon(
 
 
 def _half(
-    folder: str, source: tuple[str, str], target: tuple[str, str]
-) -> tuple[pa.Table, Marks]:
-    path = lexicon_file(folder, source[0])
-    with files.open_input(path) as file:
-        table = pq.read_table(file, page_checksum_verification=True)
-    found = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    expected = {
-        "format": FORMAT,
-        "source_fingerprint": source[1],
-        "target_fingerprint": target[1],
-    }
-    for name, value in expected.items():
-        if found.get(name) != value:
-            raise SchemaError(
-                f"{name} of the lexicon must be {value}, got {found.get(name)} in"
-                f" {path}; fuse again with --overwrite"
-            )
-    marks = Marks(
-        source=found["source_mark"],
-        target=found["target_mark"],
-        lends_prefix=found["lends_prefix"] == "1",
-    )
-    return table, marks
+    folder: str, name: str, expected: Mapping[str, str]
+) -> tuple[pa.Table, dict[str, str]]:
+    with files.open_input(lexicon_file(folder, name)) as file:
+        return tables.load(file, expected, LEXICON, what=WHAT)

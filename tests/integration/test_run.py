@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,3 +184,35 @@ def test_a_job_runs_on_beams_default_local_runner(
     ]
     assert cli.main(["fuse", *words, *flags]) == 0
     assert contents(out) == contents(undisturbed / "fused")
+
+
+WAYS = [
+    """
+strategy = "statistics"
+reference = true
+fusion = "static"
+weights = ["target=1", "other=3"]
+domain_weights = ["odd:other=0"]
+""",
+    'strategy = "statistics"\ngranularity = "document"\n',
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_recipe_says_how_it_is_fused(
+    way: str, recipe: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    for name in ("windows", "scores"):
+        shutil.copytree(undisturbed / name, out / name)
+    text = Path(recipe).read_text().partition("[arms.clm]")[0]
+    own = tmp_path / "recipe.toml"
+    own.write_text(text.replace("[fuse]", f"[fuse]\n{way}"))
+    assert cli.main(["run", str(own), f"--output={out}"]) == 0
+    (counted,) = [n for n in verify.verify([str(out)]) if "windows counted" in n]
+    assert "fused/maps/counts/other" in counted
+    assert files.read_json(f"{out}/evaluation.json")["models"].keys() == {
+        "untouched",
+        "fused",
+        "source:other",
+    }

@@ -58,7 +58,9 @@ class Flaky:
 
 def flaky(road: str, out: str, tmp_path: Path, failures: int) -> Flaky:
     config = fuse_config(road, out)
-    work = fuse.work_of(config, fuse.inputs_of(config))
+    own = fuse.tokenizers_of(config)
+    work = fuse.work_of(config, fuse.inputs_of(config), own)
+    fuse.write_maps(config, own)
     attempts = str(tmp_path / "attempts")
     return Flaky(work=work, attempts=attempts, failures=failures, slice=2)
 

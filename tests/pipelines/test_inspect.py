@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import subprocess
 import sys
@@ -6,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import inspect, prepare
+from pipelines import counting, inspect, prepare
+from pipelines.counting import CountConfig
 from pipelines.prepare import PrepareConfig
-from schemas import files, plan, windows
+from schemas import files, fused, plan, windows
 
 
 def show(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -144,3 +146,31 @@ def test_a_byte_that_is_no_text_differs_from_its_spelling() -> None:
 def test_inspect_loads_no_beam() -> None:
     code = "import sys, pipelines.inspect; sys.exit('apache_beam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_fused_row_is_shown_with_what_every_source_says_and_its_chunks(
+    road: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = show(capsys, f"{road}/fused")
+    windows = len(re.findall(r"^window ", shown, re.MULTILINE))
+    for name in ("neox  ", "target"):
+        figures = rf"^  {name}  weight [01]\.\d+  \d+\.\d+ bits per byte  .*positions$"
+        assert len(re.findall(figures, shown, re.MULTILINE)) == windows
+    row = next(fused.read(f"{road}/fused/slice-000000.parquet"))[0]
+    costs = re.findall(r"  chunk (\S+)$", shown, re.MULTILINE)
+    wanted = [f"{-nats / math.log(2):.2f}" for nats in row.chunk_logprobs.tolist()]
+    assert costs == wanted
+
+
+def test_counts_are_shown_from_the_most_frequent_on(
+    road: str, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counting.count_windows(
+        CountConfig(
+            source=f"{road}/scores/neox", target=f"{road}/scores/llama", output=out
+        )
+    )
+    shown = show(capsys, out, "--count=5")
+    counts = [int(line.split()[0]) for line in shown.splitlines()]
+    assert counts == sorted(counts, reverse=True)
+    assert len(counts) == 5

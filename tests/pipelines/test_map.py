@@ -130,7 +130,7 @@ def test_scores_folders_name_their_tokenizers(
 def test_statistics_need_scores_of_the_same_windows(
     road: str, models: dict[str, str], out: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SchemaError, match=r"must be a finished scores folder"):
+    with pytest.raises(SchemaError, match=r"source and target must be scores folders"):
         mapping.map_tokens(
             config_of(models["neox"], models["llama"], out, strategy="statistics")
         )

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from typing import Any
 
@@ -102,3 +103,11 @@ def test_an_evaluation_shows_its_slices(
     shown = capsys.readouterr().err
     assert shown.count("\r") == 2
     assert shown.endswith("slice 2/2\n")
+
+
+def test_a_domain_may_be_called_with_colons() -> None:
+    made = manifest_of(1)
+    counts = {**made.counts, "taught:a:b:one": 3, "taught:a:b:target": 1}
+    shown = run.taught_table(dataclasses.replace(made, counts=counts)).splitlines()
+    assert shown[0].split() == ["taught", "by", "one", "target"]
+    assert shown[1].split() == ["a:b", "75%", "25%"]

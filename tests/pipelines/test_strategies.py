@@ -1,13 +1,15 @@
 """`fusebeam fuse` under every strategy of alignment, from the same scores."""
 
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
-from pipelines import counting, fuse, scored, verify
-from pipelines.counting import CountConfig
-from schemas import manifest
+from pipelines import cli, counting, fuse, scored, verify
+from schemas import files, fused, manifest, plan
 from schemas.errors import SchemaError
 from schemas.scores import Score
 from schemas.windows import Window
@@ -26,6 +28,7 @@ from transforms.functional.reference_rows import Lexicon
 from transforms.functional.transfer import Partners, Strategy, Transferred
 from transforms.tokenizer import Tokenizer
 
+Contents = Callable[[str], dict[str, str]]
 WARPED: list[Strategy] = ["exact", "mined", "statistics"]
 
 
@@ -46,7 +49,7 @@ def every(road: str) -> Iterator[tuple[Window, Score, Score]]:
 
 
 def counts_of(road: str, config: fuse.FuseConfig) -> cooccurrence.Counts:
-    return counting.read_counts(f"{config.output}/maps/neox.counts")
+    return counting.read_counts(f"{config.output}/maps/counts/neox")
 
 
 def mended(
@@ -66,9 +69,10 @@ def mended(
             source, target, found, fingerprint="x"
         ).target_ids
     pairs = vocabulary.build_map(source, target)
+    exact = config.strategy == "exact"  # not of the same bytes at a window's beginning
     start_ids = np.array(
         [
-            seq[0] if len(seq := pairs.start_seq(s)) == 1 else ids[s]
+            seq[0] if len(seq := pairs.start_seq(s)) == 1 else -1 if exact else ids[s]
             for s in range(source.size)
         ],
         np.int32,
@@ -185,25 +189,149 @@ def test_every_strategy_is_the_identity_between_equal_tokenizers(
 
 
 def test_statistics_of_one_process_of_many_are_counted_first(
+    road: str, out: str, contents: Contents
+) -> None:
+    given = {"strategy": "statistics"}
+    with pytest.raises(ValueError, match="the same command with --maps_only"):
+        fuse.fuse_scores(fuse_config(road, out, slices="0-0", **given))
+    assert fuse.fuse_scores(fuse_config(road, out, maps_only=True, **given)) is None
+    before = files.stamps(f"{out}/maps"), files.stamps(f"{out}/maps/tokens")
+    for piece in plan.read(f"{road}/windows/fusion"):
+        config = fuse_config(road, out, slices=str(piece.index), **given)
+        made = fuse.fuse_scores(config)
+    assert made is not None
+    after = files.stamps(f"{out}/maps"), files.stamps(f"{out}/maps/tokens")
+    assert after == before
+    fuse.fuse_scores(fuse_config(road, f"{out}.whole", **given))
+    assert contents(out) == contents(f"{out}.whole")
+
+
+KILLED = """
+import os, signal, sys
+from pipelines import cli
+from transforms.cooccurrence import CountSlices
+
+fill = CountSlices.fill
+
+def die(self, piece, tables):
+    fill(self, piece, tables)
+    if piece.index == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+CountSlices.fill = die
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_job_killed_while_it_counts_ends_on_repetition_with_the_same_bytes(
+    reference: bool, road: str, out: str, contents: Contents
+) -> None:
+    words = [
+        "fuse",
+        f"--windows={road}/windows/fusion",
+        f"--target={road}/scores/llama",
+        f"--sources=neox={road}/scores/neox",
+        f"--output={out}",
+        "--top_k=6",
+        "--seq_length=600",
+        "--strategy=statistics",
+        *["--reference"] * reference,
+    ]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    counts = f"{out}/maps/counts/neox"
+    assert not manifest.present(counts)
+    assert not files.names(out)
+    with pytest.raises(SchemaError, match="neox must be finished"):
+        verify.verify([out])
+    assert cli.main(words) == 0
+    given = {"strategy": "statistics", "reference": reference}
+    fuse.fuse_scores(fuse_config(road, f"{out}.whole", **given))
+    found = contents(out)
+    orphans = [name for name in found if "/.tmp/" in name]
+    assert len(orphans) == 1  # what was being written; it harms nobody
+    whole = contents(f"{out}.whole")
+    assert {n: d for n, d in found.items() if n not in orphans} == whole
+    assert len(verify.verify([out])) == 2
+
+
+def test_nothing_is_counted_of_a_source_with_the_targets_tokenizer(
     road: str, out: str
 ) -> None:
-    config = {"strategy": "statistics", "slices": "0-0"}
-    with pytest.raises(ValueError, match="before --slices are fused by statistics"):
-        fuse.fuse_scores(fuse_config(road, out, **config))
-    for name, scores_of in (("neox", "neox"), ("target", "llama")):
-        counting.count_windows(
-            CountConfig(
-                source=f"{road}/scores/{scores_of}",
-                target=f"{road}/scores/llama",
-                output=f"{out}/maps/{name}.counts",
-            )
+    twin = f"twin={road}/scores/llama"
+    config = fuse_config(road, out, strategy="statistics", sources=(twin,))
+    assert fuse.fuse_scores(config) is not None
+    assert files.folders(f"{out}/maps/counts") == []
+    assert files.names(f"{out}/maps/tokens") == ["target.parquet", "twin.parquet"]
+
+
+def test_a_source_may_be_called_as_another_with_an_ending(road: str, out: str) -> None:
+    scored_at = f"{road}/scores/neox"
+    for reference in (False, True):
+        config = fuse_config(
+            road,
+            f"{out}.{reference}",
+            strategy="exact",
+            reference=reference,
+            sources=(
+                f"a={scored_at}",
+                f"a.tokens={scored_at}",
+                f"a.lexicon={road}/scores/llama",
+            ),
+            slices="0",
         )
-    assert fuse.fuse_scores(fuse_config(road, out, **config)) is None
+        fuse.fuse_scores(config)
+        assert files.names(config.output) == ["slice-000000.parquet"]
 
 
-def test_a_strategy_over_the_files_of_another_is_refused(road: str, out: str) -> None:
+def test_static_weights_mix_what_the_authors_align(road: str, out: str) -> None:
+    config = fuse_config(
+        road,
+        out,
+        strategy="statistics",
+        reference=True,
+        fusion="static",
+        weights=("neox=1", "target=3"),
+    )
+    assert fuse.fuse_scores(config) is not None
+    weights = {
+        tuple(each)
+        for name in files.names(out, ".parquet")
+        for group in fused.read(f"{out}/{name}")
+        for row in group
+        for each in row.weights.tolist()
+    }
+    assert weights == {(0.75, 0.25)}  # the target first
+    assert len(verify.verify([out])) == 2
+
+
+def test_other_work_in_the_folder_is_refused_before_a_map_is_touched(
+    road: str, out: str
+) -> None:
+    for reference in (False, True):
+        folder = f"{out}.{reference}"
+        given = {"strategy": "exact", "reference": reference}
+        fuse.fuse_scores(fuse_config(road, folder, **given, slices="0"))
+        kinds = ("", "/tokens", "/lexicons")
+        before = [files.stamps(f"{folder}/maps{kind}") for kind in kinds]
+        other = {**given, "strategy": "mined"}
+        with pytest.raises(SchemaError, match="made with other settings"):
+            fuse.fuse_scores(fuse_config(road, folder, **other))
+        files.remove_tree(f"{folder}/slice-000000.parquet")
+        with pytest.raises(SchemaError, match=r"strategy of the .*mined.* in .*/maps/"):
+            fuse.fuse_scores(fuse_config(road, folder, **other))
+        assert [files.stamps(f"{folder}/maps{kind}") for kind in kinds] == before
+
+
+def test_a_strategy_over_the_files_of_another_is_refused_or_leaves_none_of_them(
+    road: str, out: str, contents: Contents
+) -> None:
     fuse.fuse_scores(fuse_config(road, out, strategy="exact"))
     with pytest.raises(SchemaError, match="strategy"):
         fuse.fuse_scores(fuse_config(road, out, strategy="mined"))
     fuse.fuse_scores(fuse_config(road, out, strategy="mined", overwrite=True))
     assert manifest.read(out, "fused").settings["strategy"] == "mined"
+    fuse.fuse_scores(fuse_config(road, out, strategy="statistics", overwrite=True))
+    fuse.fuse_scores(fuse_config(road, out, overwrite=True))
+    assert contents(out) == contents(f"{road}/fused")

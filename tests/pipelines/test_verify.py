@@ -132,7 +132,60 @@ def test_other_tokens_than_the_target_scored_are_found(
 
     copy = copied(road, "fused", tmp_path)
     rewrite(copy, change, fused)
-    with pytest.raises(SchemaError, match="must hold the tokens that the target"):
+    with pytest.raises(SchemaError, match="must have the input_ids that its scores"):
+        verify.verify([str(copy)])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "loss_mask",
+        "n_bytes",
+        "source_logprobs",
+        "source_coverage",
+        "chunk_logprobs",
+    ],
+)
+def test_figures_that_the_scores_do_not_give_are_found(
+    road: str, column: str, tmp_path: Path
+) -> None:
+    def change(rows: list[fused.FusedRow]) -> list[fused.FusedRow]:
+        values = getattr(rows[-1], column).copy()
+        values.flat[0] = 1 - values.flat[0]
+        return [*rows[:-1], dataclasses.replace(rows[-1], **{column: values})]
+
+    copy = copied(road, "fused", tmp_path)
+    rewrite(copy, change, fused)
+    with pytest.raises(SchemaError, match=f"must have the {column} that its scores"):
+        verify.verify([str(copy)])
+
+
+def test_chunks_at_other_borders_are_found(road: str, tmp_path: Path) -> None:
+    def change(rows: list[fused.FusedRow]) -> list[fused.FusedRow]:
+        ends = np.delete(rows[0].chunk_ends, 1)
+        logprobs = np.delete(rows[0].chunk_logprobs, 1)
+        merged = {"chunk_ends": ends, "chunk_logprobs": logprobs}
+        return [dataclasses.replace(rows[0], **merged), *rows[1:]]
+
+    copy = copied(road, "fused", tmp_path)
+    rewrite(copy, change, fused)
+    with pytest.raises(SchemaError, match="must have the chunk_ends that its scores"):
+        verify.verify([str(copy)])
+
+
+@pytest.mark.parametrize(
+    ("change", "law"),
+    [
+        (lambda rows: rows[1:], "it lacks"),
+        (lambda rows: [*rows, rows[0]], "once, it does twice"),
+    ],
+)
+def test_windows_that_are_lost_or_doubled_are_found(
+    road: str, change: Callable[[list[Any]], list[Any]], law: str, tmp_path: Path
+) -> None:
+    copy = copied(road, "fused", tmp_path)
+    rewrite(copy, change, fused)
+    with pytest.raises(SchemaError, match=law):
         verify.verify([str(copy)])
 
 

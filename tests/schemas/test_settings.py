@@ -31,6 +31,11 @@ def test_flags_become_fields() -> None:
     assert config == Config(inputs=("a", "b"), top_k=3, rate=1.0, kind="kl")
 
 
+def test_a_list_given_in_parts_is_kept_whole() -> None:
+    config = parse("--inputs", "a", "--top_k=3", "--inputs", "b", "c")
+    assert config.inputs == ("a", "b", "c")
+
+
 def test_a_boolean_has_both_spellings() -> None:
     assert parse("--inputs", "a", "--fast").fast
     assert not parse("--inputs", "a", "--no-fast").fast

@@ -90,8 +90,18 @@ def work(tmp_path: Path) -> CountSlices:
     plan.write(f"{root}/windows", pieces)
     return CountSlices(
         windows=f"{root}/windows",
-        source=Scored(scores=f"{root}/fine", size=2 + len(FINE), controls=(0, 1)),
-        target=Scored(scores=f"{root}/coarse", size=2 + len(COARSE), controls=(0, 1)),
+        source=Scored(
+            scores=f"{root}/fine",
+            tokenizer="fine",
+            size=2 + len(FINE),
+            controls=(0, 1),
+        ),
+        target=Scored(
+            scores=f"{root}/coarse",
+            tokenizer="coarse",
+            size=2 + len(COARSE),
+            controls=(0, 1),
+        ),
         output=f"{root}/counts",
         identity="identity",
     )

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int32, Int64, Integer
 from schemas.arrays import ByteEnds, TokenIds
 from schemas.errors import SchemaError
 from transforms.functional import dtw
+from transforms.functional.dtw import Pairing
 
 Keys = Int64[np.ndarray, " _"]
 """Pairs of ids as one number, source id * 2**32 + target id: it sorts as pairs do."""
@@ -92,12 +93,21 @@ def find_pairs(text: bytes, source: Tokens, target: Tokens) -> Keys:
         dtw.cut_pieces(text, target.byte_ends),
         ties="target_first",
     )
-    positions = np.repeat(np.arange(target.token_ids.size), np.diff(pairing.offsets))
-    partners = source.token_ids[pairing.sources]
-    positions, partners = _unkey(np.unique(_key(positions, partners)))
-    neighbors = target.token_ids[positions]
-    counted = ~(source.controls[partners] | target.controls[neighbors])
-    return _key(partners[counted], neighbors[counted])
+    keys = list_pairs(pairing, source.token_ids, target.token_ids)
+    partners, neighbors = _unkey(keys)
+    return keys[~(source.controls[partners] | target.controls[neighbors])]
+
+
+def list_pairs(
+    pairing: Pairing,
+    source_ids: Int32[np.ndarray, " n"],
+    target_ids: Int32[np.ndarray, " m"],
+) -> Keys:
+    """Lists every target position with each distinct source id among its partners."""
+    positions = np.repeat(np.arange(target_ids.size), pairing.partners)
+    keys = np.unique(_key(positions, source_ids[pairing.sources]))
+    positions, partners = _unkey(keys)
+    return _key(partners, target_ids[positions])
 
 
 def tally(found: Iterable[Keys]) -> Counts:

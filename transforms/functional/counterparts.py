@@ -109,7 +109,7 @@ def build_statistics(
     target: TokenizerLike,
     counts: Counts,
     *,
-    fingerprint: str,
+    fingerprint: str | None,
     target_width: int | None = None,
 ) -> TokenMap:
     """Maps each token to the one that most often stood beside it in a corpus.
@@ -118,7 +118,7 @@ def build_statistics(
       source: the source's tokenizer.
       target: the target's.
       counts: how often tokens stood beside each other; no control tokens.
-      fingerprint: of these counts.
+      fingerprint: of these counts; None where nothing was counted.
       target_width: as of `build_first`.
     """
     settled = _settle(source, target, target_width)
@@ -135,9 +135,10 @@ def build_statistics(
 def beginning(made: TokenMap, pairs: VocabularyMap) -> Int32[np.ndarray, " v"]:
     """Returns the counterpart of each source token that begins a window.
 
-    It matters where exactly one of the two tokenizers puts a space in front: "▁The"
+    It matters where exactly one of the two puts a space in front of a window: "▁The"
     stands for "The" then. Where the target has a token of just these bytes it is taken,
-    else that of inside running text.
+    else that of inside running text. If tokenizers begin texts alike in general, there
+    is no table of what a token stands for where they do not, and no counterpart.
 
     Args:
       made: one target token for each source token.
@@ -154,6 +155,8 @@ def beginning(made: TokenMap, pairs: VocabularyMap) -> Int32[np.ndarray, " v"]:
             f"token map and vocabulary map must be of the same tokenizers, got {ours}"
             f" and {theirs}; make both again"
         )
+    if pairs.start_offsets is None:
+        return np.full(made.source_size, -1, np.int32)
     offsets, _, firsts = pairs.start
     return np.where(np.diff(offsets) == 1, firsts, made.target_ids)
 

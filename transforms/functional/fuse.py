@@ -23,7 +23,7 @@ class Fused:
       tail: 1 - sum of probs; 0 where not covered.
       covered: whether any source with a weight speaks about the position.
       gold_logprob: natural log-probability of the actual next token, kept or not; NaN
-        where not covered.
+        where not covered, and where a source that has a share does not know it.
       chosen: the source with the greatest weight among those that speak, the first
         among equals; -1 where not covered.
     """

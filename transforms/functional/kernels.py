@@ -261,10 +261,11 @@ def fuse(weights, ids, probs, covered, gold_logprob, out):
     table = _make_table(ids.shape[0] * ids.shape[2])
     for t in range(ids.shape[1]):
         w = t if weights.shape[0] > 1 else 0
-        total, greatest, likeliest = 0.0, 0.0, -np.inf
+        total, greatest, likeliest, known = 0.0, 0.0, -np.inf, True
         for s in range(ids.shape[0]):
             if covered[s, t] and weights[w, s] > 0.0:
                 total += weights[w, s]
+                known = known and not math.isnan(gold_logprob[s, t])
                 likeliest = max(likeliest, gold_logprob[s, t])
                 if weights[w, s] > greatest:
                     greatest, chosen[t] = weights[w, s], s
@@ -282,7 +283,7 @@ def fuse(weights, ids, probs, covered, gold_logprob, out):
                     count = _add(table, count, ids[s, t, i], share * probs[s, t, i])
         tail[t] = _keep(table, count, 1.0, t, out_ids, out_probs)
         out_covered[t] = True
-        out_gold[t] = likeliest + _log(gold)
+        out_gold[t] = likeliest + _log(gold) if known else np.nan
 
 
 @_inlined

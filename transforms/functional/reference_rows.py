@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from transforms.functional import dtw, project
+from transforms.functional import cooccurrence, dtw, project
 from transforms.functional.dtw import Pairing
 from transforms.functional.project import Projected, SourceRows
 from transforms.functional.reference_maps import Marks, Vocabulary
@@ -129,10 +129,13 @@ def pair_window(
     target_token_ids: Int32[np.ndarray, " m"],
     lexicon: Lexicon,
 ) -> Int64[np.ndarray, " c"]:
-    """Lists what FuseChat counts of a window; see `list_pairs`.
+    """Lists what FuseChat counts of a window; see `cooccurrence.list_pairs`.
+
+    EOS and control tokens are counted, but no padding, which windows do not have: all
+    the authors' rows are as long as the longest may be.
 
     Args:
-      source_token_ids: start token in front, which does not count: theirs have none.
+      source_token_ids: start token in front, which does not count.
       target_token_ids: the same.
       lexicon: of the two vocabularies.
     """
@@ -142,7 +145,7 @@ def pair_window(
         [lexicon.target_decoded[i] for i in target.tolist()],
         lexicon.marks,
     )
-    return list_pairs(pairing, source, target)
+    return cooccurrence.list_pairs(pairing, source, target)
 
 
 def _own_rows(target: SourceRows) -> ReferenceRows:
@@ -269,22 +272,6 @@ def translate_rows(
     return ReferenceRows(
         offsets=offsets, ids=ids[stays], logits=values[stays], used=used
     )
-
-
-def list_pairs(
-    pairing: Pairing,
-    source_ids: Int32[np.ndarray, " n"],
-    target_ids: Int32[np.ndarray, " m"],
-) -> Int64[np.ndarray, " c"]:
-    """Lists what FuseChat counts: every target position with each distinct partner id.
-
-    Returns:
-      source id * 2**32 + target id of each, as `cooccurrence` has it.
-    """
-    position = np.repeat(np.arange(target_ids.size), pairing.partners)
-    places = np.stack([position, source_ids[pairing.sources]])
-    position, source = np.unique(places, axis=1)
-    return (source << 32) | target_ids[position]
 
 
 def normalize_rows(

@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int32, UInt8
 
-from schemas import parquet
+from schemas import tables
 from schemas.errors import SchemaError
-from transforms.functional.vocabulary import File, TokenizerLike
+from schemas.tables import File
+from transforms.functional.vocabulary import TokenizerLike
 
 FORMAT = "fusebeam.token_map.1"
 """Name and version of the file, in its metadata."""
+
+WHAT = "token map"
+"""What an error calls the file."""
 
 STRATEGIES = ("first", "mined", "statistics")
 
@@ -121,9 +124,31 @@ def save_map(
         "distance": pa.array(made.distances, mask=made.distances < 0),
         "how": [HOW[number] for number in made.how],
     }
-    entries = {**_identity(made), "target_size": str(made.target_size)}
-    table = pa.table(columns, schema=SCHEMA.with_metadata(entries))
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    told = identity(
+        made.source_fingerprint,
+        made.target_fingerprint,
+        strategy=made.strategy,
+        counts=made.counts,
+    )
+    size = {"target_size": str(made.target_size)}
+    tables.save(pa.table(columns, schema=SCHEMA), {**told, **size}, sink)
+
+
+def identity(
+    source_fingerprint: str,
+    target_fingerprint: str,
+    *,
+    strategy: str,
+    counts: str | None = None,
+) -> dict[str, str]:
+    """Returns what a map's file says of itself: that tells it from another."""
+    return {
+        "format": FORMAT,
+        "strategy": strategy,
+        "source_fingerprint": source_fingerprint,
+        "target_fingerprint": target_fingerprint,
+        "counts": counts or "",
+    }
 
 
 def load_map(
@@ -146,34 +171,10 @@ def load_map(
     Raises:
       SchemaError: if the file is no map, or another one; names what differs.
     """
-    try:
-        table = pq.read_table(source, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        if not parquet.is_corruption(error):
-            raise
-        raise SchemaError(
-            f"a token map must be a Parquet file, got {source} ({error}); make it again"
-            " with fusebeam map --overwrite"
-        ) from error
-    found = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    expected = {
-        "format": FORMAT,
-        "strategy": strategy,
-        "source_fingerprint": source_fingerprint,
-        "target_fingerprint": target_fingerprint,
-        "counts": counts or "",
-    }
-    for name, value in expected.items():
-        if found.get(name) != value:
-            raise SchemaError(
-                f"{name} of the token map must be {value!r}, got {found.get(name)!r} in"
-                f" {source}; make it again with fusebeam map --overwrite"
-            )
-    if not table.schema.equals(SCHEMA):
-        raise SchemaError(
-            f"the token map {source} must have the columns {', '.join(SCHEMA.names)};"
-            " make it again with fusebeam map --overwrite"
-        )
+    expected = identity(
+        source_fingerprint, target_fingerprint, strategy=strategy, counts=counts
+    )
+    table, found = tables.load(source, expected, SCHEMA, what=WHAT)
     numbers = {name: number for number, name in enumerate(HOW)}
     return TokenMap(
         source_fingerprint=source_fingerprint,
@@ -185,16 +186,6 @@ def load_map(
         distances=_filled(table["distance"]),
         how=np.array([numbers[how] for how in table["how"].to_pylist()], np.uint8),
     )
-
-
-def _identity(made: TokenMap) -> dict[str, str]:
-    return {
-        "format": FORMAT,
-        "strategy": made.strategy,
-        "source_fingerprint": made.source_fingerprint,
-        "target_fingerprint": made.target_fingerprint,
-        "counts": made.counts or "",
-    }
 
 
 def _filled(column: pa.ChunkedArray) -> Int32[np.ndarray, " v"]:

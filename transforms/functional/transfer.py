@@ -64,7 +64,7 @@ class Partners:
     Attributes:
       ids: target id of each source id, -1 for none.
       start_ids: the same for a token that begins a window; `ids` again unless exactly
-        one of the two tokenizers put a space in front of it.
+        one of the two tokenizers put a space in front of that window.
     """
 
     ids: Int32[np.ndarray, " v"]

@@ -13,23 +13,32 @@ one small Parquet file::
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64, Shaped, UInt8
 from numpy.typing import DTypeLike
 
+from schemas import tables
 from schemas.errors import SchemaError
+from schemas.tables import File
 from transforms.functional import kernels
 
 FORMAT = "fusebeam.vocabulary_map.1"
 """Name and version of the file, in its metadata."""
 
-File = Any
-"""A path, or a binary file in the wide sense: what fsspec opens is no `typing.IO`."""
+WHAT = "vocabulary map"
+"""What an error calls the file."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("target_ids", pa.large_list(pa.int32())),
+        pa.field("source_bytes", pa.large_binary()),
+    ]
+)
+"""Columns that every file has; some have `start_target_ids`, too."""
 
 ROLES = ("pad_id", "unk_id", "bos_id", "eos_id")
 """Roles by which control tokens map. A later role wins where one id has several: what
@@ -206,15 +215,18 @@ def save_map(vocabulary: VocabularyMap, sink: File) -> None:
         offsets.size - 1,
         [None, pa.py_buffer(offsets), pa.py_buffer(flat_bytes)],
     )
-    table = pa.table(columns).replace_schema_metadata(
-        {
-            "format": FORMAT,
-            "source_fingerprint": vocabulary.source_fingerprint,
-            "target_fingerprint": vocabulary.target_fingerprint,
-            "target_size": str(vocabulary.target_size),
-        }
-    )
-    pq.write_table(table, sink, compression="zstd")
+    told = identity(vocabulary.source_fingerprint, vocabulary.target_fingerprint)
+    size = {"target_size": str(vocabulary.target_size)}
+    tables.save(pa.table(columns), {**told, **size}, sink)
+
+
+def identity(source_fingerprint: str, target_fingerprint: str) -> dict[str, str]:
+    """Returns what a map's file says of itself: that tells it from another."""
+    return {
+        "format": FORMAT,
+        "source_fingerprint": source_fingerprint,
+        "target_fingerprint": target_fingerprint,
+    }
 
 
 def load_map(
@@ -225,24 +237,8 @@ def load_map(
     Raises:
       SchemaError: if the file is no map, or one of other tokenizers.
     """
-    try:
-        table = pq.read_table(source)
-    except pa.ArrowInvalid as error:
-        raise SchemaError(
-            f"a vocabulary map must be a Parquet file, got {source}; build it again"
-        ) from error
-    found = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    expected = {
-        "format": FORMAT,
-        "source_fingerprint": source_fingerprint,
-        "target_fingerprint": target_fingerprint,
-    }
-    for name, value in expected.items():
-        if found.get(name) != value:
-            raise SchemaError(
-                f"{name} of the vocabulary map must be {value}, got {found.get(name)} "
-                f"in {source}; build the map of these two tokenizers again"
-            )
+    expected = identity(source_fingerprint, target_fingerprint)
+    table, found = tables.load(source, expected, SCHEMA, what=WHAT)
     has_start = "start_target_ids" in table.column_names
     offsets, ids = _unlist(table["target_ids"])
     start = _unlist(table["start_target_ids"]) if has_start else (None, None)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tests.transforms.functional.dtw_oracle import UNKNOWN, Case, Rows, roles
-from transforms.functional import reference_maps, reference_rows
+from tests.transforms.functional.dtw_oracle import Case, Rows, roles, target_roles
+from transforms.functional import cooccurrence, reference_maps, reference_rows
 from transforms.functional.dtw import Pairing
 from transforms.functional.reference_maps import Marks
 from transforms.functional.reference_rows import Lexicon, ReferenceRows
@@ -63,7 +63,7 @@ def solve(case: Case) -> Case:
     decoded = (case["source_decoded"], case["pivot_decoded"], marks)
     by_text = reference_rows.pair_decoded(*decoded)
     statistics = _count(case, by_text, source, target, marks)
-    mapped = np.where(statistics < 0, np.int32(UNKNOWN), statistics)
+    mapped = _fill_unseen(case, statistics)
     current = case["pivot_ids"]
     following = [*current[1:], current[-1]]
     return {
@@ -100,8 +100,7 @@ def lexicon(case: Case, strategy: Strategy) -> Lexicon:
         decoded = (case["source_decoded"], case["pivot_decoded"], marks)
         pairing = reference_rows.pair_decoded(*decoded)
         counted = _count(case, pairing, source, target, marks)
-        filled = np.where(counted < 0, np.int32(UNKNOWN), counted)
-        mapped = reference_maps.fill_ids(mapped, filled)
+        mapped = reference_maps.fill_ids(mapped, _fill_unseen(case, counted))
     return Lexicon(
         marks=marks,
         source_tokens=source,
@@ -136,15 +135,18 @@ def _vocabularies(case: Case) -> tuple[Marks, list[str | None], list[str | None]
         target=case["pivot_marker"],
         lends_prefix=case["source_is_gpt2"],
     )
-    source = {token: int(i) for i, token in case["source_id_to_token"].items()}
-    return marks, _by_id(source), _by_id(case["pivot_vocab"])
+    source = {int(i): token for i, token in case["source_id_to_token"].items()}
+    target = {i: token for token, i in case["pivot_vocab"].items()}
+    return marks, _by_id(source), _by_id(target)
 
 
-def _by_id(ids: dict[str, int]) -> list[str | None]:
-    tokens: list[str | None] = [None] * (1 + max(ids.values()))
-    for token, token_id in ids.items():
-        tokens[token_id] = token
-    return tokens
+def _by_id(tokens: dict[int, str]) -> list[str | None]:
+    return [tokens.get(token_id) for token_id in range(1 + max(tokens))]
+
+
+def _fill_unseen(case: Case, found: np.ndarray) -> np.ndarray:
+    unknown, _ = target_roles(case)
+    return np.where(found < 0, np.int32(unknown), found)
 
 
 def _count(
@@ -155,7 +157,7 @@ def _count(
     marks: Marks,
 ) -> np.ndarray:
     ids = (np.array(case[name], np.int32) for name in ("source_ids", "pivot_ids"))
-    pairs = reference_rows.list_pairs(pairing, *ids)
+    pairs = cooccurrence.list_pairs(pairing, *ids)
     keys, counts = np.unique(pairs, return_counts=True)
     return reference_maps.statistical_ids(
         source,

@@ -9,8 +9,12 @@ import math
 from collections import Counter
 from typing import Any
 
-# Llama-2's, the target of all cases; they do not name what no token of them maps to
-UNKNOWN, BEGIN = 0, 1
+UNKNOWN = 0
+ROLES = {"</s>": (UNKNOWN, 1), "<eos>": (3, 2)}
+"""Unknown and begin of a target, by its EOS; the cases name neither. Llama's and
+Mistral's, and Gemma's; others have the EOS for both."""
+
+BEGINS = frozenset({"<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>"})
 
 Case = dict[str, Any]
 Rows = dict[str, list[list[Any]]]
@@ -128,8 +132,17 @@ def statistical_map(case: Case, mapping: list[list[int]]) -> dict[str, int | Non
 
 def roles(case: Case) -> dict[int, int]:
     """Begin and end of the source, and what they are forced to map to."""
-    begin = [int(i) for i, t in case["source_id_to_token"].items() if t == "<bos>"]
-    return dict.fromkeys(begin, BEGIN) | {case["source_ids"][-1]: case["pivot_ids"][-1]}
+    begins = [int(i) for i, t in case["source_id_to_token"].items() if t in BEGINS]
+    _, begin = target_roles(case)
+    return dict.fromkeys(begins, begin) | {
+        case["source_ids"][-1]: case["pivot_ids"][-1]
+    }
+
+
+def target_roles(case: Case) -> tuple[int, int]:
+    """Returns the target's unknown and begin; its EOS for what it lacks."""
+    end = case["pivot_ids"][-1]
+    return ROLES.get(case["pivot_tokens"][-1], (end, end))
 
 
 def fusellm_rows(case: Case, mapping: list[list[int]], mined: Any) -> Rows:
@@ -189,7 +202,7 @@ def chat_id(case: Case, source_id: int, statistics: Any) -> int:
     if same is not None:
         return same
     found = statistics[str(source_id)]
-    return UNKNOWN if found is None else found
+    return target_roles(case)[0] if found is None else found
 
 
 def source_row(case: Case, j: int) -> list[tuple[int, float]]:

@@ -190,6 +190,14 @@ def test_a_token_that_begins_a_window_stands_for_itself_without_the_space(build)
     assert begins.tolist() == [0, 1, 2, 2, int(made.target_ids[4])]
 
 
+@every
+def test_without_a_table_of_beginnings_nothing_begins_a_window(build):
+    source = source_of(" a", "b", has_dummy_prefix=True)
+    target = toy("b", " a", has_dummy_prefix=True)
+    made, pairs = build(source, target), vocabulary.build_map(source, target)
+    assert counterparts.beginning(made, pairs).tolist() == [-1] * source.size
+
+
 def test_maps_of_other_tokenizers_have_no_beginning_in_common():
     made = counterparts.build_first(source_of("a"), toy("a"))
     other = vocabulary.build_map(source_of("a"), toy("a", fingerprint="other"))

@@ -116,6 +116,22 @@ def test_a_gold_token_that_no_source_allows_costs_infinitely_much():
     assert_array_equal(fused.gold_logprob, source.gold_logprob)
 
 
+@pytest.mark.parametrize("others", [(), (-1.0,)])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_gold_token_that_one_source_does_not_know_is_unknown(first, others):
+    golds = [np.nan, *others] if first else [*others, np.nan]
+    sources = [random_projected(np.random.default_rng(3), 9, 2, 4) for _ in golds]
+    for source, gold in zip(sources, golds, strict=True):
+        source.gold_logprob[source.covered] = gold
+    fused = fuse.fuse_rows(sources, np.ones(len(golds)), k=2)
+    assert fused.covered.any()
+    assert np.isnan(fused.gold_logprob).all()
+    weights = np.array([float(gold == -1.0) for gold in golds])
+    if others:  # who has no share need not know
+        fused = fuse.fuse_rows(sources, weights, k=2)
+        assert (fused.gold_logprob[fused.covered] == -1.0).all()
+
+
 def test_misfits_are_refused():
     source = random_projected(np.random.default_rng(2), 4, 2, 6)
     with pytest.raises(ValueError, match=r"one source or more, .* got 0"):

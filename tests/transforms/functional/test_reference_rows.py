@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,50 +64,78 @@ def test_ours_equals_the_oracle_on_made_up_cases(seed):
     assert dtw_cases.solve(case) == dtw_oracle.solve(case)
 
 
-def window_of(case):
+LAST = 777.0
+"""Logit that marks the authors' row behind the last source token; scores have none."""
+
+
+def window_of(case, side, rows):
     """Makes a window of a case: a start token in front, no row behind the last."""
-    source_ids = np.array([0, *case["source_ids"]], np.int32)
-    ids, logits = (np.array(case[f"source_topk_{x}"]) for x in ("ids", "logits"))
-    rows = toys.Rows(
-        token_ids=source_ids,
+    token_ids = np.array([0, *case[f"{side}_ids"]], np.int32)
+    ids, logits = (np.array(rows[x]) for x in ("ids", "logits"))
+    return toys.Rows(
+        token_ids=token_ids,
         byte_ends=np.zeros(0, np.int32),
         top_ids=np.concatenate([ids[:1], ids[:-1]]).astype(np.int32),
         top_logprobs=np.concatenate([logits[:1], logits[:-1]]).astype(np.float32),
-        gold_logprob=np.zeros(source_ids.size - 1, np.float32),
+        gold_logprob=np.zeros(token_ids.size - 1, np.float32),
     )
-    return rows, np.array([0, *case["pivot_ids"]], np.int32)
+
+
+def windows_of(case, seed):
+    """Makes the windows of both sides; the target's own rows are made up."""
+    rng = np.random.default_rng(seed)
+    n, v = len(case["pivot_ids"]), len(case["pivot_vocab"])
+    own = {
+        "ids": [rng.choice(v, dtw_cases.KEPT, replace=False) for _ in range(n)],
+        "logits": -np.sort(-rng.random((n, dtw_cases.KEPT)), axis=1),
+    }
+    given = {x: case[f"source_topk_{x}"] for x in ("ids", "logits")}
+    return window_of(case, "source", given), window_of(case, "pivot", own)
+
+
+def spread(ids, logits):
+    """Returns softmax over a row's entries, in its order."""
+    raised = np.exp(np.array(logits, np.float64) - max(logits))
+    return list(ids), (raised / raised.sum()).tolist()
 
 
 @given(st.integers(0, 10_000), st.sampled_from(["exact", "mined", "statistics"]))
 def test_a_window_is_the_authors_case_behind_its_start_token(seed, strategy):
     case = dtw_cases.random_case(seed)
-    solved = dtw_cases.solve(case)
+    last = len(case["source_id_to_token"]) - 1  # the EOS: both vocabularies have it
+    case["source_topk_ids"][-1] = [last] * dtw_cases.KEPT
+    case["source_topk_logits"][-1] = [LAST] * dtw_cases.KEPT
     part = {"exact": "exact rows", "mined": "mined rows"}.get(
         strategy, "statistics rows"
     )
-    wanted = pick(solved, part)
-    rows, target_ids = window_of(case)
+    wanted = pick(dtw_oracle.solve(case), part)
+    source, target = windows_of(case, seed)
     found = reference_rows.transfer_window(
-        rows, target_ids, dtw_cases.lexicon(case, strategy), strategy=strategy, k=9
+        source, target, dtw_cases.lexicon(case, strategy), strategy=strategy, k=9
     )
     assert not found.used[:1].any()
     assert not found.projected.covered[:1].any()
-    following = strategy == "statistics"
-    for t in range(1, target_ids.size - 1):
-        ids, logits = wanted["ids"][t - 1], np.array(wanted["logits"][t - 1])
-        if not found.used[t]:  # also where the partner is the last token
-            ids, logits = [target_ids[t + following]], np.ones(1)
-        probs = np.exp(logits - logits.max(initial=0.0))
-        probs = probs / max(probs.sum(), 1e-9)
-        assert found.projected.covered[t] == bool(len(ids))
+    for t in range(1, target.token_ids.size - 1):
+        row = (wanted["ids"][t - 1], wanted["logits"][t - 1])
+        if row[1] == [LAST]:  # this row scores do not have
+            row = ([target.token_ids[t + (strategy == "statistics")]], [1.0])
+        certain, used = row[1] == [1.0], bool(row[0])
+        if not row[0]:  # the authors put the target's own there
+            row = (target.top_ids[t], target.top_logprobs[t])
+        ids, probs = spread(*row)
+        assert certain or bool(found.used[t]) == used  # a kept entry may be certain
+        assert found.projected.covered[t]
         assert found.projected.ids[t].tolist() == [*ids, *[-1] * (9 - len(ids))]
         np.testing.assert_allclose(found.projected.probs[t, : len(ids)], probs, 1e-5)
+        following = target.token_ids[t + 1]
+        gold = math.log(probs[ids.index(following)]) if following in ids else math.nan
+        np.testing.assert_allclose(found.projected.gold_logprob[t], gold, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["exact", "mined", "statistics"])
 def test_a_window_without_tokens_has_no_rows(strategy):
     case = dtw_cases.random_case(0)
-    rows = toys.Rows(
+    nothing = toys.Rows(
         token_ids=np.zeros(1, np.int32),
         byte_ends=np.zeros(1, np.int32),
         top_ids=np.zeros((0, 2), np.int32),
@@ -113,8 +143,8 @@ def test_a_window_without_tokens_has_no_rows(strategy):
         gold_logprob=np.zeros(0, np.float32),
     )
     found = reference_rows.transfer_window(
-        rows,
-        np.zeros(1, np.int32),
+        nothing,
+        nothing,
         dtw_cases.lexicon(case, strategy),
         strategy=strategy,
         k=2,

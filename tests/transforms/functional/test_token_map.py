@@ -10,7 +10,7 @@ from tests.transforms.functional.toys import toy
 from transforms.functional import counterparts, token_map
 
 SOURCE = toy("ab", " a", b"\xff", None, "b", fingerprint="source")
-TARGET = toy("a", "b", b"\xfe", fingerprint="target")
+TARGET = toy("a", "b", b"\xfe", " ", fingerprint="target")
 ASKED = {
     "source_fingerprint": "source",
     "target_fingerprint": "target",
@@ -32,7 +32,7 @@ def test_a_map_reads_back_as_it_was_written_and_always_as_the_same_bytes():
     found = token_map.load_map(saved(), **ASKED)
     for name in ("target_ids", "distances", "how"):
         assert_array_equal(getattr(found, name), getattr(made, name))
-    assert (found.target_size, found.counts) == (5, None)
+    assert (found.target_size, found.counts) == (6, None)
 
 
 def test_a_file_shows_people_both_tokens():

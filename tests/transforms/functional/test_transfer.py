@@ -252,6 +252,27 @@ def test_a_lone_dummy_prefix_is_not_mistaken_for_the_text(strategy):
     assert found == {"the source's": [1], "the target's": [-1, 0], "both": [0, 1]}
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_row_that_predicts_text_is_not_used_for_a_token_without_bytes(strategy):
+    # behind the control token "a" of a chat the target writes a lone dummy prefix
+    source = Window(
+        token_ids=np.array([0, 3, 4], np.int32), byte_ends=np.array([0, 1, 2], np.int32)
+    )
+    target = Window(
+        token_ids=np.array([0, 3, 2, 4], np.int32),
+        byte_ends=np.array([0, 1, 1, 2], np.int32),
+    )
+    pairing = transfer.pair_tokens(b"ab", source, target, strategy=strategy)
+    found = transfer.find_rows(
+        pairing,
+        source,
+        target,
+        same_at_start(np.arange(5, dtype=np.int32)),
+        strategy=strategy,
+    )
+    assert found.tolist() == [0, -1, -1]
+
+
 def test_one_token_for_several_is_used_at_its_end():
     rest = " undoubtedly"
     source, target = ["un", "believable", rest], ["un", "believ", "able", rest]

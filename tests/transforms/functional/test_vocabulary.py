@@ -125,11 +125,11 @@ def test_a_map_of_other_tokenizers_is_refused_by_name(tmp_path):
     path = str(tmp_path / "map.parquet")
     vocabulary.save_map(vocabulary.build_map(source_of("a"), toy("a", "b")), path)
     with pytest.raises(
-        SchemaError, match=r"target_fingerprint .* must be new, got toy"
+        SchemaError, match=r"target_fingerprint .* must be 'new', got 'toy' in /"
     ):
         vocabulary.load_map(path, source_fingerprint="source", target_fingerprint="new")
     with pytest.raises(
-        SchemaError, match=r"source_fingerprint .* must be new, got sou"
+        SchemaError, match=r"source_fingerprint .* must be 'new', got 'sou"
     ):
         vocabulary.load_map(path, source_fingerprint="new", target_fingerprint="toy")
 
