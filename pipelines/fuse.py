@@ -22,6 +22,7 @@ from transforms.mixing import Mixing
 from transforms.sources import Source
 from transforms.tokenizer import Tokenizer
 
+_TOTALS = ("windows", "failed", "tokens", "positions", "covered")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -212,13 +213,7 @@ def tokenizers_of(config: FuseConfig) -> dict[str, Tokenizer]:
 def work_of(
     config: FuseConfig, inputs: dict[str, Any], own: Mapping[str, Tokenizer]
 ) -> FuseSlices:
-    """Returns what is to be done with each slice; writes nothing.
-
-    Args:
-      config: the settings.
-      inputs: from `inputs_of`.
-      own: from `tokenizers_of`.
-    """
+    """Returns what is done with each slice, by `inputs_of` and `tokenizers_of`."""
     counted = _counted(config, own)
     sources = {
         name: Source(
@@ -358,9 +353,7 @@ def _describe(
         origins=_origins(config),
         names=[piece.output for piece in plan.read(config.windows)],
         count=lambda footers: {
-            **stage.total(
-                footers, "windows", "failed", "tokens", "positions", "covered"
-            ),
+            **stage.total(footers, *_TOTALS),
             **rows.taught_by(footers),
         },
     )
@@ -382,14 +375,10 @@ def _origins(config: FuseConfig) -> dict[str, Any]:
 
 def slips(config: FuseConfig, counts: Mapping[str, int]) -> list[str]:
     """Names the domains that have weights of their own, but taught no window."""
-    if config.fusion != "static":
-        return []
+    static = config.given_weights().by_domain if config.fusion == "static" else {}
     there = {domain for domain, _, _ in rows.taught(counts)}
-    return [
-        f"domain_weights name {name!r}, of which no window was taught"
-        for name in config.given_weights().by_domain
-        if name not in there
-    ]
+    told = "domain_weights name {!r}, of which no window was taught"
+    return [told.format(name) for name in static if name not in there]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,12 +17,11 @@ import argparse
 import itertools
 import shlex
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pipelines import scored
+from pipelines import escapes, scored
 from schemas import (
     cooccurrences,
     files,
@@ -67,12 +66,12 @@ class Page:
         n_bytes = len(window.text.encode())
         start = window.byte_start
         yield self.paint(
-            f"window {window.window_id}  document {one_line(window.doc_id)}  bytes"
-            f" {start}-{start + n_bytes}{' (its last)' * window.ends_document}"
-            f"  domain {one_line(window.domain or windows.DEFAULT_DOMAIN)}",
+            f"window {window.window_id}  document {escapes.one_line(window.doc_id)}"
+            f"  bytes {start}-{start + n_bytes}{' (its last)' * window.ends_document}"
+            f"  domain {escapes.one_line(window.domain or windows.DEFAULT_DOMAIN)}",
             BOLD,
         )
-        yield plain(window.text)
+        yield escapes.plain(window.text)
 
     def tokens(self, window: Window, own: Tokenizer) -> Iterator[str]:
         """Shows the tokens of a window, a line for each, with their byte spans."""
@@ -89,7 +88,7 @@ class Page:
         """Shows what a model says of a window, a line for each position."""
         yield next(self.window(window))
         if score.error is not None:
-            yield self.paint(f"failed: {one_line(score.error)}", RED)
+            yield self.paint(f"failed: {escapes.one_line(score.error)}", RED)
             return
         yield f"{score.bits_per_byte:.3f} bits per byte over {score.n_bytes} bytes"
         rest = tail.rest_mass(score)
@@ -135,8 +134,8 @@ class Page:
         for segment, (start, stop) in enumerate(itertools.pairwise(starts)):
             yield self.paint(
                 f"window {row.window_ids[segment]}  tokens {start}-{stop}  domain"
-                f" {one_line(row.domains[segment] or windows.DEFAULT_DOMAIN)}  from"
-                f" {taught(row, segment, sources)}",
+                f" {escapes.one_line(row.domains[segment] or windows.DEFAULT_DOMAIN)}"
+                f"  from {taught(row, segment, sources)}",
                 BOLD,
             )
             yield from said(row, segment, sources)
@@ -205,46 +204,7 @@ def shown(own: Tokenizer, token_id: int) -> str:
     if piece is None:
         names = {own.bos_id: "<BOS>", own.eos_id: "<EOS>"}
         return names.get(token_id, f"<{token_id}>")
-    return quoted(piece)
-
-
-def quoted(piece: bytes) -> str:
-    r"""Writes bytes as text in quotes; what is no UTF-8 as \xNN, unlike any text.
-
-    Example:
-      >>> print(quoted("é".encode()), quoted(b"\xc3"), quoted(b"\\xc3\n"))
-      'é' '\xc3' '\\xc3\n'
-    """
-    text = piece.decode(errors="surrogateescape")
-    return f"'{''.join(map(_visible, text))}'"
-
-
-def _visible(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # so surrogateescape marks a byte that is no text
-        return f"\\x{code - 0xDC00:02x}"
-    known = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    if char in known:
-        return known[char]
-    return char if char.isprintable() else _escaped(char)
-
-
-def _escaped(char: str) -> str:
-    code = ord(char)
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def plain(text: str) -> str:
-    """Escapes control characters, so that no text of a corpus steers a terminal."""
-    return "".join(
-        _escaped(c) if unicodedata.category(c) == "Cc" and c not in "\n\t" else c
-        for c in text
-    )
-
-
-def one_line(text: str) -> str:
-    """Escapes control characters, new lines and tabs too."""
-    return "".join(_escaped(c) if unicodedata.category(c) == "Cc" else c for c in text)
+    return escapes.quoted(piece)
 
 
 def lines(

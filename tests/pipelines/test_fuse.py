@@ -303,7 +303,7 @@ def test_a_lost_row_is_found_even_where_the_manifest_agrees(
         for e in entries
     ]
     files.write_json(f"{copy}/manifest.json", value)
-    with pytest.raises(SchemaError, match=r"must hold each of \d+ windows"):
+    with pytest.raises(SchemaError, match=r"must hold each window .* it lacks"):
         verify.verify([str(copy)])
 
 

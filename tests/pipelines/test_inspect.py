@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import counting, inspect, prepare
+from pipelines import counting, escapes, inspect, prepare
 from pipelines.counting import CountConfig
 from pipelines.prepare import PrepareConfig
 from schemas import files, fused, plan, windows
@@ -140,7 +140,7 @@ def test_a_document_cannot_steer_the_terminal(
 
 def test_a_byte_that_is_no_text_differs_from_its_spelling() -> None:
     pieces = [b"\xc3", rb"\xc3", rb"\\xc3", "\u00c3".encode(), b"\x1b", rb"\u001b"]
-    assert len({inspect.quoted(piece) for piece in pieces}) == len(pieces)
+    assert len({escapes.quoted(piece) for piece in pieces}) == len(pieces)
 
 
 def test_inspect_loads_no_beam() -> None:
