@@ -9,7 +9,7 @@ DEMO ?= full
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint format bench results strategies golden tokenizers clean
+.PHONY: help install run test check lint format bench results strategies templates golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -53,6 +53,9 @@ results: $(STAMP)  ## the demo's controls over seeds, into docs/results.md (hour
 
 strategies: $(STAMP)  ## strategies of alignment compared, into docs/results.md (hours)
 	$(BIN)/python -m examples.strategies --train
+
+templates: $(STAMP)  ## write the Flex Templates' metadata anew, of the flags
+	$(BIN)/python -m deploy.dataflow.metadata
 
 golden: $(STAMP)  ## rewrite tests/golden; review the difference
 	$(BIN)/python -m tests.golden

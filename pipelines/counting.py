@@ -1,11 +1,12 @@
 """Counts which tokens of two scored models stand beside each other, for `map`."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
-from pipelines import lexicons, scored, stage
+from pipelines import launch, lexicons, scored, stage
 from schemas import cooccurrences, files, manifest, plan, scores, tables
-from schemas.errors import SchemaError
+from schemas.errors import FusionError, SchemaError
 from schemas.manifest import Manifest
 from transforms import cooccurrence, strategies
 from transforms.cooccurrence import CountSlices, Scored
@@ -120,25 +121,47 @@ def is_whole(config: CountConfig) -> bool:
 
 
 def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Manifest:
-    """Counts all windows that two models have scored, and describes the counts."""
-    if not is_whole(config):
-        windows = _windows(config)
-        name = f"count {files.name_of(config.output)}"
-        stage.do_slices(name, work_of(config), windows, None, runner_flags)
-        stage.finish(
-            config.output,
-            cooccurrences.STAGE,
-            settings=config.shaping,
-            inputs=inputs_of(config),
-            origins={
-                "windows": windows,
-                "target": config.target,
-                "sources": [f"source={config.source}"],
-            },
-            names=[piece.output for piece in plan.read(windows)],
-            count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
+    """Counts all windows that two models have scored, and describes the counts.
+
+    Raises:
+      FusionError: if they are not counted yet, and nobody awaits the job that would.
+    """
+    if is_whole(config):
+        return manifest.read(config.output, cooccurrences.STAGE)
+    if launch.left_alone(runner_flags):
+        raise FusionError(
+            "strategy = statistics needs its counts before its own job can be"
+            " translated, and here no job is awaited; count first, where a job can be:"
+            " fusebeam fuse ... --maps_only --runner=DataflowRunner, no template"
         )
-    return manifest.read(config.output, cooccurrences.STAGE)
+    describe = functools.partial(_describe, config)
+    stage.do_slices(
+        f"count {files.name_of(config.output)}",
+        work_of(config),
+        _windows(config),
+        None,
+        runner_flags,
+        describe=describe,
+    )
+    return describe()
+
+
+def _describe(config: CountConfig) -> Manifest:
+    """Writes the manifest of counts that are all there."""
+    windows = _windows(config)
+    return stage.finish(
+        config.output,
+        cooccurrences.STAGE,
+        settings=config.shaping,
+        inputs=inputs_of(config),
+        origins={
+            "windows": windows,
+            "target": config.target,
+            "sources": [f"source={config.source}"],
+        },
+        names=[piece.output for piece in plan.read(windows)],
+        count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
+    )
 
 
 def read_counts(folder: str) -> Counts:

@@ -1,6 +1,7 @@
 """fusebeam fuse: align the scores of several models and fuse them into shards."""
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -312,8 +313,8 @@ def fuse_scores(
     """Fuses scores into shards, and describes them once all slices are there.
 
     Returns:
-      The manifest, or None where slices outside `config.slices` are missing, or maps
-      alone were asked for.
+      The manifest, or None where slices outside `config.slices` are missing, maps
+      alone were asked for, or nobody awaits the job.
 
     Raises:
       SchemaError: if maps or slices of other work are in the way and `config.overwrite`
@@ -328,11 +329,22 @@ def fuse_scores(
     work = work_of(config, inputs, own)
     stage.refuse_others(work, config.windows)
     write_maps(config, own, runner_flags)
-    if config.maps_only or not stage.do_slices(
-        "fuse", work, config.windows, config.slices, runner_flags
-    ):
+    if config.maps_only:
         return None
-    _maps(config, own).remove_others(own, _counted(config, own))
+    describe = functools.partial(_describe, config, inputs, shaped)
+    whole = stage.do_slices(
+        "fuse", work, config.windows, config.slices, runner_flags, describe=describe
+    )
+    # Not part of the description: workers need not have the models' tokenizers.
+    if whole or launch.left_alone(runner_flags):
+        _maps(config, own).remove_others(own, _counted(config, own))
+    return describe() if whole else None
+
+
+def _describe(
+    config: FuseConfig, inputs: Mapping[str, Any], shaped: Mapping[str, Any]
+) -> Manifest:
+    """Writes the manifest of fused rows that are all there."""
     return stage.finish(
         config.output,
         fused.STAGE,
@@ -390,7 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif config.maps_only:
         print(f"{files.join(config.output, fuse.MAPS)} is written; no slice was done")
     else:
-        print(f"slices {config.slices} done; others are missing, so no manifest yet")
+        print(stage.unfinished(config.slices, runner_flags))
     return 0
 
 

@@ -106,12 +106,35 @@ def _subclasses(cls: Any) -> list[Any]:
     return found
 
 
+def left_alone(runner_flags: Sequence[str]) -> bool:
+    """Says whether a job is only translated here, and so is not awaited.
+
+    Dataflow knows two ways: `--template_location` writes the job down, and the service
+    starts it once this program has ended; with `--dry_run` nothing starts it.
+    """
+    options = pipeline_options.PipelineOptions(list(runner_flags))
+    runner = options.view_as(pipeline_options.StandardOptions).runner or DEFAULT_RUNNER
+    return runner.split(".")[-1] == "DataflowRunner" and bool(
+        options.view_as(pipeline_options.GoogleCloudOptions).template_location
+        or options.view_as(pipeline_options.TestOptions).dry_run
+    )
+
+
+def parting_words(runner_flags: Sequence[str]) -> str:
+    """Returns what to say of a job that was left alone."""
+    options = pipeline_options.PipelineOptions(list(runner_flags))
+    if options.view_as(pipeline_options.TestOptions).dry_run:
+        return "dry run: the job was translated, and not started"
+    return "the job is written down; the service starts it, and it ends the folder"
+
+
 def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> None:
     """Runs a pipeline to its end.
 
     Args:
       build: wires the steps onto the pipeline.
-      runner_flags: Beam's own flags; FnApiRunner unless `--runner` is among them.
+      runner_flags: Beam's own flags; FnApiRunner unless `--runner` is among them. Our
+        steps lie in modules, so the main module's state is not sent unless asked for.
 
     Raises:
       FusionError: if a step refused its data; the message is the step's own.
@@ -120,18 +143,35 @@ def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> N
     flags = list(runner_flags)
     if not any(f.partition("=")[0] == "--runner" for f in flags):
         flags.append(f"--runner={DEFAULT_RUNNER}")
+    if "--save_main_session" not in flags:
+        flags.append("--no_save_main_session")
     # A refused step comes to the user as one line; its trace is in the error's causes.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     pipeline = beam.Pipeline(options=pipeline_options.PipelineOptions(flags))
     build(pipeline)
     try:
-        state = pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        if left_alone(flags):
+            return
+        tell_where(result, pipeline.options)
+        state = result.wait_until_finish()
     except Exception as error:
         if (cause := refusal(error)) is not None:
             raise FusionError(cause) from error
         raise
     if state is not None and str(state) != "DONE":
         raise RuntimeError(f"the job must end in state DONE, it ended in {state}")
+
+
+def tell_where(result: Any, options: pipeline_options.PipelineOptions) -> None:
+    """Says where a job of Dataflow can be watched; other runners' jobs have no page."""
+    google = options.view_as(pipeline_options.GoogleCloudOptions)
+    if hasattr(result, "job_id") and google.project:
+        print(
+            "https://console.cloud.google.com/dataflow/jobs/"
+            f"{google.region}/{result.job_id()}?project={google.project}",
+            file=sys.stderr,
+        )
 
 
 _OURS = ("schemas", "transforms", "pipelines", "train")

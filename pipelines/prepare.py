@@ -4,10 +4,13 @@ Writes one windows folder for each split: OUTPUT/SPLIT.
 """
 
 import dataclasses
+import functools
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import apache_beam as beam
 
 from pipelines import launch, stage
 from schemas import documents, files, manifest, parquet, plan, settings, windows
@@ -18,7 +21,7 @@ from schemas.plan import Slice
 from schemas.settings import setting
 from transforms import prepare, tokenizer
 from transforms.functional import splits
-from transforms.prepare import Cut, DoUnits, Unit
+from transforms.prepare import AwaitUnits, Cut, DoUnits, Unit
 
 UNITS = "units.jsonl"
 PROTECTED = ("dev", "heldout", "test", "validation")
@@ -180,7 +183,7 @@ def prepare_corpus(
     """Cuts a corpus, and describes each split once all of its files are there.
 
     Returns:
-      The manifest of each split's windows folder.
+      The manifest of each split's windows folder; none where nobody awaits the job.
 
     Raises:
       FusionError: if more documents were rejected than `max_reject_fraction` allows;
@@ -196,13 +199,33 @@ def prepare_corpus(
         return {s: manifest.read(f, windows.STAGE) for s, f in folders.items()}
     listed = files.join(config.output, UNITS)
     files.write_bytes(listed, "".join(u.to_line() + "\n" for u in units).encode())
-    if cut.protected and len(cut.protected) < len(cut.splits):
-        launch.run(lambda root: root | DoUnits(listed, cut, "index"), runner_flags)
+    describe = functools.partial(_describe, config, inputs)
     last = list(folders.values())[-1]
     with launch.Progress(
         "prepare", len(units), lambda: (len(files.names(last, ".parquet")), 0)
     ):
-        launch.run(lambda root: root | DoUnits(listed, cut, "cut"), runner_flags)
+        launch.run(
+            lambda root: stage.ending(
+                _cut_all(root, listed, cut), describe, runner_flags
+            ),
+            runner_flags,
+        )
+    return {} if launch.left_alone(runner_flags) else describe()
+
+
+def _cut_all(root: beam.Pipeline, listed: str, cut: Cut) -> beam.PCollection[str]:
+    """Cuts every unit; where a split is protected, once all of it is indexed."""
+    units = root | "List units" >> beam.io.ReadFromText(listed)
+    if cut.protected and len(cut.protected) < len(cut.splits):
+        parts = units | "Index" >> DoUnits(cut, "index")
+        units = parts | "Then" >> AwaitUnits(listed)
+    return units | "Cut" >> DoUnits(cut, "cut")
+
+
+def _describe(config: PrepareConfig, inputs: Mapping[str, Any]) -> dict[str, Manifest]:
+    """Writes plan and manifest of each split, whose files are all there."""
+    listed = files.read_bytes(files.join(config.output, UNITS)).decode()
+    units = [Unit.from_line(line) for line in listed.splitlines()]
     rejects = _rejects(config, units)
     for place, names in (
         (prepare.REJECTS, {unit.rejects for unit in units}),
@@ -210,8 +233,10 @@ def prepare_corpus(
     ):
         stage.remove_others(files.join(config.output, place), names)
     return {
-        split: _finish(config, folder, split, units, inputs, rejects)
-        for split, folder in folders.items()
+        split: _finish(
+            config, files.join(config.output, split), split, units, inputs, rejects
+        )
+        for split in config.shares()
     }
 
 
@@ -330,12 +355,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="fusebeam prepare",
         description=__doc__ or "",
     )
-    for split, made in prepare_corpus(config, runner_flags).items():
+    finished = prepare_corpus(config, runner_flags)
+    for split, made in finished.items():
         counts = made.counts
+        slices = len(plan.read(files.join(config.output, split)))
         print(
             f"{config.output}/{split}: {counts['documents']:,} documents,"
-            f" {counts['windows']:,} windows, {counts['text_bytes']:,} bytes"
+            f" {counts['windows']:,} windows, {counts['text_bytes']:,} bytes,"
+            f" {slices:,} slices"
         )
+    if not finished:
+        print(launch.parting_words(runner_flags))
     return 0
 
 

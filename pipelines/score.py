@@ -1,11 +1,12 @@
 """fusebeam score: one model's top-k distributions over every window."""
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import launch, stage
+from pipelines import hints, launch, stage
 from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
 from schemas.settings import setting
@@ -58,6 +59,12 @@ class ScoreConfig:
     keep_malloc: bool = setting(
         False, help="leave the allocator of glibc as it is", shapes_output=False
     )
+    worker_hints: tuple[str, ...] = setting(
+        (),
+        help="NAME=VALUE for what a worker needs to score, where the runner heeds it:"
+        " accelerator, min_ram, cpu_count, max_active_bundles_per_worker",
+        shapes_output=False,
+    )
     slices: str | None = setting(
         None,
         help="do only slices A-B, both included, counted from 0, without a runner",
@@ -81,6 +88,7 @@ class ScoreConfig:
             raise ValueError(
                 f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
             )
+        hints.parse(self.worker_hints)
 
     @property
     def scorer(self) -> ScorerSettings:
@@ -144,7 +152,8 @@ def score_windows(
     """Scores a windows folder, and describes the scores once all slices are there.
 
     Returns:
-      The manifest, or None where slices outside `config.slices` are missing.
+      The manifest, or None where slices outside `config.slices` are missing, or
+      nobody awaits the job.
     """
     inputs = inputs_of(config)
     shaped = shaping(config)
@@ -152,17 +161,24 @@ def score_windows(
         config.output, scores.STAGE, shaped, inputs, overwrite=config.overwrite
     ):
         return manifest.read(config.output, scores.STAGE)
-    work = work_of(config, inputs)
+    describe = functools.partial(_describe, config, inputs, shaped)
     whole = stage.do_slices(
         f"score {files.name_of(config.output)}",
-        work,
+        work_of(config, inputs),
         config.windows,
         config.slices,
         runner_flags,
+        describe=describe,
+        hints=hints.parse(config.worker_hints),
     )
     score.unload()
-    if not whole:
-        return None
+    return describe() if whole else None
+
+
+def _describe(
+    config: ScoreConfig, inputs: Mapping[str, Any], shaped: Mapping[str, Any]
+) -> Manifest:
+    """Writes the manifest of scores that are all there."""
     return stage.finish(
         config.output,
         scores.STAGE,
@@ -188,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     made = score_windows(config, runner_flags)
     if made is None:
-        print(f"slices {config.slices} done; others are missing, so no manifest yet")
+        print(stage.unfinished(config.slices, runner_flags))
     else:
         counts = made.counts
         print(

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import apache_beam as beam
+
 from pipelines import launch
 from schemas import files, manifest, parquet, plan, version
 from schemas.errors import FusionError, SchemaError
@@ -73,6 +75,9 @@ def do_slices(
     windows: str,
     chosen: str | None,
     runner_flags: Sequence[str],
+    *,
+    describe: Callable[[], Any],
+    hints: Mapping[str, str] | None = None,
 ) -> bool:
     """Does the slices of a plan that are missing, and shows how far it is.
 
@@ -82,9 +87,12 @@ def do_slices(
       windows: the windows folder whose plan it is.
       chosen: "A-B" for these slices alone, without a runner; None for all.
       runner_flags: Beam's own.
+      describe: writes the manifest; a job that nobody awaits does it as its last step.
+      hints: what a worker needs to do a slice.
 
     Returns:
-      Whether all slices of the plan are there now, made by this work.
+      Whether all slices of the plan are there now, made by this work: then the caller
+      describes them.
 
     Raises:
       FusionError: if a job over all slices ended without some of them.
@@ -96,8 +104,12 @@ def do_slices(
     tally = Tally(work, mine)
     with launch.Progress(name, len(mine), tally):
         if chosen is None:
-            job = name >> slices.DoSlices(windows, work)
-            launch.run(lambda root: root | job, runner_flags)
+            job = name >> slices.DoSlices(windows, work, hints or {})
+            launch.run(
+                lambda root: ending(root | job, describe, runner_flags), runner_flags
+            )
+            if launch.left_alone(runner_flags):
+                return False
         else:
             for piece in mine:
                 slices.do_slice(work, piece)
@@ -110,6 +122,24 @@ def do_slices(
             " here? The same command does those that are missing"
         )
     return True
+
+
+def ending(
+    names: beam.PCollection[str],
+    describe: Callable[[], Any],
+    runner_flags: Sequence[str],
+) -> beam.PCollection[str]:
+    """Lets a job that nobody awaits write its manifest itself."""
+    if launch.left_alone(runner_flags):
+        return names | "Describe" >> slices.Afterwards(describe)
+    return names
+
+
+def unfinished(chosen: str | None, runner_flags: Sequence[str]) -> str:
+    """Returns what to say where a command ends without a manifest."""
+    if chosen is None:
+        return launch.parting_words(runner_flags)
+    return f"slices {chosen} done; others are missing, so no manifest yet"
 
 
 def _others_are_there(work: SliceWork, pieces: Sequence[Slice]) -> bool:

@@ -180,24 +180,29 @@ def _shown(default: Any) -> str:
     return str(default)
 
 
+def kind(hint: Any) -> Any:
+    """Returns what a setting holds when it is given: its annotation without None."""
+    return next(o for o in _options(hint) if o is not type(None))
+
+
 _METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 
 
 def _action(f: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     """Translates a field's annotation into argparse's words."""
-    kind = next(o for o in _options(hint) if o is not type(None))
+    found = kind(hint)
     required = f.default is dataclasses.MISSING
-    if kind is bool:
+    if found is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(kind) is tuple:
-        element = typing.get_args(kind)[0]
+    if typing.get_origin(found) is tuple:
+        element = typing.get_args(found)[0]
         shown = f.name.upper() if required else _METAVARS[element]
         # A flag given twice adds to what stands there, and replaces nothing unseen.
         return {"action": "extend", "nargs": "+", "type": element, "metavar": shown}
-    if typing.get_origin(kind) is typing.Literal:
-        choices = typing.get_args(kind)
+    if typing.get_origin(found) is typing.Literal:
+        choices = typing.get_args(found)
         return {"choices": choices, "type": type(choices[0])}
-    return {"type": kind, "metavar": f.name.upper() if required else _METAVARS[kind]}
+    return {"type": found, "metavar": f.name.upper() if required else _METAVARS[found]}
 
 
 def _usage(prog: str, cls: type[Any]) -> str:

@@ -310,23 +310,41 @@ class _DoUnit(beam.DoFn):
 
 
 @dataclasses.dataclass
-class DoUnits(beam.PTransform):
-    """Reads a list of units and indexes or cuts each; yields the names of the parts.
+class AwaitUnits(beam.PTransform):
+    """Lists the units once more, when all that comes before is done.
 
     Attributes:
       units: a file with a unit a line.
+    """
+
+    units: str
+
+    def _lines(self, _: int) -> list[str]:
+        return files.read_bytes(self.units).decode().splitlines()
+
+    def expand(self, parts: beam.PCollection[str]) -> beam.PCollection[str]:
+        return (
+            parts
+            | "Await all" >> beam.combiners.Count.Globally()
+            | "List units" >> beam.FlatMap(self._lines)
+        )
+
+
+@dataclasses.dataclass
+class DoUnits(beam.PTransform):
+    """Indexes or cuts units, given as lines; yields the names of the parts.
+
+    Attributes:
       cut: how the corpus is cut.
       step: "index" or "cut".
     """
 
-    units: str
     cut: Cut
     step: str
 
-    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[str]:
+    def expand(self, lines: beam.PCollection[str]) -> beam.PCollection[str]:
         return (
-            root
-            | "Read units" >> beam.io.ReadFromText(self.units)
+            lines
             # The list is one small file: without this all units go to one worker.
             | "Spread units" >> beam.Reshuffle()
             | "Do units" >> beam.ParDo(_DoUnit(self.cut, self.step))

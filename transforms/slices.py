@@ -6,7 +6,7 @@ or retried job does only what is missing, on any runner, or with none.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import apache_beam as beam
@@ -84,10 +84,13 @@ class DoSlices(beam.PTransform):
     Attributes:
       windows: the windows folder whose plan it is.
       work: what to do with a slice.
+      hints: what a worker needs for that, as Beam's resource hints. They are on this
+        step alone: the shuffle before it parts it from what any worker can do.
     """
 
     windows: str
     work: SliceWork
+    hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[str]:
         return (
@@ -95,5 +98,37 @@ class DoSlices(beam.PTransform):
             | "Read plan" >> beam.io.ReadFromText(files.join(self.windows, plan.NAME))
             # The plan is one small file: without this all slices go to one worker.
             | "Spread slices" >> beam.Reshuffle()
-            | "Do slices" >> beam.ParDo(_DoSlice(self.work))
+            | "Do slices"
+            >> beam.ParDo(_DoSlice(self.work)).with_resource_hints(**self.hints)
+        )
+
+
+class _Call(beam.DoFn):
+    """Calls a function for an element that says no more than that it is time."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+
+    def process(self, _: int) -> Iterator[str]:
+        self._call()
+        yield from ()
+
+
+@dataclasses.dataclass
+class Afterwards(beam.PTransform):
+    """Calls a function once all elements are there: the end of a job nobody awaits.
+
+    Yields nothing.
+
+    Attributes:
+      call: the function; a repeated call must do no harm, as a runner may retry it.
+    """
+
+    call: Callable[[], Any]
+
+    def expand(self, pcoll: beam.PCollection[str]) -> beam.PCollection[str]:
+        return (
+            pcoll
+            | "Await all" >> beam.combiners.Count.Globally()
+            | "Call" >> beam.ParDo(_Call(self.call))
         )

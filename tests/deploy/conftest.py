@@ -1,0 +1,3 @@
+from tests.pipelines.conftest import contents, road
+
+__all__ = ["contents", "road"]
