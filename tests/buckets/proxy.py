@@ -1,7 +1,7 @@
 """A proxy that stands between a client of buckets and its server, and does harm.
 
-It knows just enough of HTTP/1.1 to tell where a request and its answer end. What it does
-to a request is a pure function of its number, so that a test can be run again.
+It knows just enough of HTTP/1.1 to tell where a request and its answer end. What it
+does to a request is a pure function of its number, so that a test can be run again.
 """
 
 import asyncio
@@ -109,6 +109,8 @@ class Proxy:
                 line = head.split(b"\r\n", 1)[0].decode("latin-1")
                 fault = self._fault(line)
                 await asyncio.sleep(self.harm.delay_s)
+                if _header(head, b"expect") and fault != "reset":
+                    writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 if fault == "reset":
                     writer.transport.abort()
                     return
@@ -121,11 +123,12 @@ class Proxy:
                     back = await asyncio.open_connection(
                         "127.0.0.1", self._server_port, limit=1 << 20
                     )
-                await self._forward(head, fault, (reader, writer), back)
-                if fault is not None:
+                if not await self._forward(head, fault, (reader, writer), back):
+                    if fault is not None:
+                        writer.transport.abort()
                     return
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # either side has closed the connection
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass  # either side has closed the connection, or the proxy ends
         finally:
             for one in (writer, back[1] if back else None):
                 if one is not None:
@@ -137,30 +140,38 @@ class Proxy:
         fault: str | None,
         front: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         back: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-    ) -> None:
-        """Hands a request on, and its answer back, or what the fault leaves of it."""
+    ) -> bool:
+        """Hands a request on, and its answer back, or what the fault leaves of it.
+
+        Returns:
+          Whether the connection may be used again.
+        """
         back[1].write(head)
-        await _copy_body(front[0], head, back[1])
-        while True:
-            answer = await back[0].readuntil(HEAD_END)
-            if not answer.startswith(b"HTTP/1.1 100"):
-                break
-        whole = bytearray(answer)
-        if not head.startswith(b"HEAD ") and answer.split(b" ")[1] not in (
-            b"204",
-            b"304",
-        ):
-            whole += await _body(back[0], answer)
-        if fault == "lost":
-            front[1].transport.abort()
-            return
-        if fault == "cut":
-            front[1].write(whole[: max(1, len(whole) * 2 // 3)])
-            await front[1].drain()
-            front[1].transport.abort()
-            return
-        front[1].write(whole)
-        await front[1].drain()
+        # A server may refuse a request before it has read all of it.
+        sent = asyncio.ensure_future(_copy_body(front[0], head, back[1]))
+        try:
+            whole = await _answer(back[0], head)
+            if fault == "cut":
+                whole = whole[: max(1, len(whole) * 2 // 3)]
+            if fault != "lost":
+                front[1].write(whole)
+                await front[1].drain()
+            return fault is None and sent.done() and sent.exception() is None
+        finally:
+            sent.cancel()
+            await asyncio.gather(sent, return_exceptions=True)
+
+
+async def _answer(reader: asyncio.StreamReader, head: bytes) -> bytes:
+    """Reads the answer to a request of that head."""
+    while True:
+        answer = await reader.readuntil(HEAD_END)
+        status = answer.split(b" ")[1]
+        if status != b"100":
+            break
+    if head.startswith(b"HEAD ") or status in (b"204", b"304"):
+        return answer
+    return answer + await _body(reader, answer)
 
 
 def _header(head: bytes, name: bytes) -> bytes | None:
