@@ -7,9 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= full
 PYTEST := $(BIN)/python -m pytest
+SERVERS := .cache/bin
+CLIENTS := .cache/clients
+VERSITYGW := v1.8.0
+FAKE_GCS_SERVER := v1.56.1
+GO_INSTALL := GOBIN=$(abspath $(SERVERS)) GOFLAGS= go install
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint format bench results strategies templates golden tokenizers clean
+.PHONY: help install run test test-buckets check lint format bench results strategies templates golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -33,6 +38,26 @@ tokenizers: $(STAMP)  ## fetch the real tokenizers that tests use, into .cache
 
 test: $(STAMP) tokenizers  ## run the tests
 	$(PYTEST)
+
+# The servers are named by their versions, so that another one is built anew.
+$(SERVERS)/versitygw-$(VERSITYGW):
+	$(GO_INSTALL) github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
+	cp $(SERVERS)/versitygw $@
+
+$(SERVERS)/fake-gcs-server-$(FAKE_GCS_SERVER):
+	$(GO_INSTALL) github.com/fsouza/fake-gcs-server@$(FAKE_GCS_SERVER)
+	cp $(SERVERS)/fake-gcs-server $@
+
+# An environment on top of the other: what they share is not installed twice.
+$(CLIENTS)/.installed: $(STAMP) tests/buckets/requirements.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/buckets/requirements.txt
+	touch $@
+
+test-buckets: $(CLIENTS)/.installed $(SERVERS)/versitygw-$(VERSITYGW) $(SERVERS)/fake-gcs-server-$(FAKE_GCS_SERVER)  ## run the tests of buckets, on servers that are built with Go
+	$(CLIENTS)/bin/python -m pytest -m buckets tests/buckets
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff format --check .

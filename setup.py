@@ -38,8 +38,8 @@ DEMO = [
 EXTRAS = {
     "train": TRAIN,
     "gguf": ["gguf>=0.17,<1", "sentencepiece>=0.2,<1"],
-    "gcp": ["apache-beam[gcp]>=2.77,<2.78", "gcsfs>=2024.6"],
-    "aws": ["apache-beam[aws]>=2.77,<2.78", "s3fs>=2024.6"],
+    "gcp": ["apache-beam[gcp]>=2.77,<2.78", "gcsfs>=2026.9"],
+    "aws": ["s3fs>=2026.9"],
     "demo": DEMO,
     "dev": [
         *DEMO,

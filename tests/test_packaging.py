@@ -41,7 +41,7 @@ def test_a_package_says_that_it_is_typed(package: str) -> None:
 def test_what_is_declared_for_development_has_its_exact_version() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
-    buckets = {"gcsfs", "s3fs"}  # of extras that make does not install
+    buckets = {"gcsfs", "s3fs"}  # in tests/buckets/requirements.txt
     wanted = {name.lower().replace("_", "-") for name in declared()}
     assert wanted - pinned == buckets
 
