@@ -222,6 +222,8 @@ class Progress:
 
     PERIOD_S = 1.0
     LINE_PERIOD_S = 20.0
+    REST = 20.0
+    """How many times as long as a look takes the next is waited for, at least."""
 
     def __init__(
         self,
@@ -251,13 +253,16 @@ class Progress:
 
     def _watch(self) -> None:
         terminal = sys.stderr.isatty()
-        period = self.PERIOD_S if terminal else self.LINE_PERIOD_S
-        while not self._stop.wait(period):
+        period = pause = self.PERIOD_S if terminal else self.LINE_PERIOD_S
+        while not self._stop.wait(pause):
+            begin = time.monotonic()
             text = self.line(*self._count(), time.monotonic() - self._start)
             ends = "" if terminal else "\n"
             print(("\r\x1b[K" if terminal else "") + text, end=ends, file=sys.stderr)
             sys.stderr.flush()
             self._shown = True
+            # To look takes longer the more slices there are: it stays a small share.
+            pause = max(period, self.REST * (time.monotonic() - begin))
 
     def line(self, done: int, tokens: int, elapsed_s: float) -> str:
         """Returns the line for a state of things."""
