@@ -8,7 +8,8 @@
 A point is a made-up corpus (`tests.bench.scale_corpus`); each step on it runs in a
 process of its own. Scores are made up too, by real tokenizers and the product's own
 writer: `tests.bench.scale_stub`. What a step took is appended to figures.jsonl at once,
-and is not measured again, until its line is removed. The page is computed from that file alone.
+and is not measured again until its line is removed. The page is computed from that file
+alone.
 
 Seconds are those of the processor, user and system, so that what else a machine does
 counts little; where two threads share a core it still counts.
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas import files
-from tests.bench import scale_corpus, scale_page
+from tests.bench import scale_corpus
 from tests.bench.scale_corpus import Shape
 
 FACTORS = (1, 3, 10, 30, 100)
@@ -163,6 +164,8 @@ def main(argv: Sequence[str]) -> None:
     if not given.page:
         for shape in shapes(given.factors or (), given.documents or ()):
             measure(shape, output)
+    from tests.bench import scale_page  # loads much, which the steps have no need of
+
     scale_page.write(read(output / FIGURES))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tests import real_tokenizers
 
 DEMO_BYTES = 437_077
-"""Text of the demo's excerpts, which `examples/demo.toml` prepares, scores and fuses."""
+"""Text of the demo's excerpts, which `examples/demo.toml` prepares and fuses."""
 
 HELDOUT_BYTES = 40_000
 TARGET = "mistral_v3"
@@ -147,9 +147,7 @@ def _write_model(name: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def _write_split(
-    file: TextIO, rng: np.random.Generator, split: str, size: int
-) -> int:
+def _write_split(file: TextIO, rng: np.random.Generator, split: str, size: int) -> int:
     """Writes documents of a split until they hold so many bytes."""
     words, total, number = _drawn(rng), 0, 0
     while total < size:

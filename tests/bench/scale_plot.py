@@ -62,7 +62,10 @@ def draw(panels: Sequence[Panel]) -> str:
     step = width / (len(names) + 0.5)
     for place, name in enumerate(names):
         x, y = 20 + place * step, _HEIGHT + 12
-        parts.append(f'<rect x="{x:.0f}" y="{y - 9}" width="14" height="9"{_fill(colors[name])}/>')
+        parts.append(
+            f'<rect x="{x:.0f}" y="{y - 9}" width="14" height="9"'
+            f"{_fill(colors[name])}/>"
+        )
         parts.append(_text(x + 20, y, name, "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 

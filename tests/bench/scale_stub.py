@@ -3,7 +3,7 @@
 What is around the model is the product's own: the plan, the slices, the writer, the
 manifest. The rows of a window are a pure function of its id and the model's name, are
 as hard to compress as real ones, and hold the token that comes next as a model of
-middling wits would: mostly in front, sometimes not at all.
+middling wits would: mostly in front, once in a thousand not at all.
 """
 
 import dataclasses
