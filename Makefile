@@ -9,7 +9,7 @@ DEMO ?= full
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint format bench results strategies templates golden tokenizers clean
+.PHONY: help install run test check lint format bench results scale strategies templates golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -50,6 +50,9 @@ bench: $(STAMP)  ## measure speed and size; prints a table, writes build/bench.j
 
 results: $(STAMP)  ## the demo's controls over seeds, into docs/results.md (hours)
 	$(BIN)/python -m examples.results
+
+scale: $(STAMP) tokenizers  ## time and memory against the corpus, into docs/results.md
+	$(BIN)/python -m tests.bench.scale
 
 strategies: $(STAMP)  ## strategies of alignment compared, into docs/results.md (hours)
 	$(BIN)/python -m examples.strategies --train

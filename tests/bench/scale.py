@@ -36,7 +36,7 @@ FIGURES = "figures.jsonl"
 CORPUS_STEPS = ("prepare", "score target", "score source", "fuse")
 SLICES_STEPS = (
     *("prepare", "do all slices", "one of an array", "skip all, describe"),
-    *("whole already", "score source", "fuse"),
+    "whole already",
 )
 """Steps in their order: each needs what those before it have written."""
 

@@ -19,7 +19,6 @@ LAUNCHES = (
     "skip all, describe",
     "one of an array",
     "whole already",
-    "fuse",
 )
 _MB = 1e6
 
