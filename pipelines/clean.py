@@ -16,7 +16,8 @@ How it knows that no running command needs a file:
                               seen: the file has not changed for --older_than hours
 
 Notes of finished slices, by which the command that ends a folder need not read them
-again, go with the folder's manifest.
+again, stay until the folder is finished. Attempts at slices, which a worker renews
+every few seconds while it works, are given up after ten minutes without a sign.
 """
 
 import argparse
@@ -29,6 +30,12 @@ from schemas import files, locks, manifest
 
 OLDER_THAN_HOURS = 24.0
 """Longer than any slice should take."""
+
+ATTEMPTS = "attempts"
+"""Folder of the files by which workers say, through any filesystem, what they do."""
+
+SILENT_S = 600.0
+"""Many times the seconds between two signs of life of an attempt."""
 
 
 def orphans(folder: str) -> list[str]:
@@ -53,6 +60,11 @@ def needed_by(path: str, older_than_s: float, now: float) -> str | None:
     noted = manifest.folder_of_note(path)
     if noted is not None and not manifest.present(noted):
         return "the command that ends the folder, which is not finished"
+    if files.name_of(files.parent(path)) == ATTEMPTS:
+        silent_s = files.age_s(path, now)
+        if silent_s < SILENT_S:
+            return f"a worker, which gave a sign of life {silent_s:.0f} s ago"
+        return None
     if files.is_local(path) and locks.seen_by_all(path):
         return "a running command, which holds it" if _held(path) else None
     age_s = files.age_s(path, now)
@@ -67,7 +79,7 @@ def needed_by(path: str, older_than_s: float, now: float) -> str | None:
 def _held(path: str) -> bool:
     try:
         with Path(path).open("r+b") as file:
-            return not locks.take(file)
+            return not locks.take(file.fileno())
     except FileNotFoundError:
         return False  # published, or removed by its writer
 
@@ -80,7 +92,7 @@ def remove(path: str) -> bool:
     try:
         with Path(path).open("r+b") as file:
             # Held while it is removed, so that no writer begins in between.
-            if not locks.take(file):
+            if not locks.take(file.fileno()):
                 return False
             Path(path).unlink()
     except FileNotFoundError:

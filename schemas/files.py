@@ -122,7 +122,8 @@ def size(path: str) -> int:
 def temporary(folder: str) -> list[str]:
     """Finds all files in places for temporary files, in and below a folder, sorted."""
     fs, plain = filesystem(folder)
-    found = [path for path in fs.find(plain) if TEMPORARY in path.split("/")[:-1]]
+    below = len(plain.rstrip("/"))
+    found = [p for p in fs.find(plain) if TEMPORARY in p[below:].split("/")[:-1]]
     return sorted(fs.unstrip_protocol(f) if _remote(fs) else f for f in found)
 
 
@@ -360,7 +361,7 @@ def _created(fs: Any, path: str) -> Any:
         with contextlib.suppress(FileNotFoundError):
             file = fs.open(path, "wb")
             # Whoever cleans up sees by the lock that the file is in work.
-            if _remote(fs) or locks.take_new(file):
+            if _remote(fs) or locks.take_new(file.fileno()):
                 return file
             file.close()
     return fs.open(path, "wb")
@@ -384,7 +385,7 @@ def tidy(folder: str) -> None:
     if _remote(fs):
         return  # a bucket has no empty folders
     for path, _, _ in os.walk(plain, topdown=False):
-        if name_of(path) == TEMPORARY:
+        if TEMPORARY in os.path.relpath(path, plain).split(os.sep):
             # Not empty: another writer is at work, or died; its orphans harm nobody.
             with contextlib.suppress(OSError):
                 os.rmdir(path)

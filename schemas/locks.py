@@ -8,7 +8,6 @@ import errno
 import fcntl
 import os
 from pathlib import Path
-from typing import Any
 
 _UNKNOWN = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What filesystems without locks say."""
@@ -20,13 +19,16 @@ _OWN_DISKS = frozenset(
 """Filesystems that no other machine writes to."""
 
 
-def take(file: Any) -> bool:
-    """Locks an open file until it is closed; False where another process has it.
+def take(file: int) -> bool:
+    """Locks an open file until it is closed; False where someone else has it.
 
     A filesystem without locks has nothing to say, and lets everybody have the file.
+
+    Args:
+      file: its descriptor.
     """
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -35,9 +37,9 @@ def take(file: Any) -> bool:
     return True
 
 
-def take_new(file: Any) -> bool:
+def take_new(file: int) -> bool:
     """Locks a file that was just made; False where it was removed before that."""
-    return take(file) and os.fstat(file.fileno()).st_nlink > 0
+    return take(file) and os.fstat(file).st_nlink > 0
 
 
 def seen_by_all(path: str) -> bool:
