@@ -9,7 +9,7 @@ from schemas.errors import SchemaError
 
 
 def die_once_all_are_there(folder: str, number: int, workers: int) -> None:
-    """Says that it has begun; the first of the workers then dies, the others wait on."""
+    """Says that its process has begun; one of them then dies, the others wait on."""
     Path(folder, str(os.getpid())).touch()
     while len(list(Path(folder).iterdir())) < workers:
         time.sleep(0.05)
