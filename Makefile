@@ -9,7 +9,7 @@ DEMO ?= full
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-runners check lint format bench results strategies templates golden tokenizers clean
+.PHONY: help install run test test-runners check lint format bench results strategies templates kills golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -68,6 +68,9 @@ strategies: $(STAMP)  ## strategies of alignment compared, into docs/results.md 
 
 templates: $(STAMP)  ## write the Flex Templates' metadata anew, of the flags
 	$(BIN)/python -m deploy.dataflow.metadata
+
+kills: $(STAMP)  ## kill stages at 100 random instants, into docs/results.md (an hour)
+	$(BIN)/python -m tests.kill --page docs/results.md
 
 golden: $(STAMP)  ## rewrite tests/golden; review the difference
 	$(BIN)/python -m tests.golden

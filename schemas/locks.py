@@ -13,8 +13,10 @@ _UNKNOWN = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What filesystems without locks say."""
 
 _OWN_DISKS = frozenset(
-    "ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs tmpfs ramfs overlay"
-    " aufs apfs hfs".split()
+    (
+        *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs"),
+        *("tmpfs", "ramfs", "overlay", "aufs", "apfs", "hfs"),
+    )
 )
 """Filesystems that no other machine writes to."""
 

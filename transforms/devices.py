@@ -117,7 +117,9 @@ class Claims:
         return self._folder / f"{_FILE}{gpu.id}"
 
     def _taken(self, gpus: Sequence[Gpu]) -> str:
-        holders = ", ".join(f"cuda:{g.index} by process {self._holder(g)}" for g in gpus)
+        holders = ", ".join(
+            f"cuda:{g.index} by process {self._holder(g)}" for g in gpus
+        )
         return (
             f"a process must have a GPU of its own to load a model, but all that it may"
             f" use are taken: {holders}; start no more workers than there are GPUs"

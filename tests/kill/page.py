@@ -18,8 +18,9 @@ def write(
     landed = [made for made in done if made.landed]
     late = len(done) - len(landed)
     about = results.about(argv, "tests.kill")
+    command = shlex.join(["python", "-m", "tests.kill", *argv])
     text = f"""{rounds.table(done, undisturbed)}
 
 {len(landed)} kills landed; {late} more came after the stage's end and do not count.
-`{shlex.join(["python", "-m", "tests.kill", *argv])}` on {about["cores"]} × {about["cpu"]}."""
+`{command}`, {about["cores"]} cores of {about["cpu"]}."""
     results.write_page(str(page), text, PART)

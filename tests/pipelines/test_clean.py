@@ -129,6 +129,8 @@ def test_an_attempt_counts_as_alive_while_it_gives_signs_of_life(
     assert removed == [str(path)]
 
 
-def test_a_folder_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_there_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["clean", "/nowhere/at/all"]) == 1
     assert "'/nowhere/at/all'" in capsys.readouterr().err

@@ -23,7 +23,9 @@ def given(*flags: str) -> Flags:
 
 def processes(mode: str) -> Flags:
     return given(
-        "--runner=FnApiRunner", f"--direct_running_mode={mode}", "--direct_num_workers=2"
+        "--runner=FnApiRunner",
+        f"--direct_running_mode={mode}",
+        "--direct_num_workers=2",
     )
 
 
@@ -123,6 +125,6 @@ def fuse_config(
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digests all files but manifests, which tell where inputs lie as seen from them."""
+    """Digests all files but manifests, which tell where inputs lie as seen there."""
     found = rounds.contents(folder)
     return {name: d for name, d in found.items() if not name.endswith("manifest.json")}

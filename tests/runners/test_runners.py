@@ -131,10 +131,11 @@ def test_a_worker_that_is_killed_ends_the_job_with_an_error(tmp_path: Path) -> N
     die = functools.partial(steps.die_once_all_are_there, str(tmp_path), workers=2)
     with pytest.raises(FusionError, match=r"worker_\d+ was killed by SIGKILL"):
         launch.run(
-            lambda root: root
-            | beam.Create(range(8))
-            | beam.Reshuffle()
-            | beam.Map(die),
+            lambda root: (
+                root | beam.Create(range(8)) | beam.Reshuffle() | beam.Map(die)
+            ),
             ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
         )
-    assert not [path for path in tmp_path.iterdir() if Path("/proc", path.name).exists()]
+    assert not [
+        path for path in tmp_path.iterdir() if Path("/proc", path.name).exists()
+    ]
