@@ -9,7 +9,7 @@ DEMO ?= full
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint format bench results scale strategies templates golden tokenizers clean
+.PHONY: help install run test test-runners check lint format bench results scale strategies templates kills golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -33,6 +33,18 @@ tokenizers: $(STAMP)  ## fetch the real tokenizers that tests use, into .cache
 
 test: $(STAMP) tokenizers  ## run the tests
 	$(PYTEST)
+
+# Prism must be of the same version as Beam's Python.
+PRISM := github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0
+GOBIN := $(CURDIR)/.cache/bin
+
+$(GOBIN)/prism: Makefile
+	@command -v go >/dev/null || { echo "error: Go 1.26 or newer must be on PATH to build Prism, and is not" >&2; exit 1; }
+	cd / && GOBIN=$(GOBIN) go install $(PRISM)
+	touch $@
+
+test-runners: $(STAMP) $(GOBIN)/prism  ## run pipelines on Prism, which is built for it
+	$(PYTEST) tests/runners -m prism
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff format --check .
@@ -59,6 +71,9 @@ strategies: $(STAMP)  ## strategies of alignment compared, into docs/results.md 
 
 templates: $(STAMP)  ## write the Flex Templates' metadata anew, of the flags
 	$(BIN)/python -m deploy.dataflow.metadata
+
+kills: $(STAMP)  ## kill stages at 100 random instants, into docs/results.md (an hour)
+	$(BIN)/python -m tests.kill --page docs/results.md
 
 golden: $(STAMP)  ## rewrite tests/golden; review the difference
 	$(BIN)/python -m tests.golden

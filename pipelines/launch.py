@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import apache_beam as beam
 from apache_beam.options import pipeline_options
 
+from pipelines import runners, workers
 from schemas import settings
 from schemas.errors import FusionError
 
@@ -140,9 +141,8 @@ def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> N
       FusionError: if a step refused its data; the message is the step's own.
       RuntimeError: if the runner ended in any other state than DONE.
     """
-    flags = list(runner_flags)
-    if not any(f.partition("=")[0] == "--runner" for f in flags):
-        flags.append(f"--runner={DEFAULT_RUNNER}")
+    flags = runners.settle(runner_flags, DEFAULT_RUNNER)
+    workers.attend()
     if "--save_main_session" not in flags:
         flags.append("--no_save_main_session")
     # A refused step comes to the user as one line; its trace is in the error's causes.
