@@ -1,45 +1,45 @@
 """A Flink cluster on this machine: laid out from packages, started, stopped.
 
-    python -m deploy.flink.cluster install           # Flink, once, into .cache
-    python -m deploy.flink.cluster start FOLDER      # a JobManager, two TaskManagers
-    python -m deploy.flink.cluster start FOLDER --pool    # and a pool of Python workers
-    python -m deploy.flink.cluster taskmanager FOLDER     # one more, or a new one
-    python -m deploy.flink.cluster stop FOLDER
+    python -m deploy.flink.cluster install               # Flink, once, into .cache
+    python -m deploy.flink.cluster start FOLDER          # JobManager, two TaskManagers
+    python -m deploy.flink.cluster taskmanager FOLDER    # one more
+    python -m deploy.flink.cluster pool FOLDER           # a pool of Python workers
+    python -m deploy.flink.cluster jobserver FOLDER JAR  # a job server that stays
+    python -m deploy.flink.cluster stop FOLDER           # ends exactly these
 
-Everything listens on loopback, at ports that were free. FOLDER gets configuration,
-logs and temporary files. Each process carries FOLDER in its environment, and what it
-starts inherits that, so `stop` ends exactly these. It needs Java 17 and Linux's /proc,
-and nothing of Python but what comes with it; a pool and the workers need FuseBeam.
+Each prints the flags that lead a job there. All listen on loopback, at ports that were
+free. FOLDER gets configuration, logs and temporary files. It needs Linux and Java 17;
+pool and workers run by the Python that started them, and need FuseBeam there.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.flink import processes
+from deploy.flink.processes import Process
+
 VERSION = "1.19.3"
 PACKAGES = ("apache-flink", "apache-flink-libraries")
-ROOT = Path(__file__).resolve().parent.parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 HOME = ROOT / ".cache" / "flink" / VERSION / "pyflink"
-BOOT = Path(__file__).resolve().parent / "boot.py"
-
-MARK = "FUSEBEAM_FLINK"
-ROLE = "FUSEBEAM_FLINK_ROLE"
+BOOT = HERE / "boot.py"
 HOST = "127.0.0.1"
 WAIT_S = 300.0
-GRACE_S = 20.0
+SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""Options of a Java that starts quickly and is not meant to compute."""
 
 CONFIG = """\
 jobmanager.rpc.address: {host}
@@ -55,7 +55,7 @@ taskmanager.numberOfTaskSlots: {slots}
 taskmanager.memory.process.size: 1728m
 # Every job brings its own classes, and the last job's go when the collector comes.
 taskmanager.memory.jvm-metaspace.size: 512m
-# A lost TaskManager must not end the job; the default without checkpoints is none.
+# A lost TaskManager must not end the job; without checkpoints the default is none.
 restart-strategy.type: fixed-delay
 restart-strategy.fixed-delay.attempts: 20
 restart-strategy.fixed-delay.delay: 2 s
@@ -66,186 +66,163 @@ env.java.opts.all: {java_options}
 """
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
-    """A process of the cluster.
-
-    Attributes:
-      pid: its number.
-      role: jobmanager, taskmanager-N or pool: its own, or of what started it.
-      leads: whether the cluster started it; else one of the cluster's did.
-    """
-
-    pid: int
-    role: str
-    leads: bool
-
-
 class Cluster:
     """A cluster in a folder.
 
     Args:
-      folder: for configuration, logs and temporary files; its name is the cluster's.
+      folder: for configuration, logs and temporary files; it marks the processes.
       home: where Flink was laid out.
-      slots: of each TaskManager.
     """
 
-    def __init__(self, folder: str | Path, home: Path = HOME, slots: int = 2) -> None:
+    def __init__(self, folder: str | Path, home: Path = HOME) -> None:
         self.folder = Path(folder).resolve()
-        self._home, self._slots = home, slots
+        self.home = home
         self._children: list[subprocess.Popen[bytes]] = []
 
     @property
     def master(self) -> str:
-        """Host and port of the JobManager, as `--flink_master` takes them."""
-        return (self.folder / "master").read_text().strip()
+        """Host and port of the JobManager, for `--flink_master`."""
+        return self._address("jobmanager")
 
     @property
     def pool(self) -> str:
-        """Host and port of the pool, as `--environment_config` takes them."""
-        return (self.folder / "pool").read_text().strip()
+        """Host and port of the pool, for `--environment_config`."""
+        return self._address("pool")
 
-    def start(self, taskmanagers: int = 2) -> None:
+    @property
+    def job_server(self) -> str:
+        """Host and port of the job server, for `--job_endpoint`."""
+        return self._address("jobserver")
+
+    def start(self, taskmanagers: int = 2, slots: int = 2) -> None:
         """Starts a JobManager and TaskManagers, and waits until they know each other.
+
+        Args:
+          taskmanagers: how many.
+          slots: of each; a slot does one slice at a time.
 
         Raises:
           FileNotFoundError: if Flink or Java is missing.
           FileExistsError: if a cluster runs in the folder.
           RuntimeError: if a process ended; names its log.
         """
-        if not (self._home / "bin" / "jobmanager.sh").exists():
+        find_java()
+        if not (self.home / "bin" / "jobmanager.sh").exists():
             raise FileNotFoundError(
-                f"Flink must be in {self._home}, but is not; run"
+                f"Flink must be in {self.home}, but is not; run"
                 " python -m deploy.flink.cluster install"
             )
-        find_java()
         if running := self.processes():
             raise FileExistsError(
                 f"{self.folder} must have no cluster that runs, got processes"
                 f" {[p.pid for p in running]}; stop it, or take another folder"
             )
-        self._configure()
-        self._spawn("jobmanager", self._script("jobmanager.sh"))
+        self._configure(slots)
+        self._start("jobmanager", self._script("jobmanager.sh"))
         for _ in range(taskmanagers):
-            self.add_taskmanager(wait=False)
+            self._start_taskmanager()
         self._await_taskmanagers(taskmanagers)
 
-    def add_taskmanager(self, *, wait: bool = True) -> int:
+    def add_taskmanager(self) -> int:
         """Starts one more TaskManager; returns its process's number."""
-        number = 1 + len(list((self.folder / "log").glob("taskmanager-*.out")))
-        known = len(self.taskmanagers())
-        pid = self._spawn(f"taskmanager-{number}", self._script("taskmanager.sh"))
-        if wait:
-            self._await_taskmanagers(known + 1)
+        pid = self._start_taskmanager()
+        self._await_taskmanagers(len(self.taskmanagers()))
         return pid
 
-    def add_pool(self) -> int:
-        """Starts a pool that starts Python workers; returns its process's number."""
-        port = free_port()
-        (self.folder / "pool").write_text(f"{HOST}:{port}\n")
-        pid = self._spawn(
-            "pool",
-            [
-                *(sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"),
-                *(f"--service_port={port}", f"--container_executable={BOOT}"),
-            ],
-        )
+    def add_pool(self) -> None:
+        """Starts a pool, which starts Python workers when TaskManagers ask it to."""
+        port = self._settle("pool")
+        module = "apache_beam.runners.worker.worker_pool_main"
+        words = [f"--service_port={port}", f"--container_executable={BOOT}"]
+        self._start("pool", [sys.executable, "-m", module, *words])
         self._until(lambda: _answers(port), "the pool must listen")
-        return pid
+
+    def add_job_server(self, jar: str | Path) -> None:
+        """Starts a job server, so that jobs need not each start one of their own."""
+        port = self._settle("jobserver")
+        options = ["-Djava.io.tmpdir=" + str(self.folder / "tmp")]
+        words = [f"--flink-master=http://{self.master}", f"--job-port={port}"]
+        words += [f"--job-host={HOST}", "--artifact-port=0", "--expansion-port=0"]
+        words += [f"--artifacts-dir={self.folder / 'artifacts'}"]
+        java = [find_java(), *SHORT_LIVED.split(), *options]
+        self._start("jobserver", [*java, "-jar", str(Path(jar).resolve()), *words])
+        self._until(lambda: _answers(port), "the job server must listen")
 
     def processes(self) -> list[Process]:
         """Lists what runs of the cluster, workers included."""
-        return [
-            Process(pid=pid, role=values[ROLE], leads=_session(pid) == pid)
-            for pid, values in _environments()
-            if values.get(MARK) == str(self.folder)
-        ]
+        return processes.marked(str(self.folder))
 
     def taskmanagers(self) -> list[int]:
         """Lists the numbers of the TaskManagers' processes."""
-        return [
-            p.pid for p in self.processes() if p.leads and p.role.startswith("task")
-        ]
+        started = [p for p in self.processes() if p.leads]
+        return [p.pid for p in started if p.role.startswith("taskmanager")]
 
     def workers(self) -> list[int]:
         """Lists the numbers of the Python workers' processes."""
         return [p.pid for p in self.processes() if not p.leads]
 
     def ask(self, path: str) -> Any:
-        """Returns what the JobManager answers: "/overview", "/jobs/overview", ..."""
+        """Returns what the JobManager answers to "/overview", "/jobs/overview", ..."""
         with urllib.request.urlopen(f"http://{self.master}{path}", timeout=30) as reply:
             return json.load(reply)
 
     def stop(self) -> None:
         """Ends every process of the cluster, and no other."""
-        for signum in (signal.SIGTERM, signal.SIGKILL):
-            end = time.monotonic() + GRACE_S
-            asked: set[int] = set()
-            while left := self.processes():
-                for process in left:
-                    if process.pid not in asked:
-                        asked.add(process.pid)
-                        _send(process.pid, signum)
-                self._reap()
-                if time.monotonic() > end:
-                    break
-                time.sleep(0.1)
-        self._reap()
+        processes.end(str(self.folder))
+        for child in self._children:
+            child.wait()
+        self._children.clear()
 
-    def _reap(self) -> None:
-        self._children = [c for c in self._children if c.poll() is None]
+    def _address(self, role: str) -> str:
+        return (self.folder / f"{role}.address").read_text().strip()
 
-    def _configure(self) -> None:
+    def _settle(self, role: str) -> int:
+        """Chooses the port of a role, and notes it."""
+        port = free_port()
+        (self.folder / f"{role}.address").write_text(f"{HOST}:{port}\n")
+        return port
+
+    def _configure(self, slots: int) -> None:
         """Writes the configuration, with Flink's own options for Java 17."""
         shutil.rmtree(self.folder / "log", ignore_errors=True)
         for name in ("log", "tmp", "pid"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         conf = self.folder / "conf"
-        shutil.copytree(self._home / "conf", conf, dirs_exist_ok=True)
-        shipped = (self._home / "conf" / "config.yaml").read_text()
+        shutil.copytree(self.home / "conf", conf, dirs_exist_ok=True)
+        shipped = (conf / "config.yaml").read_text()
         options = re.search(r"^ +all: (.+)$", shipped, re.MULTILINE)
-        assert options is not None, "Flink's config.yaml must name env.java.opts.all"
-        rest_port = free_port()
+        if options is None:
+            raise ValueError(f"{self.home}/conf/config.yaml must set env.java.opts.all")
         text = CONFIG.format(
             host=HOST,
             rpc_port=free_port(),
-            rest_port=rest_port,
-            slots=self._slots,
+            rest_port=self._settle("jobmanager"),
+            slots=slots,
             temporary=self.folder / "tmp",
-            java_options=options[1],
+            java_options=f"{options[1]} {SHORT_LIVED}",
         )
         (conf / "config.yaml").write_text(text)
-        (self.folder / "master").write_text(f"{HOST}:{rest_port}\n")
 
     def _script(self, name: str) -> list[str]:
-        return ["bash", str(self._home / "bin" / name), "start-foreground"]
+        return ["bash", str(self.home / "bin" / name), "start-foreground"]
 
-    def _spawn(self, role: str, command: Sequence[str]) -> int:
-        """Starts a process with the cluster's mark, in a session of its own."""
-        own = os.path.dirname(sys.executable)
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {
-            **os.environ,
-            MARK: str(self.folder),
-            ROLE: role,
-            "FLINK_HOME": str(self._home),
+    def _start_taskmanager(self) -> int:
+        number = 1 + len(list((self.folder / "log").glob("taskmanager-*.out")))
+        return self._start(f"taskmanager-{number}", self._script("taskmanager.sh"))
+
+    def _start(self, role: str, command: Sequence[str]) -> int:
+        given = os.environ.get("PYTHONPATH")
+        values = {
+            "FLINK_HOME": str(self.home),
             "FLINK_CONF_DIR": str(self.folder / "conf"),
             "FLINK_LOG_DIR": str(self.folder / "log"),
             "FLINK_PID_DIR": str(self.folder / "pid"),
             # Workers run by the Python and the code that started the cluster.
-            "PATH": os.pathsep.join([own, os.environ.get("PATH", os.defpath)]),
-            "PYTHONPATH": os.pathsep.join(paths),
+            "PATH": _joined(str(Path(sys.executable).parent), os.environ.get("PATH")),
+            "PYTHONPATH": _joined(str(ROOT), given),
         }
-        with open(self.folder / "log" / f"{role}.out", "wb") as out:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                env=environment,
-                start_new_session=True,
-            )
+        log = self.folder / "log" / f"{role}.out"
+        child = processes.start(command, str(self.folder), role, values, log)
         self._children.append(child)
         return child.pid
 
@@ -259,53 +236,21 @@ class Cluster:
         self._until(known, f"{wanted} TaskManagers must be known to the JobManager")
 
     def _until(self, holds: Callable[[], bool], what: str) -> None:
-        """Waits until something holds, as long as everything lives."""
+        """Waits until something holds, as long as nothing gave up."""
         end = time.monotonic() + WAIT_S
         while not holds():
-            for child in self._children:
-                # One that was killed is missed by nobody; one that gave up is.
-                if (child.poll() or 0) > 0:
-                    raise RuntimeError(
-                        f"{what}, but process {child.pid} ended with status"
-                        f" {child.returncode}; see {self.folder / 'log'}"
-                    )
-            if time.monotonic() > end:
-                raise RuntimeError(
-                    f"{what} within {WAIT_S:g} s, but that did not come; see"
-                    f" {self.folder / 'log'}"
+            # One that a signal ended was ended on purpose.
+            gone = [c for c in self._children if (c.poll() or 0) > 0]
+            if gone or time.monotonic() > end:
+                why = (
+                    f"a process ended with {gone[0].returncode}" if gone else "it hangs"
                 )
+                raise RuntimeError(f"{what}, but {why}; see {self.folder / 'log'}")
             time.sleep(0.2)
 
 
-def _environments() -> list[tuple[int, Mapping[str, str]]]:
-    """Lists the processes of this user that live, with what their environments hold."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            words = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue  # it has ended, or is another user's
-        pairs = [os.fsdecode(word).partition("=") for word in words]
-        values = {name: value for name, _, value in pairs}
-        if MARK in values:
-            found.append((int(entry.name), values))
-    return sorted(found, key=lambda one: one[0])
-
-
-def _session(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return None
-
-
-def _send(pid: int, signum: int) -> None:
-    try:
-        os.kill(pid, signum)
-    except ProcessLookupError:
-        return  # it has ended meanwhile, as it should
+def _joined(*folders: str | None) -> str:
+    return os.pathsep.join(folder for folder in folders if folder)
 
 
 def _answers(port: int) -> bool:
@@ -331,8 +276,8 @@ def find_java() -> str:
     java = shutil.which(f"{home}/bin/java" if home else "java")
     if java is None:
         raise FileNotFoundError(
-            "Java 17 must be on PATH or named by JAVA_HOME, but there is none; install"
-            " it (Debian: openjdk-17-jre-headless)"
+            "Java 17 must be on PATH or in JAVA_HOME, but there is none; install it"
+            " (Debian: openjdk-17-jre-headless)"
         )
     return java
 
@@ -354,39 +299,48 @@ def install(home: Path = HOME) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command."""
+    """Runs a command; returns the exit status."""
+    given = _parser().parse_args(argv)
+    if given.command == "install":
+        install()
+        return 0
+    cluster = Cluster(given.folder)
+    match given.command:
+        case "start":
+            cluster.start(given.taskmanagers, given.slots)
+            print(f"--flink_version=1.19 --flink_master={cluster.master}")
+        case "taskmanager":
+            cluster.add_taskmanager()
+        case "pool":
+            cluster.add_pool()
+            print(f"--environment_type=EXTERNAL --environment_config={cluster.pool}")
+        case "jobserver":
+            cluster.add_job_server(given.jar)
+            print(f"--job_endpoint={cluster.job_server}")
+        case "stop":
+            cluster.stop()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.flink.cluster",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    words = parser.add_subparsers(dest="command", required=True)
-    words.add_parser("install", help="lay out Flink from PyPI")
-    start = words.add_parser("start", help="start a cluster")
-    start.add_argument("--taskmanagers", type=int, default=2)
-    start.add_argument("--slots", type=int, default=2, help="of each TaskManager")
-    start.add_argument("--pool", action="store_true", help="and a pool of workers")
-    one_more = words.add_parser("taskmanager", help="start one more TaskManager")
-    stop = words.add_parser("stop", help="end all processes of a cluster")
-    for command in (start, one_more, stop):
+    words = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    words.add_parser("install")
+    made = {
+        name: words.add_parser(name)
+        for name in ("start", "taskmanager", "pool", "jobserver", "stop")
+    }
+    for command in made.values():
         command.add_argument("folder", help="the cluster's folder")
-    given = parser.parse_args(argv)
-    if given.command == "install":
-        install()
-        return 0
-    cluster = Cluster(given.folder, slots=getattr(given, "slots", 2))
-    if given.command == "stop":
-        cluster.stop()
-    elif given.command == "taskmanager":
-        cluster.add_taskmanager()
-    else:
-        cluster.start(given.taskmanagers)
-        print(f"--flink_version=1.19 --flink_master={cluster.master}")
-        if given.pool:
-            cluster.add_pool()
-            print(f"--environment_type=EXTERNAL --environment_config={cluster.pool}")
-    return 0
+    made["start"].add_argument("--taskmanagers", type=int, default=2)
+    made["start"].add_argument("--slots", type=int, default=2, help="of each")
+    made["jobserver"].add_argument("jar", help="Beam's job server for Flink 1.19")
+    return parser
 
 
 if __name__ == "__main__":
