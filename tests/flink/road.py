@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 JAR = ROOT / ".cache" / "flink" / "jobserver" / "flink-1.19-job-server-2.70.0.jar"
 FILES = 8
 RECIPE = """
-output = "run"
+output = "unused"
 
 [corpus]
 inputs = ["{inputs}/corpus"]
@@ -66,9 +66,9 @@ def make_inputs(folder: Path) -> None:
     (folder / "recipe.toml").write_text(RECIPE.format(inputs=folder))
 
 
-def read(folder: Path) -> Recipe:
-    """Reads the recipe of the inputs in a folder."""
-    return recipe.read(str(folder / "recipe.toml"))
+def read(inputs: Path, output: Path) -> Recipe:
+    """Reads the recipe, with paths that workers understand wherever they run."""
+    return recipe.read(str(inputs / "recipe.toml"), str(output.absolute()))
 
 
 def commands(plan: Recipe) -> dict[str, list[str]]:

@@ -9,8 +9,6 @@ from tests.flink import road
 
 pytestmark = [pytest.mark.flink, pytest.mark.timeout(3600)]
 
-RUN = "run"
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -22,10 +20,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def locally(tmp_path_factory: pytest.TempPathFactory, inputs: Path) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("locally")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for words in road.commands(road.read(inputs)).values():
-            assert cli.main(words) == 0
+    for words in road.commands(road.read(inputs, folder)).values():
+        assert cli.main(words) == 0
     return road.contents(folder)
 
 
@@ -57,7 +53,7 @@ def test_a_run_on_flink_leaves_the_bytes_of_a_local_one(
     locally: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    for words in road.commands(road.read(inputs)).values():
+    for words in road.commands(road.read(inputs, tmp_path)).values():
         given = [*words, *flags(environment, cluster, jar)]
         done = road.call("pipelines.cli", given, tmp_path)
         assert done.returncode == 0, done.stderr

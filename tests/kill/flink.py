@@ -47,8 +47,6 @@ class Flink:
             _succeed(lambda: road.make_inputs(folder / "inputs") or 0, folder)
             _succeed(self._run_all, self._reference)
             (self._reference / "whole").touch()
-        self._plan = road.read(folder / "inputs")
-        self._commands = road.commands(self._plan)
         self._contents = rounds.contents(self._reference / local.RUN)
         self.cluster = Cluster(folder / "cluster")
         self.cluster.start()
@@ -56,8 +54,12 @@ class Flink:
         self.cluster.add_pool()
 
     def _run_all(self) -> int:
-        plan = road.read(self._folder / "inputs")
-        return max(cli.main(words) for words in road.commands(plan).values())
+        return max(
+            cli.main(words) for words in self._commands(self._reference).values()
+        )
+
+    def _commands(self, folder: Path) -> dict[str, list[str]]:
+        return road.commands(road.read(self._folder / "inputs", folder / local.RUN))
 
     def flags(self, number: int) -> list[str]:
         """Returns the runner's flags of a round."""
@@ -82,7 +84,7 @@ class Flink:
         folder = self._folder / "round"
         run, mine = folder / local.RUN, folder / local.RUN / STAGES[stage]
         expected = self._lay_out(stage, folder)
-        words = self._commands[STAGES[stage]] + self.flags(number)
+        words = self._commands(folder)[STAGES[stage]] + self.flags(number)
         after_files = draw.randrange(_finished(self._reference / local.RUN, stage))
         later = draw.uniform(0, 1)
         launcher = local.start(lambda: cli.main(words), folder)
