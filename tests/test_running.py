@@ -29,14 +29,17 @@ JOBS = {
 OTHERS = {"plan": EstimateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
 FOREIGN = {
     *("--array", "--gpus", "--mem", "--time", "--partition"),  # sbatch
-    *("--for", "--timeout"),  # kubectl
+    *("--for", "--timeout", "--from-file"),  # kubectl
     *("--staging-location", "--additional-experiments", "--max-workers"),  # gcloud
-    *("--project", "--region", "--build-arg", "--service_port"),
+    *("--project", "--region", "--build-arg"),
+    *("--service_port", "--container_executable"),  # Beam's worker pool
+    # Flink's, which Beam's job server knows
+    *("--number_of_execution_retries", "--execution_retry_delay"),
 }
 """Flags of other programs."""
 
 # A flag of a command's own parser, and no field of settings.
-OWN = {"--help", "--output", "--dry_run"}
+OWN = {"--help", "--output", "--dry_run", "--older_than"}
 
 
 def blocks() -> list[str]:
