@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= full
 PYTEST := $(BIN)/python -m pytest
+JOB_SERVER := .cache/flink/jobserver/flink-1.19-job-server-2.70.0.jar
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint format bench results strategies templates golden tokenizers clean
+.PHONY: help install run test test-runners flink test-flink check lint format bench results scale strategies templates kills golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -34,6 +35,30 @@ tokenizers: $(STAMP)  ## fetch the real tokenizers that tests use, into .cache
 test: $(STAMP) tokenizers  ## run the tests
 	$(PYTEST)
 
+# Prism must be of the same version as Beam's Python.
+PRISM := github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0
+GOBIN := $(CURDIR)/.cache/bin
+
+$(GOBIN)/prism: Makefile
+	@command -v go >/dev/null || { echo "error: Go 1.26 or newer must be on PATH to build Prism, and is not" >&2; exit 1; }
+	cd / && GOBIN=$(GOBIN) go install $(PRISM)
+	touch $@
+
+test-runners: $(STAMP) $(GOBIN)/prism  ## run pipelines on Prism, which is built for it
+	$(PYTEST) tests/runners -m prism
+
+$(JOB_SERVER): deploy/flink/pom.xml
+	@for tool in java mvn; do command -v $$tool > /dev/null || { \
+	  echo "error: $$tool must be on PATH (Debian: openjdk-17-jdk-headless maven)" >&2; exit 1; }; done
+	mvn --batch-mode --quiet -Dmaven.repo.local=$(CURDIR)/.cache/m2 --file deploy/flink/pom.xml package
+	touch $@
+
+flink: $(STAMP) $(JOB_SERVER)  ## lay out Flink and Beam's job server for it, in .cache
+	$(BIN)/python -m deploy.flink.cluster install
+
+test-flink: flink  ## run the tests on a real Flink (Java 17, Maven; half an hour)
+	$(PYTEST) -m flink
+
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,11 +76,17 @@ bench: $(STAMP)  ## measure speed and size; prints a table, writes build/bench.j
 results: $(STAMP)  ## the demo's controls over seeds, into docs/results.md (hours)
 	$(BIN)/python -m examples.results
 
+scale: $(STAMP) tokenizers  ## time and memory against the corpus, into docs/results.md
+	$(BIN)/python -m tests.bench.scale
+
 strategies: $(STAMP)  ## strategies of alignment compared, into docs/results.md (hours)
 	$(BIN)/python -m examples.strategies --train
 
 templates: $(STAMP)  ## write the Flex Templates' metadata anew, of the flags
 	$(BIN)/python -m deploy.dataflow.metadata
+
+kills: $(STAMP)  ## kill stages at 100 random instants, into docs/results.md (an hour)
+	$(BIN)/python -m tests.kill --page docs/results.md
 
 golden: $(STAMP)  ## rewrite tests/golden; review the difference
 	$(BIN)/python -m tests.golden

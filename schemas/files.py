@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from schemas import locks
 from schemas.errors import FusionError, SchemaError
 
 Item = TypeVar("Item")
@@ -118,6 +119,30 @@ def size(path: str) -> int:
     return int(fs.size(plain))
 
 
+def temporary(folder: str) -> list[str]:
+    """Finds all files in places for temporary files, in and below a folder, sorted."""
+    fs, plain = filesystem(folder)
+    below = len(plain.rstrip("/"))
+    found = [p for p in fs.find(plain) if TEMPORARY in p[below:].split("/")[:-1]]
+    return sorted(fs.unstrip_protocol(f) if _remote(fs) else f for f in found)
+
+
+def age_s(path: str, now: float) -> float:
+    """Returns for how long a file has not changed, in seconds.
+
+    Args:
+      path: the file.
+      now: the time, in seconds since the epoch.
+    """
+    fs, plain = filesystem(path)
+    return now - float(fs.modified(plain).timestamp())
+
+
+def is_local(path: str) -> bool:
+    """Says whether a path is of this machine's own tree of files."""
+    return not _remote(filesystem(path)[0])
+
+
 def names(folder: str, suffix: str = "") -> list[str]:
     """Lists the names of the files in a folder that end in `suffix`, sorted.
 
@@ -212,6 +237,20 @@ def open_input(path: str) -> Any:
         return fs.open(plain, "rb")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such file: {path}") from error
+
+
+def stamp(file: Any) -> tuple[int, str] | None:
+    """Returns size and version of the file behind an open one, as `stamps` has them.
+
+    That costs no request. None where the filesystem does not tell: in memory.
+    """
+    if isinstance(details := getattr(file, "details", None), dict):
+        return int(details["size"]), _version(details)
+    try:
+        found = os.fstat(file.fileno())
+    except (AttributeError, OSError):
+        return None
+    return found.st_size, f"{found.st_ino} {found.st_mtime_ns}"
 
 
 def read_bytes(path: str) -> bytes:
@@ -328,12 +367,17 @@ def _created(fs: Any, path: str) -> Any:
     """Opens a new file for writing, and makes its folder.
 
     Another command that ends removes the folder for temporary files where it is empty,
-    which may be just before the file is opened in it.
+    which may be just before the file is opened in it; and one that cleans up may take
+    a file that nobody holds yet for an orphan.
     """
     for _ in range(_TRIES):
         fs.makedirs(parent(path), exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            return fs.open(path, "wb")
+            file = fs.open(path, "wb")
+            # Whoever cleans up sees by the lock that the file is in work.
+            if _remote(fs) or locks.take_new(file.fileno()):
+                return file
+            file.close()
     return fs.open(path, "wb")
 
 
@@ -355,7 +399,7 @@ def tidy(folder: str) -> None:
     if _remote(fs):
         return  # a bucket has no empty folders
     for path, _, _ in os.walk(plain, topdown=False):
-        if name_of(path) == TEMPORARY:
+        if TEMPORARY in os.path.relpath(path, plain).split(os.sep):
             # Not empty: another writer is at work, or died; its orphans harm nobody.
             with contextlib.suppress(OSError):
                 os.rmdir(path)
