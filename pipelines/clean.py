@@ -26,6 +26,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fsspec.implementations.local import LocalFileSystem
+
 from schemas import files, locks, manifest
 
 OLDER_THAN_HOURS = 24.0
@@ -46,7 +48,20 @@ def orphans(folder: str) -> list[str]:
     """
     if not files.exists(folder):
         raise FileNotFoundError(f"a folder to clean must be there, got {folder!r}")
-    return files.temporary(folder)
+    fs, plain = files.filesystem(folder)
+    below = len(plain.rstrip("/"))
+    found = [p for p in fs.find(plain) if files.TEMPORARY in p[below:].split("/")[:-1]]
+    return sorted(found if _local(folder) else map(fs.unstrip_protocol, found))
+
+
+def _local(path: str) -> bool:
+    return isinstance(files.filesystem(path)[0], LocalFileSystem)
+
+
+def _age_s(path: str, now: float) -> float:
+    """Returns for how long a file has not changed, in seconds."""
+    fs, plain = files.filesystem(path)
+    return now - float(fs.modified(plain).timestamp())
 
 
 def needed_by(path: str, older_than_s: float, now: float) -> str | None:
@@ -61,13 +76,13 @@ def needed_by(path: str, older_than_s: float, now: float) -> str | None:
     if noted is not None and not manifest.present(noted):
         return "the command that ends the folder, which is not finished"
     if files.name_of(files.parent(path)) == ATTEMPTS:
-        silent_s = files.age_s(path, now)
+        silent_s = _age_s(path, now)
         if silent_s < SILENT_S:
             return f"a worker, which gave a sign of life {silent_s:.0f} s ago"
         return None
-    if files.is_local(path) and locks.seen_by_all(path):
+    if _local(path) and locks.seen_by_all(path):
         return "a running command, which holds it" if _held(path) else None
-    age_s = files.age_s(path, now)
+    age_s = _age_s(path, now)
     if age_s < older_than_s:
         return (
             f"perhaps a command on another machine: it changed {age_s / 3600:.1f} hours"
@@ -86,7 +101,7 @@ def _held(path: str) -> bool:
 
 def remove(path: str) -> bool:
     """Removes an orphan; False where a command took hold of it in the meantime."""
-    if not files.is_local(path):
+    if not _local(path):
         files.remove_tree(path)
         return True
     try:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import logging
 import re
 import sys
 import threading
@@ -146,7 +145,7 @@ def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> N
     if "--save_main_session" not in flags:
         flags.append("--no_save_main_session")
     # A refused step comes to the user as one line; its trace is in the error's causes.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    runners.quiet()
     pipeline = beam.Pipeline(options=pipeline_options.PipelineOptions(flags))
     build(pipeline)
     try:

@@ -1,5 +1,6 @@
 """Which runner on this machine a command's job goes to."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,18 @@ def settle(flags: Sequence[str], default: str) -> list[str]:
     if named is None or (named.split(".")[-1] in _EITHER and not _has_prism(options)):
         return [*flags, f"--runner={default}"]  # of two, the last counts
     return list(flags)
+
+
+def quiet() -> None:
+    """Keeps what Prism and Beam say of their own affairs from the terminal.
+
+    Errors of a job come back as its exception.
+    """
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    prism = logging.getLogger(prism_runner.PrismJobServer.__name__)
+    prism.propagate = False  # Beam sets its level anew
+    if not prism.handlers:
+        prism.addHandler(logging.NullHandler())
 
 
 def _has_prism(options: pipeline_options.PipelineOptions) -> bool:

@@ -9,6 +9,7 @@ ended too: else the error would come when they have done their whole shares.
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,6 +28,8 @@ from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
 _TOLD_TWICE_S = 0.5
 """A question that was being asked when the worker died is answered after that."""
+
+_KILLED = re.compile(r"return code -(\d+)$")
 
 
 def attend() -> None:
@@ -77,16 +80,16 @@ class Attended(worker_handlers.SubprocessSdkWorkerHandler):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _wait(self) -> None:
-        status = 0
+        how = "ended"
         try:
             self.worker.run()
         except RuntimeError as error:
-            status = int(str(error).split()[-1])
+            how = str(error)
         if self._ending.is_set() or self._cut_off:
             return
         for mate in self._mates:
             mate._cut_off = True
-        message = said(self.worker_id, status)
+        message = said(self.worker_id, how)
         for _ in range(2):
             for mate in self._mates:
                 mate._answer(message)
@@ -138,19 +141,21 @@ def _error(name: str, message: str) -> Any:
     return beam_fn_api_pb2.InstructionResponse(instruction_id=name, error=message)
 
 
-def said(worker: str, status: int) -> str:
+def said(worker: str, how: str) -> str:
     """Returns the error of a job whose worker process has ended.
 
     Args:
       worker: Beam's name of it.
-      status: its exit status; minus the signal that killed it, as `subprocess` has it.
+      how: what Beam says of its end; a status below 0 is minus the signal.
     """
-    if status < 0:
-        how = f"was killed by {signal.Signals(-status).name}"
-        if -status == signal.SIGKILL:
+    status = _KILLED.search(how)
+    if status is not None:
+        name = signal.Signals(int(status[1])).name
+        how = f"was killed by {name}"
+        if name == "SIGKILL":
             how += ", as the kernel does where memory runs out"
     else:
-        how = f"ended with status {status}; its last words stand above"
+        how = f"did not ({how}); its last words stand above"
     return (
         "schemas.errors.FusionError: a worker process must live until its job has"
         f" ended, but {worker} {how}; start fewer of them (--direct_num_workers), or"

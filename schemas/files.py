@@ -119,30 +119,6 @@ def size(path: str) -> int:
     return int(fs.size(plain))
 
 
-def temporary(folder: str) -> list[str]:
-    """Finds all files in places for temporary files, in and below a folder, sorted."""
-    fs, plain = filesystem(folder)
-    below = len(plain.rstrip("/"))
-    found = [p for p in fs.find(plain) if TEMPORARY in p[below:].split("/")[:-1]]
-    return sorted(fs.unstrip_protocol(f) if _remote(fs) else f for f in found)
-
-
-def age_s(path: str, now: float) -> float:
-    """Returns for how long a file has not changed, in seconds.
-
-    Args:
-      path: the file.
-      now: the time, in seconds since the epoch.
-    """
-    fs, plain = filesystem(path)
-    return now - float(fs.modified(plain).timestamp())
-
-
-def is_local(path: str) -> bool:
-    """Says whether a path is of this machine's own tree of files."""
-    return not _remote(filesystem(path)[0])
-
-
 def names(folder: str, suffix: str = "") -> list[str]:
     """Lists the names of the files in a folder that end in `suffix`, sorted.
 
@@ -348,10 +324,9 @@ def publish(path: str) -> Iterator[CountedFile]:
             if not _remote(fs):
                 file.flush()
                 os.fsync(file.fileno())
+                os.replace(temporary, final)  # while it is held: it is no orphan
         if _remote(fs):
             fs.mv(temporary, final)
-        else:
-            os.replace(temporary, final)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             fs.rm(temporary)

@@ -208,11 +208,10 @@ def forget_entries(folder: str) -> None:
 
 def folder_of_note(path: str) -> str | None:
     """Returns the folder that a note is about; None where the path is no note's."""
-    parts = path.split("/")
-    for place in range(1, len(parts) - 1):
-        if parts[place : place + 2] == [files.TEMPORARY, _NOTES]:
-            return "/".join(parts[:place])
-    return None
+    notes = files.parent(path)
+    temporary = files.parent(notes)
+    names = files.name_of(temporary), files.name_of(notes)
+    return files.parent(temporary) if names == (files.TEMPORARY, _NOTES) else None
 
 
 def _notes(folder: str) -> str:

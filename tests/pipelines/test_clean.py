@@ -75,6 +75,26 @@ def test_a_file_that_is_taken_up_while_cleaning_is_left_alone(tmp_path: Path) ->
     assert clean.remove(str(path))
 
 
+def test_a_file_is_held_until_it_has_its_final_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def clean_first(temporary: str, final: str) -> None:
+        clean.clean([str(tmp_path)], older_than_s=0.0, dry_run=False)
+        replace(temporary, final)
+
+    monkeypatch.setattr(os, "replace", clean_first)
+    files.write_bytes(f"{tmp_path}/out", b"whole")
+    assert (tmp_path / "out").read_bytes() == b"whole"
+
+
+def test_a_note_that_was_never_whole_is_an_orphan(tmp_path: Path) -> None:
+    path = orphan(tmp_path, "notes/.tmp/slice-000000.parquet.1.json.f00d")
+    removed, left = clean.clean([str(tmp_path)], older_than_s=0.0, dry_run=False)
+    assert (removed, left) == ([str(path)], {})
+
+
 def test_a_file_that_is_published_while_cleaning_is_no_loss(tmp_path: Path) -> None:
     assert not clean.remove(str(tmp_path / ".tmp" / "gone"))
 

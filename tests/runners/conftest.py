@@ -41,6 +41,7 @@ def direct_with_prism(request: pytest.FixtureRequest) -> list[str]:
 RUNNERS: dict[str, Flags] = {
     "none": given(),
     "FnApiRunner": given("--runner=FnApiRunner"),
+    "in_memory": processes("in_memory"),
     "multi_threading": processes("multi_threading"),
     "multi_processing": processes("multi_processing"),
     "DirectRunner": given("--runner=DirectRunner"),

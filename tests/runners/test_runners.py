@@ -5,7 +5,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.options import pipeline_options
 
-from pipelines import fuse, launch, prepare, runners, score, verify
+from pipelines import fuse, launch, prepare, runners, score, verify, workers
 from schemas.errors import FusionError
 from tests.kill import rounds
 from tests.runners import steps
@@ -64,21 +64,26 @@ def test_a_refusal_is_told_in_its_own_words_on_every_runner(runner: list[str]) -
         )
 
 
-@pytest.mark.parametrize("name", ["none", "FnApiRunner", "DirectRunner"])
+@pytest.fixture
+def unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets no job be long enough for a line of progress, on however slow a machine."""
+    monkeypatch.setattr(launch.Progress, "LINE_PERIOD_S", 3600.0)
+
+
+SILENT = [
+    "none",
+    "FnApiRunner",
+    "DirectRunner",
+    *(
+        pytest.param(name, marks=pytest.mark.prism)
+        for name in ("PrismRunner", "DirectRunner with Prism")
+    ),
+]
+
+
+@pytest.mark.usefixtures("unheard")
+@pytest.mark.parametrize("name", SILENT)
 def test_a_job_says_nothing_but_what_we_say(
-    name: str,
-    request: pytest.FixtureRequest,
-    made: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    fuse.fuse_scores(fuse_config(made, tmp_path), RUNNERS[name](request))
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.prism
-@pytest.mark.parametrize("name", ["PrismRunner", "DirectRunner with Prism"])
-def test_prism_says_nothing_either(
     name: str,
     request: pytest.FixtureRequest,
     made: Path,
@@ -125,6 +130,12 @@ def test_beams_own_local_runner_takes_a_prism_that_is_here(no_prism: Path) -> No
     no_prism.mkdir()
     (no_prism / "apache_beam-v2.77.0-prism-linux-amd64").touch()
     assert settled("--runner=DirectRunner") == "DirectRunner"
+
+
+def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:
+    told = workers.said("worker_3", "Worker subprocess exited with return code 1")
+    assert "worker_3 did not (Worker subprocess exited with return code 1)" in told
+    assert launch.refusal(RuntimeError(told)) == told.partition(": ")[2]
 
 
 def test_a_worker_that_is_killed_ends_the_job_with_an_error(tmp_path: Path) -> None:
