@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.flink import boot, cluster
+from deploy.flink import boot, cluster, processes
+from deploy.flink.cluster import Cluster
 from pipelines import launch
 from pipelines.score import ScoreConfig
 from tests.flink import road
@@ -162,6 +163,31 @@ def test_a_cluster_needs_flink_and_says_how_to_lay_it_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cluster, "find_java", lambda: "java")
-    missing = cluster.Cluster(tmp_path / "folder", home=tmp_path / "flink")
+    missing = Cluster(tmp_path / "folder", home=tmp_path / "flink")
     with pytest.raises(FileNotFoundError, match=re.escape("cluster install")):
         missing.start()
+
+
+def test_stopping_a_cluster_ends_what_it_started_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    mine, others = tmp_path / "mine", tmp_path / "others"
+    sleep = ["sh", "-c", "sleep 600 & wait"]
+    children = []
+    try:
+        for folder in (mine, others):
+            folder.mkdir()
+            log = folder / "out"
+            children.append(processes.start(sleep, str(folder), "pool", {}, log))
+        while len(found := Cluster(mine).processes()) < 2:
+            assert children[0].poll() is None
+        assert [one.leads for one in found] == [True, False]
+        assert Cluster(mine).workers() == [found[1].pid]
+        Cluster(mine).stop()
+        children[0].wait()
+        assert Cluster(mine).processes() == []
+        assert children[1].poll() is None
+    finally:
+        for child, folder in zip(children, (mine, others), strict=False):
+            processes.end(str(folder))
+            child.wait()

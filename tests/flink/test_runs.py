@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from deploy.flink import processes
 from deploy.flink.cluster import BOOT, SHORT_LIVED, Cluster
 from pipelines import cli
 from tests.flink import road
@@ -60,28 +59,3 @@ def test_a_run_on_flink_leaves_the_bytes_of_a_local_one(
     assert road.contents(tmp_path) == locally
     assert cluster.ask("/overview")["jobs-running"] == 0
     assert not list(tmp_path.rglob("*.parquet.*"))  # nothing temporary is left
-
-
-def test_stopping_a_cluster_ends_what_it_started_and_nothing_else(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    mine, others = tmp_path / "mine", tmp_path / "others"
-    sleep = ["sh", "-c", "sleep 600 & wait"]
-    for folder in (mine, others):
-        folder.mkdir()
-    children = [
-        processes.start(sleep, str(folder), "pool", {}, folder / "log")
-        for folder in (mine, others)
-    ]
-    try:
-        one = Cluster(mine)
-        while len(one.processes()) < 2:
-            assert children[0].poll() is None
-        one.stop()
-        children[0].wait()
-        assert one.processes() == []
-        assert children[1].poll() is None
-        assert len(cluster.taskmanagers()) == 2
-    finally:
-        processes.end(str(others))
-        children[1].wait()

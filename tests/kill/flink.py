@@ -32,7 +32,7 @@ ENVIRONMENTS = ("PROCESS", "EXTERNAL")
 SLOTS = (4, 2)
 STAGES = {"prepare": "windows", "score": "scores/target", "fuse": "fused"}
 END_S = 1800.0
-PERIOD_S = 0.02
+PERIOD_S = 0.1
 
 
 class Flink:
@@ -138,11 +138,11 @@ class Flink:
         def come() -> bool:
             if _ended(launcher):
                 return True
-            if target == "worker" and not self.cluster.workers():
+            if _finished(run, stage) < after_files:
                 return False
-            if target == "taskmanager" and not self._running():
-                return False
-            return _finished(run, stage) >= after_files
+            if target == "worker":
+                return bool(self.cluster.workers())
+            return target == "launcher" or bool(self._running())
 
         _until(come, "the stage must come so far")
 
