@@ -50,7 +50,7 @@ def check(prepared: str, config: PrepareConfig) -> str:
         name: manifest.read(files.join(prepared, name), windows.STAGE)
         for name in config.shares()
     }
-    found = files.digest([[u.label, files.identity(u.path)] for u in units])
+    found = prepare.corpus_digest(units)
     for name, made in splits.items():
         if made.inputs["corpus"] != found:
             raise SchemaError(

@@ -13,13 +13,22 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import launch, stage
-from schemas import documents, files, manifest, parquet, plan, settings, windows
+from schemas import (
+    corpora,
+    documents,
+    files,
+    manifest,
+    parquet,
+    plan,
+    settings,
+    windows,
+)
 from schemas.documents import Fields
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
 from schemas.plan import Slice
 from schemas.settings import setting
-from transforms import prepare, tokenizer
+from transforms import lines, prepare, tokenizer
 from transforms.functional import splits
 from transforms.prepare import AwaitUnits, Cut, DoUnits, Unit
 
@@ -129,7 +138,7 @@ class PrepareConfig:
 
 def units_of(config: PrepareConfig) -> list[Unit]:
     """Lists the input files, sorted; labels tell files of one name apart."""
-    paths = files.expand(config.inputs)
+    paths = corpora.expand(config.inputs)
     for path in paths:
         documents.check_suffix(path)
     twice = Counter(map(files.name_of, paths))
@@ -148,9 +157,16 @@ def units_of(config: PrepareConfig) -> list[Unit]:
 def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
     """Returns the fingerprints of what the windows are made from."""
     return {
-        "corpus": files.digest([[u.label, files.identity(u.path)] for u in units]),
+        "corpus": corpus_digest(units),
         "tokenizers": [tokenizer.load(name).fingerprint for name in config.models],
     }
+
+
+def corpus_digest(units: Sequence[Unit]) -> str:
+    """Digests the content of the input files, and what document ids call them."""
+    told = corpora.identities([unit.path for unit in units])
+    labels = [unit.label for unit in units]
+    return files.digest(list(zip(labels, told, strict=True)))
 
 
 def cut_of(
@@ -215,7 +231,7 @@ def prepare_corpus(
 
 def _cut_all(root: beam.Pipeline, listed: str, cut: Cut) -> beam.PCollection[str]:
     """Cuts every unit; where a split is protected, once all of it is indexed."""
-    units = root | "List units" >> beam.io.ReadFromText(listed)
+    units = root | "List units" >> lines.ReadLines(listed)
     if cut.protected and len(cut.protected) < len(cut.splits):
         parts = units | "Index" >> DoUnits(cut, "index")
         units = parts | "Then" >> AwaitUnits(listed)

@@ -144,6 +144,8 @@ class Recipe:
             "output": self.folder(*where),
             **given,
         }
+        if given.get("checkpoints"):  # each run has its own below the folder
+            given["checkpoints"] = files.join(given["checkpoints"], *where)
         return self._settings(TrainConfig, given, f"[train] and [arms.{arm.name}]")
 
     def evaluate(self, name: str, model: str, split: str) -> EvaluateConfig:

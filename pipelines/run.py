@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines import fuse, launch, prepare, recipe, score
 from pipelines.recipe import Arm, Recipe
-from schemas import files, manifest, settings
+from schemas import copies, files, manifest, settings
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
 from train import evaluate, trainer
@@ -162,6 +162,9 @@ def _adopt(trial: str, folder: str) -> None:
     """Copies a trial's folder, unless it is there already; whole or not at all."""
     marks = [files.join(place, manifest.NAME) for place in (trial, folder)]
     if files.exists(marks[1]) and len({files.checksum(mark) for mark in marks}) == 1:
+        return
+    if "://" in folder:
+        copies.replace_tree(trial, folder, last=manifest.NAME)
         return
     copy = Path(f"{folder}.copy")
     shutil.rmtree(copy, ignore_errors=True)

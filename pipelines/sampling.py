@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines import prepare
 from pipelines.prepare import PrepareConfig
-from schemas import files, parquet, samples, windows
+from schemas import corpora, parquet, samples, windows
 from schemas.documents import Document, Fields
 from schemas.errors import FusionError
 from schemas.samples import Sample
@@ -54,7 +54,7 @@ def take(config: PrepareConfig, max_bytes: int, seed: int) -> Sample:
         text=config.text_field, domain=config.domain_field, split=config.split_field
     )
     made = samples.take(
-        files.expand(config.inputs), fields, max_bytes, np.random.default_rng(seed)
+        corpora.expand(config.inputs), fields, max_bytes, np.random.default_rng(seed)
     )
     if not made.documents:
         found = ", ".join(f"{n} {reason}" for reason, n in made.rejects.items())

@@ -98,11 +98,9 @@ def finished(folders: Sequence[str]) -> dict[str, str]:
 
 def _tree(folder: str) -> dict[str, list[str]]:
     """Returns the names of the files in a folder and in all below it, sorted."""
-    fs, plain = files.filesystem(folder)
     found: dict[str, list[str]] = {}
-    for path in sorted(fs.find(plain)):
-        where = fs.unstrip_protocol(path) if "://" in folder else path
-        found.setdefault(files.parent(where), []).append(files.name_of(where))
+    for path in files.tree(folder):
+        found.setdefault(files.parent(path), []).append(files.name_of(path))
     return {k: v for k, v in found.items() if files.name_of(k) != files.TEMPORARY}
 
 

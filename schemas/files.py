@@ -1,8 +1,9 @@
 """Files and folders on any filesystem that fsspec knows: local, gs://, s3://, memory://.
 
 Everything a stage writes goes through `publish`: a temporary name in `.tmp/` beside
-the final file, then a rename. A reader therefore never sees half a file, and a job
-that was killed leaves nothing but orphans in `.tmp/`.
+the final file, then a rename; in a bucket, where an object appears at once and whole,
+one upload. A reader therefore never sees half a file, and a job that was killed leaves
+nothing but orphans in `.tmp/`.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import posixpath
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,8 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas import locks
+from schemas import buckets, locks
+from schemas.counted import CountedFile
 from schemas.errors import FusionError, SchemaError
 
 Item = TypeVar("Item")
@@ -38,7 +41,12 @@ def filesystem(path: str) -> tuple[Any, str]:
 
     Listings are not cached: other processes write the files that this one waits for,
     and the clients of buckets would serve an old listing for ever.
+
+    Raises:
+      FusionError: if the client of a bucket is not installed; names the extra.
     """
+    if buckets.protocol(path):
+        return buckets.filesystem(path)
     fs, plain = fsspec.core.url_to_fs(path, use_listings_cache=False)
     return fs, plain
 
@@ -100,7 +108,7 @@ def resolve(folder: str, stored: str) -> str:
         return stored
     fs, start = filesystem(folder)
     plain = posixpath.normpath(posixpath.join(start, stored))
-    return str(fs.unstrip_protocol(plain)) if _remote(fs) else plain
+    return address(fs, plain)
 
 
 def _bucket(fs: Any, plain: str) -> str:
@@ -110,13 +118,17 @@ def _bucket(fs: Any, plain: str) -> str:
 def exists(path: str) -> bool:
     """Says whether a file or folder of that name is there."""
     fs, plain = filesystem(path)
-    return bool(fs.exists(plain))
+    if not buckets.holds(fs):
+        return bool(fs.exists(plain))
+    with contextlib.suppress(FileNotFoundError):
+        return bool(buckets.info(path))
+    return False
 
 
 def size(path: str) -> int:
     """Returns the size of a file in bytes."""
     fs, plain = filesystem(path)
-    return int(fs.size(plain))
+    return int(buckets.ask(path, fs.info, plain)["size"])
 
 
 def names(folder: str, suffix: str = "") -> list[str]:
@@ -134,16 +146,23 @@ def stamps(folder: str, suffix: str = "") -> dict[str, tuple[int, str]]:
       By name: the size in bytes, and what the filesystem says of the version. A file
       whose entry is still the same has not been written anew.
     """
-    fs, plain = filesystem(folder)
-    try:
-        found = fs.ls(plain, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
     return {
         name_of(e["name"]): (int(e["size"] or 0), _version(e))
-        for e in found
+        for e in entries(folder)
         if e["type"] == "file" and e["name"].endswith(suffix)
     }
+
+
+def entries(folder: str) -> list[dict[str, Any]]:
+    """Lists what is in a folder; nothing where there is no folder."""
+    fs, plain = filesystem(folder)
+    try:
+        found = buckets.ask(folder, fs.ls, plain, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    # In a bucket an object may have the folder's own name, as consoles make them.
+    own = plain.rstrip("/")
+    return [entry for entry in found if entry["name"].rstrip("/") != own]
 
 
 def _version(entry: dict[str, Any]) -> str:
@@ -156,50 +175,25 @@ def folders(folder: str) -> list[str]:
 
     The one for temporary files is not listed.
     """
-    fs, plain = filesystem(folder)
-    try:
-        found = fs.ls(plain, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    found = entries(folder)
     below = {name_of(e["name"]) for e in found if e["type"] == "directory"}
     return sorted(below - {TEMPORARY})
 
 
 def find(folder: str, name: str) -> list[str]:
     """Finds the files of that name in a folder and those below it, sorted."""
+    return [path for path in tree(folder) if name_of(path) == name]
+
+
+def tree(folder: str) -> list[str]:
+    """Lists the files in a folder and in those below it, sorted; or the file itself."""
     fs, plain = filesystem(folder)
-    found = [path for path in fs.find(plain) if name_of(path) == name]
-    return sorted(fs.unstrip_protocol(f) if _remote(fs) else f for f in found)
+    return sorted(address(fs, path) for path in buckets.ask(folder, fs.find, plain))
 
 
-def expand(patterns: Iterable[str]) -> list[str]:
-    """Expands globs and folders into files, sorted by name, each once.
-
-    Args:
-      patterns: paths or globs; a folder stands for the files directly in it.
-
-    Raises:
-      FileNotFoundError: if a pattern matches nothing; names the pattern.
-    """
-    files: set[str] = set()
-    for pattern in patterns:
-        fs, plain = filesystem(pattern)
-        matches = fs.glob(plain) if any(c in plain for c in "*?[") else [plain]
-        found: list[str] = []
-        for match in matches:
-            if fs.isdir(match):
-                found += [
-                    e["name"] for e in fs.ls(match, detail=True) if e["type"] == "file"
-                ]
-            elif fs.exists(match):
-                found.append(match)
-        if not found:
-            raise FileNotFoundError(
-                f"an input must match at least one file, got {pattern!r}, which"
-                " matches none; check the spelling and the working directory"
-            )
-        files.update(fs.unstrip_protocol(f) if _remote(fs) else f for f in found)
-    return sorted(files)
+def address(fs: Any, plain: str) -> str:
+    """Returns the whole path of what a filesystem knows by a path of its own."""
+    return str(fs.unstrip_protocol(plain)) if _remote(fs) else plain
 
 
 def _remote(fs: Any) -> bool:
@@ -210,7 +204,7 @@ def open_input(path: str) -> Any:
     """Opens a file for reading bytes, as it is: nothing is decompressed."""
     fs, plain = filesystem(path)
     try:
-        return fs.open(plain, "rb")
+        return buckets.opened(path) if buckets.holds(fs) else fs.open(plain, "rb")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such file: {path}") from error
 
@@ -267,43 +261,6 @@ def checksum(path: str) -> str:
     return hasher.hexdigest()
 
 
-class CountedFile:
-    """A file open for writing that counts and digests what passes through it."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._hasher = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, block: Any) -> int:
-        """Writes a block of bytes."""
-        self._hasher.update(block)
-        self.bytes += len(memoryview(block).cast("B"))
-        self._file.write(block)
-        return len(block)
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of all that was written, in hex."""
-        return self._hasher.hexdigest()
-
-    @property
-    def closed(self) -> bool:
-        """Whether the file below is closed."""
-        return bool(self._file.closed)
-
-    def tell(self) -> int:
-        """Returns the offset, which is the number of bytes written."""
-        return self.bytes
-
-    def flush(self) -> None:
-        """Flushes the file below."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Leaves closing to `publish`, which must flush to the disk first."""
-
-
 @contextlib.contextmanager
 def publish(path: str) -> Iterator[CountedFile]:
     """Opens a temporary file that becomes `path` when the block ends without error.
@@ -316,25 +273,37 @@ def publish(path: str) -> Iterator[CountedFile]:
       FusionError: if the disk is full; names the path and the cure.
     """
     fs, final = filesystem(path)
-    folder = parent(final)
-    temporary = join(folder, TEMPORARY, f"{name_of(final)}.{uuid.uuid4().hex}")
+    remote = buckets.holds(fs)
+    try:
+        with buckets.sending(path) if remote else _renamed(fs, final) as file:
+            yield CountedFile(file)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        # A file on its way into a bucket waits where the system's temporary files do.
+        disk = f"the disk of {tempfile.gettempdir()}" if remote else "its disk"
+        raise FusionError(
+            f"{path} must fit on {disk}, which is full ({error.strerror}); free"
+            " space and repeat the command, which goes on where it stopped"
+        ) from error
+
+
+@contextlib.contextmanager
+def _renamed(fs: Any, final: str) -> Iterator[Any]:
+    """Opens a temporary file that gets its final name when the block has ended."""
+    temporary = join(parent(final), TEMPORARY, f"{name_of(final)}.{uuid.uuid4().hex}")
     try:
         with _created(fs, temporary) as file:
-            yield CountedFile(file)
+            yield file
             if not _remote(fs):
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(temporary, final)  # while it is held: it is no orphan
         if _remote(fs):
             fs.mv(temporary, final)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(FileNotFoundError):
             fs.rm(temporary)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise FusionError(
-                f"{path} must fit on its disk, which is full ({error.strerror}); free"
-                " space and repeat the command, which goes on where it stopped"
-            ) from error
         raise
 
 
@@ -380,26 +349,15 @@ def tidy(folder: str) -> None:
                 os.rmdir(path)
 
 
-def identity(path: str) -> str:
-    """Returns what tells a file's content from another's, as cheaply as may be had.
-
-    A local file is digested; a bucket knows a checksum of each object already.
-    """
-    fs, plain = filesystem(path)
-    if not _remote(fs):
-        return checksum(path)
-    known = fs.info(plain)
-    for key in ("ETag", "md5Hash", "crc32c", "etag"):
-        if known.get(key):
-            return f"{key}:{known[key]}:{known['size']}"
-    return checksum(path)
-
-
 def remove_tree(path: str) -> None:
     """Removes a file, or a folder and all in it; nothing happens where there is none.
 
     Another process may remove it at the same time.
     """
     fs, plain = filesystem(path)
+    if buckets.holds(fs):
+        # One by one: s3fs, removing many, leaves out what fails and says nothing.
+        each(buckets.remove, tree(path))
+        return
     with contextlib.suppress(FileNotFoundError):
         fs.rm(plain, recursive=True)

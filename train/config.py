@@ -75,7 +75,8 @@ class TrainConfig:
     )
     checkpoints: str | None = setting(
         None,
-        help="local folder for checkpoints while training (default: OUTPUT.partial)",
+        help="local folder for checkpoints while training (default: OUTPUT.partial); "
+        "must be given where the output is in a bucket",
         shapes_output=False,
     )
     logging_steps: int = setting(
@@ -125,10 +126,13 @@ class TrainConfig:
                 f"batch_size must be a multiple of accumulation, got {self.batch_size}"
                 f" and {self.accumulation}"
             )
-        if "://" in self.output and self.checkpoints is None:
+        if "://" in (self.checkpoints or self.output):
             raise ValueError(
-                f"checkpoints must name a local folder where output is remote, got"
-                f" output {self.output!r} alone"
+                "checkpoints must name a folder on a local or mounted disk, as they"
+                " are written, flushed and renamed file by file while the model"
+                f" trains, got checkpoints {self.checkpoints!r} and output"
+                f" {self.output!r}; give --checkpoints=FOLDER, on a disk that outlives"
+                " the machine if the run should"
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from schemas import files, manifest
+from schemas import copies, files, manifest
 from schemas.errors import SchemaError
 from schemas.manifest import FileEntry, Manifest
 from schemas.version import VERSION
@@ -31,7 +31,8 @@ def finished(output: str, identity: Mapping[str, Any], *, overwrite: bool) -> bo
         `overwrite` is off.
     """
     if not manifest.present(output):
-        if files.names(output) and not overwrite:
+        others = files.names(output) and not files.exists(_mark(output))
+        if others and not overwrite:
             raise SchemaError(
                 f"{output} must be a new folder or one that train wrote, but holds"
                 " other files; choose another output, or pass --overwrite"
@@ -43,6 +44,11 @@ def finished(output: str, identity: Mapping[str, Any], *, overwrite: bool) -> bo
     if not overwrite:
         manifest.refuse_other(output, found, identity)
     return False
+
+
+def _mark(output: str) -> str:
+    """Returns what is there while a model is on its way into a remote folder."""
+    return files.join(output, files.TEMPORARY, "model")
 
 
 def write_model(
@@ -219,13 +225,16 @@ def _scores_of(source: str) -> str:
 
 
 def publish(folder: pathlib.Path, output: str) -> None:
-    """Moves a described folder to its final name."""
-    fs, plain = files.filesystem(output)
+    """Moves a described folder to its final name.
+
+    What is remote has no such moment: it is whole once its manifest is there, which
+    comes last, and goes first where a model is replaced.
+    """
     if "://" in output:
-        for path in sorted(folder.iterdir(), key=lambda p: p.name == manifest.NAME):
-            fs.put(str(path), files.join(plain, path.name), recursive=True)
+        files.write_bytes(_mark(output), b"")
+        copies.replace_tree(str(folder), output, last=manifest.NAME)
         return
-    final = pathlib.Path(plain)
+    final = pathlib.Path(files.filesystem(output)[1])
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.exists():  # empty, or to be overwritten
         shutil.rmtree(final)

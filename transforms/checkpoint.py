@@ -1,13 +1,14 @@
 """The files of a model: where they are, and a fingerprint of what they say."""
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas import files
+from schemas import buckets, copies, files
 
 CONFIG = "config.json"
 SAFE = "model*.safetensors"
@@ -22,7 +23,8 @@ class Checkpoint:
     Attributes:
       folder: holds the files.
       gguf_file: name of the one file that is the model, or None.
-      commit: the hub's hash of the files, or None where they come from a folder.
+      commit: the hub's hash of the files, or None where they come from a folder, or
+        from a bucket.
     """
 
     folder: Path
@@ -36,9 +38,10 @@ def locate(
     """Finds a model's files; what is on the hub is fetched, or found in its cache.
 
     Args:
-      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
+      model: a folder or a `*.gguf` file, local or in a bucket, or a name on the
+        Hugging Face hub.
       revision: the hub's hash of the files wanted; None = the newest.
-      config_only: fetches no weights from the hub.
+      config_only: fetches no weights.
 
     Returns:
       The model's place.
@@ -50,7 +53,8 @@ def locate(
     """
     patterns = [CONFIG] if config_only else ["*.json", SAFE]
     found = fetch(model, patterns, revision=revision)
-    if found.gguf_file is None and not (config_only and found.commit):
+    partly = found.commit is not None or buckets.protocol(model) is not None
+    if found.gguf_file is None and not (config_only and partly):
         _check_weights(model, found.folder)
     return found
 
@@ -58,16 +62,19 @@ def locate(
 def fetch(
     model: str, patterns: Sequence[str], *, revision: str | None = None
 ) -> Checkpoint:
-    """Finds a model's folder or GGUF file, or fetches files of it from the hub.
+    """Finds a model's folder or GGUF file, or fetches files of it.
 
     Args:
-      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
-      patterns: the files wanted of a model on the hub.
+      model: a folder or a `*.gguf` file, local or in a bucket, or a name on the
+        Hugging Face hub.
+      patterns: the files wanted of a model that is not local.
       revision: the hub's hash of them; None = the newest.
 
     Raises:
       FileNotFoundError: if it is none of these.
     """
+    if buckets.protocol(model):
+        return _fetch_objects(model, patterns)
     path = Path(model)
     if path.is_dir():
         return Checkpoint(folder=path)
@@ -93,6 +100,40 @@ def fetch(
     return Checkpoint(folder=folder, commit=folder.name)
 
 
+def _fetch_objects(model: str, patterns: Sequence[str]) -> Checkpoint:
+    """Fetches files of a model in a bucket, but those that were fetched before.
+
+    They lie beside the hub's, in a folder named by what the bucket says of their
+    content: a model that is written anew is fetched anew.
+    """
+    gguf = files.name_of(model) if model.endswith(".gguf") else None
+    folder = files.parent(model) if gguf else model
+    found = files.stamps(folder)
+    names = [n for n in found if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    if gguf:
+        names = [name for name in found if name == gguf]
+    if not names:
+        raise FileNotFoundError(
+            f"a model must be a folder that holds {' or '.join(patterns)}, or a .gguf"
+            f" file, got {model}, where there is none"
+        )
+    told = files.digest([model, {gguf: found[gguf]} if gguf else found])
+    local = _store() / told / files.name_of(model.removesuffix(".gguf"))
+    local.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if not (local / name).exists():
+            copies.copy(files.join(folder, name), str(local / name))
+    files.tidy(str(local))
+    return Checkpoint(folder=local, gguf_file=gguf)
+
+
+def _store() -> Path:
+    """Returns where models of buckets are kept: with those of the hub, on its disk."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "fusebeam"
+
+
 def _check_weights(model: str, folder: Path) -> None:
     if any(folder.glob(SAFE)):
         return
@@ -106,8 +147,8 @@ def _check_weights(model: str, folder: Path) -> None:
 def fingerprint(model: str, *, revision: str | None = None) -> str:
     """Digests what a model computes: its configuration and its weights.
 
-    A folder's files are read whole, a block at a time; of a model on the hub, which is
-    not fetched for this, the commit is digested.
+    A folder's files are read whole, a block at a time, and fetched for this where they
+    lie in a bucket; of a model on the hub, which is not, the commit is digested.
 
     Args:
       model: as for `locate`.
@@ -116,7 +157,8 @@ def fingerprint(model: str, *, revision: str | None = None) -> str:
     Returns:
       32 hexadecimal digits.
     """
-    found = locate(model, revision=revision, config_only=True)
+    alone = buckets.protocol(model) is None
+    found = locate(model, revision=revision, config_only=alone)
     digest = hashlib.blake2b(digest_size=16)
     if found.commit is not None:
         digest.update(f"{model}@{found.commit}".encode())

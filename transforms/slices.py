@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from schemas import files, manifest, parquet, plan
 from schemas.plan import Slice
+from transforms import lines
 
 
 @runtime_checkable
@@ -95,7 +96,7 @@ class DoSlices(beam.PTransform):
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[str]:
         return (
             root
-            | "Read plan" >> beam.io.ReadFromText(files.join(self.windows, plan.NAME))
+            | "Read plan" >> lines.ReadLines(files.join(self.windows, plan.NAME))
             # The plan is one small file: without this all slices go to one worker.
             | "Spread slices" >> beam.Reshuffle()
             | "Do slices"

@@ -9,7 +9,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from schemas import files, parquet, windows
+from schemas import corpora, files, parquet, windows
 from schemas.errors import FusionError, SchemaError
 
 
@@ -85,7 +85,7 @@ def test_every_filesystem_is_written_and_listed_alike(
     for name in ("b.txt", "a.txt", "c.bin"):
         files.write_bytes(files.join(folder, name), name.encode())
     assert files.names(folder, ".txt") == ["a.txt", "b.txt"]
-    found = files.expand([files.join(folder, "*.txt")])
+    found = corpora.expand([files.join(folder, "*.txt")])
     assert [files.name_of(path) for path in found] == ["a.txt", "b.txt"]
     assert [files.read_bytes(path) for path in found] == [b"a.txt", b"b.txt"]
     files.remove_tree(folder)
@@ -94,12 +94,12 @@ def test_every_filesystem_is_written_and_listed_alike(
 
 def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing-here"):
-        files.expand([f"{tmp_path}/nothing-here*.jsonl"])
+        corpora.expand([f"{tmp_path}/nothing-here*.jsonl"])
 
 
 def test_a_file_matched_twice_is_listed_once(tmp_path: Path) -> None:
     files.write_bytes(f"{tmp_path}/a.txt", b"")
-    assert len(files.expand([f"{tmp_path}/a.txt", f"{tmp_path}/*.txt"])) == 1
+    assert len(corpora.expand([f"{tmp_path}/a.txt", f"{tmp_path}/*.txt"])) == 1
 
 
 def test_broken_json_names_its_file(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Tests against servers that speak the protocols of buckets, on loopback."""
