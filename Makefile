@@ -7,14 +7,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= full
 PYTEST := $(BIN)/python -m pytest
-SERVERS := .cache/bin
+JOB_SERVER := .cache/flink/jobserver/flink-1.19-job-server-2.70.0.jar
 CLIENTS := .cache/clients
-VERSITYGW := v1.8.0
-FAKE_GCS_SERVER := v1.56.1
-GO_INSTALL := GOBIN=$(abspath $(SERVERS)) GOFLAGS= go install
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-buckets check lint format bench results strategies templates golden tokenizers clean
+.PHONY: help install run test test-runners flink test-flink test-buckets check lint format bench results scale strategies templates kills golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -39,24 +36,54 @@ tokenizers: $(STAMP)  ## fetch the real tokenizers that tests use, into .cache
 test: $(STAMP) tokenizers  ## run the tests
 	$(PYTEST)
 
-# The servers are named by their versions, so that another one is built anew.
-$(SERVERS)/versitygw-$(VERSITYGW):
-	$(GO_INSTALL) github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
-	cp $(SERVERS)/versitygw $@
+# Prism must be of the same version as Beam's Python.
+PRISM := github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0
+GOBIN := $(CURDIR)/.cache/bin
 
-$(SERVERS)/fake-gcs-server-$(FAKE_GCS_SERVER):
-	$(GO_INSTALL) github.com/fsouza/fake-gcs-server@$(FAKE_GCS_SERVER)
-	cp $(SERVERS)/fake-gcs-server $@
+$(GOBIN)/prism: Makefile
+	@command -v go >/dev/null || { echo "error: Go 1.26 or newer must be on PATH to build Prism, and is not" >&2; exit 1; }
+	cd / && GOBIN=$(GOBIN) go install $(PRISM)
+	touch $@
+
+test-runners: $(STAMP) $(GOBIN)/prism  ## run pipelines on Prism, which is built for it
+	$(PYTEST) tests/runners -m prism
+
+$(JOB_SERVER): deploy/flink/pom.xml
+	@for tool in java mvn; do command -v $$tool > /dev/null || { \
+	  echo "error: $$tool must be on PATH (Debian: openjdk-17-jdk-headless maven)" >&2; exit 1; }; done
+	mvn --batch-mode --quiet -Dmaven.repo.local=$(CURDIR)/.cache/m2 --file deploy/flink/pom.xml package
+	touch $@
+
+flink: $(STAMP) $(JOB_SERVER)  ## lay out Flink and Beam's job server for it, in .cache
+	$(BIN)/python -m deploy.flink.cluster install
+
+test-flink: flink  ## run the tests on a real Flink (Java 17, Maven; half an hour)
+	$(PYTEST) -m flink
+
+# Servers of buckets, for the tests. They are called by their versions, so that another
+# one is built anew.
+VERSITYGW := v1.8.0
+FAKE_GCS_SERVER := v1.56.1
+SERVERS := $(GOBIN)/versitygw-$(VERSITYGW) $(GOBIN)/fake-gcs-server-$(FAKE_GCS_SERVER)
+
+$(GOBIN)/versitygw-$(VERSITYGW): NAME = versitygw
+$(GOBIN)/versitygw-$(VERSITYGW): WHERE = github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
+$(GOBIN)/fake-gcs-server-$(FAKE_GCS_SERVER): NAME = fake-gcs-server
+$(GOBIN)/fake-gcs-server-$(FAKE_GCS_SERVER): WHERE = github.com/fsouza/fake-gcs-server@$(FAKE_GCS_SERVER)
+$(SERVERS):
+	@command -v go >/dev/null || { echo "error: Go 1.26 or newer must be on PATH to build $(notdir $@), and is not" >&2; exit 1; }
+	cd / && GOBIN=$(GOBIN) go install $(WHERE)
+	mv $(GOBIN)/$(NAME) $@
 
 # An environment on top of the other: what they share is not installed twice.
 $(CLIENTS)/.installed: $(STAMP) tests/buckets/requirements.txt
 	$(PYTHON) -m venv --clear $(CLIENTS)
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-	  > $$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > "$$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/buckets/requirements.txt
 	touch $@
 
-test-buckets: $(CLIENTS)/.installed $(SERVERS)/versitygw-$(VERSITYGW) $(SERVERS)/fake-gcs-server-$(FAKE_GCS_SERVER)  ## run the tests of buckets, on servers that are built with Go
+test-buckets: $(CLIENTS)/.installed $(SERVERS)  ## run the tests of buckets, on servers built for it (Go)
 	$(CLIENTS)/bin/python -m pytest -m buckets tests/buckets
 
 lint: $(STAMP)  ## check style and types
@@ -76,11 +103,17 @@ bench: $(STAMP)  ## measure speed and size; prints a table, writes build/bench.j
 results: $(STAMP)  ## the demo's controls over seeds, into docs/results.md (hours)
 	$(BIN)/python -m examples.results
 
+scale: $(STAMP) tokenizers  ## time and memory against the corpus, into docs/results.md
+	$(BIN)/python -m tests.bench.scale
+
 strategies: $(STAMP)  ## strategies of alignment compared, into docs/results.md (hours)
 	$(BIN)/python -m examples.strategies --train
 
 templates: $(STAMP)  ## write the Flex Templates' metadata anew, of the flags
 	$(BIN)/python -m deploy.dataflow.metadata
+
+kills: $(STAMP)  ## kill stages at 100 random instants, into docs/results.md (an hour)
+	$(BIN)/python -m tests.kill --page docs/results.md
 
 golden: $(STAMP)  ## rewrite tests/golden; review the difference
 	$(BIN)/python -m tests.golden

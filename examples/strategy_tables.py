@@ -78,7 +78,29 @@ def kept_part(pairs: Pairs) -> str:
         lines.append(
             f"- {SPANS} keeps more than {name} in {more} of {len(known)} pairs."
         )
+        lines += [
+            exception(pair, name, each[name])
+            for pair, each in found.items()
+            if each[name].kept > each[SPANS].kept
+        ]
     return "\n".join(lines)
+
+
+def exception(pair: str, name: str, had: Figures) -> str:
+    """Says where a strategy that keeps more than there is has it from."""
+    left_bytes = had.n_bytes - had.used_bytes
+    parts = [
+        f"  - {shown(pair)}: where {name} speaks, its rows give {had.aligned:.3f} bits"
+        f" per byte and the source itself {had.own_there:.3f}"
+    ]
+    if left_bytes:
+        source = (had.source_bits - had.source_bits_there) / left_bytes
+        frequencies = (had.unigram_bits - had.unigram_bits_there) / left_bytes
+        parts.append(
+            f"where it is silent, the source gives {source:.3f} and the frequencies"
+            f" {frequencies:.3f}"
+        )
+    return "; ".join(parts) + "."
 
 
 def bits_part(pairs: Pairs) -> str:

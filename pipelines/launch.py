@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import logging
 import re
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import apache_beam as beam
 from apache_beam.options import pipeline_options
 
+from pipelines import runners, workers
 from schemas import settings
 from schemas.errors import FusionError
 
@@ -140,13 +140,12 @@ def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> N
       FusionError: if a step refused its data; the message is the step's own.
       RuntimeError: if the runner ended in any other state than DONE.
     """
-    flags = list(runner_flags)
-    if not any(f.partition("=")[0] == "--runner" for f in flags):
-        flags.append(f"--runner={DEFAULT_RUNNER}")
+    flags = runners.settle(runner_flags, DEFAULT_RUNNER)
+    workers.attend()
     if "--save_main_session" not in flags:
         flags.append("--no_save_main_session")
     # A refused step comes to the user as one line; its trace is in the error's causes.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    runners.quiet()
     pipeline = beam.Pipeline(options=pipeline_options.PipelineOptions(flags))
     build(pipeline)
     try:
@@ -222,6 +221,8 @@ class Progress:
 
     PERIOD_S = 1.0
     LINE_PERIOD_S = 20.0
+    REST = 20.0
+    """How many times as long as a look takes the next is waited for, at least."""
 
     def __init__(
         self,
@@ -251,13 +252,16 @@ class Progress:
 
     def _watch(self) -> None:
         terminal = sys.stderr.isatty()
-        period = self.PERIOD_S if terminal else self.LINE_PERIOD_S
-        while not self._stop.wait(period):
+        period = pause = self.PERIOD_S if terminal else self.LINE_PERIOD_S
+        while not self._stop.wait(pause):
+            begin = time.monotonic()
             text = self.line(*self._count(), time.monotonic() - self._start)
             ends = "" if terminal else "\n"
             print(("\r\x1b[K" if terminal else "") + text, end=ends, file=sys.stderr)
             sys.stderr.flush()
             self._shown = True
+            # To look takes longer the more slices there are: it stays a small share.
+            pause = max(period, self.REST * (time.monotonic() - begin))
 
     def line(self, done: int, tokens: int, elapsed_s: float) -> str:
         """Returns the line for a state of things."""

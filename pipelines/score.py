@@ -59,6 +59,12 @@ class ScoreConfig:
     keep_malloc: bool = setting(
         False, help="leave the allocator of glibc as it is", shapes_output=False
     )
+    share_device: bool = setting(
+        False,
+        help="let other processes have models on the same GPU; else each process takes"
+        " a GPU of its own",
+        shapes_output=False,
+    )
     worker_hints: tuple[str, ...] = setting(
         (),
         help="NAME=VALUE for what a worker needs to score, where the runner heeds it:"
@@ -103,6 +109,7 @@ class ScoreConfig:
             batch_tokens=self.batch_tokens,
             threads=self.threads,
             tune_allocator=not self.keep_malloc,
+            share_device=self.share_device,
         )
 
 

@@ -210,7 +210,15 @@ def opened(path: str) -> io.BufferedReader:
     found = info(path)
     if found["type"] != "file":
         raise FileNotFoundError(f"{path} must be a file, it is a folder")
-    return io.BufferedReader(_Object(path, int(found["size"])), _BLOCK_BYTES)
+    return _Opened(found, _Object(path, int(found["size"])))
+
+
+class _Opened(io.BufferedReader):
+    """An object open for reading; `details` is what the bucket said of it."""
+
+    def __init__(self, details: dict[str, Any], raw: "_Object") -> None:
+        super().__init__(raw, _BLOCK_BYTES)
+        self.details = details
 
 
 class _Object(io.RawIOBase):

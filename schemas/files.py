@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas import buckets
+from schemas import buckets, locks
 from schemas.counted import CountedFile
 from schemas.errors import FusionError, SchemaError
 
@@ -209,6 +209,20 @@ def open_input(path: str) -> Any:
         raise FileNotFoundError(f"no such file: {path}") from error
 
 
+def stamp(file: Any) -> tuple[int, str] | None:
+    """Returns size and version of the file behind an open one, as `stamps` has them.
+
+    That costs no request. None where the filesystem does not tell: in memory.
+    """
+    if isinstance(details := getattr(file, "details", None), dict):
+        return int(details["size"]), _version(details)
+    try:
+        found = os.fstat(file.fileno())
+    except (AttributeError, OSError):
+        return None
+    return found.st_size, f"{found.st_ino} {found.st_mtime_ns}"
+
+
 def read_bytes(path: str) -> bytes:
     """Reads a small file whole."""
     with open_input(path) as file:
@@ -284,10 +298,9 @@ def _renamed(fs: Any, final: str) -> Iterator[Any]:
             if not _remote(fs):
                 file.flush()
                 os.fsync(file.fileno())
+                os.replace(temporary, final)  # while it is held: it is no orphan
         if _remote(fs):
             fs.mv(temporary, final)
-        else:
-            os.replace(temporary, final)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             fs.rm(temporary)
@@ -298,12 +311,17 @@ def _created(fs: Any, path: str) -> Any:
     """Opens a new file for writing, and makes its folder.
 
     Another command that ends removes the folder for temporary files where it is empty,
-    which may be just before the file is opened in it.
+    which may be just before the file is opened in it; and one that cleans up may take
+    a file that nobody holds yet for an orphan.
     """
     for _ in range(_TRIES):
         fs.makedirs(parent(path), exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            return fs.open(path, "wb")
+            file = fs.open(path, "wb")
+            # Whoever cleans up sees by the lock that the file is in work.
+            if _remote(fs) or locks.take_new(file.fileno()):
+                return file
+            file.close()
     return fs.open(path, "wb")
 
 
@@ -325,7 +343,7 @@ def tidy(folder: str) -> None:
     if _remote(fs):
         return  # a bucket has no empty folders
     for path, _, _ in os.walk(plain, topdown=False):
-        if name_of(path) == TEMPORARY:
+        if TEMPORARY in os.path.relpath(path, plain).split(os.sep):
             # Not empty: another writer is at work, or died; its orphans harm nobody.
             with contextlib.suppress(OSError):
                 os.rmdir(path)

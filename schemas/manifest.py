@@ -206,6 +206,14 @@ def forget_entries(folder: str) -> None:
         files.remove_tree(_notes(folder))
 
 
+def folder_of_note(path: str) -> str | None:
+    """Returns the folder that a note is about; None where the path is no note's."""
+    notes = files.parent(path)
+    temporary = files.parent(notes)
+    names = files.name_of(temporary), files.name_of(notes)
+    return files.parent(temporary) if names == (files.TEMPORARY, _NOTES) else None
+
+
 def _notes(folder: str) -> str:
     return files.join(folder, files.TEMPORARY, _NOTES)
 

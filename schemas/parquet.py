@@ -164,16 +164,25 @@ def read(
 ) -> Iterator[pa.Table]:
     """Yields a file's row groups in order, page checksums verified.
 
+    Of a file that is read in parts the metadata is kept until another is: they say
+    where each row group lies, so to parse them again for every part would cost the
+    square of the parts.
+
     Raises:
       SchemaError: if the file is corrupt or its columns are not those of `schema`.
     """
     with files.open_input(path) as source:
+        known = _PARTS.get(path, source) if row_groups is not None else None
         try:
-            file = pq.ParquetFile(source, page_checksum_verification=True)
+            file = pq.ParquetFile(
+                source, metadata=known, page_checksum_verification=True
+            )
         except (pa.ArrowException, OSError) as error:
             if not is_corruption(error):
                 raise
             raise _corrupt(path, error) from error
+        if row_groups is not None:
+            _PARTS.keep(path, source, file.metadata)
         check_columns(path, file.schema_arrow, schema)
         chosen = range(file.num_row_groups) if row_groups is None else row_groups
         wanted = list(columns) if columns is not None else schema.names
@@ -187,6 +196,26 @@ def read(
                     f"{path}, row group {group}, is corrupt ({error}); remove the file"
                     " and run the command that wrote it again"
                 ) from error
+
+
+class _Parts:
+    """The metadata of the last file that was read in parts, for all threads."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, pq.FileMetaData] | None = None
+
+    def get(self, path: str, source: Any) -> pq.FileMetaData | None:
+        """Returns the metadata of a file, if they are those of its present version."""
+        last, key = self._last, (path, files.stamp(source))
+        return last[1] if last is not None and last[0] == key else None
+
+    def keep(self, path: str, source: Any, found: pq.FileMetaData) -> None:
+        """Keeps the metadata of a file in place of the last one's."""
+        if (stamp := files.stamp(source)) is not None:
+            self._last = (path, stamp), found
+
+
+_PARTS = _Parts()
 
 
 def check_columns(path: str, found: pa.Schema, wanted: pa.Schema) -> None:

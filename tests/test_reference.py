@@ -10,10 +10,19 @@ def write(folder, content):
     (folder / "loss.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
 
 
-@pytest.mark.parametrize("name", ["alignment", "merge"])
-def test_the_golden_files_hold_cases(name, monkeypatch):
-    monkeypatch.delenv("FUSEBEAM_REFERENCE", raising=False)
-    assert reference.cases(name)
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("alignment", None),
+        ("loss", "fusellm"),
+        ("loss", "fusechat"),
+        ("loss", "sce"),
+        ("merge", None),
+    ],
+)
+def test_the_folder_that_is_named_holds_every_kind_of_case(name, part):
+    assert reference.cases(name, part)
 
 
 def test_another_folder_is_read_where_the_environment_names_one(tmp_path, monkeypatch):

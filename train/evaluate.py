@@ -58,6 +58,11 @@ class EvaluateConfig:
     keep_malloc: bool = setting(
         False, help="leave the allocator of glibc as it is", shapes_output=False
     )
+    share_device: bool = setting(
+        False,
+        help="let other processes have models on the same GPU",
+        shapes_output=False,
+    )
     overwrite: bool = setting(
         False, help="replace a result of other settings", shapes_output=False
     )
@@ -122,6 +127,7 @@ def _scorer_settings(config: EvaluateConfig) -> ScorerSettings:
         batch_tokens=config.batch_tokens,
         threads=config.threads,
         tune_allocator=not config.keep_malloc,
+        share_device=config.share_device,
     )
 
 

@@ -54,10 +54,21 @@ def folder_of(model: str) -> pathlib.Path:
 
 def stored_dtype(folder: pathlib.Path) -> torch.dtype:
     """Returns the type that a folder's configuration says its weights are of."""
-    config = transformers.AutoConfig.from_pretrained(
+    return getattr(_config(folder), "dtype", None) or torch.float32
+
+
+def uses_cache(folder: pathlib.Path) -> bool | None:
+    """Returns whether a folder's configuration lets the model cache what it has read.
+
+    The Trainer turns that off, in the model and so in its checkpoints.
+    """
+    return getattr(_config(folder), "use_cache", None)
+
+
+def _config(folder: pathlib.Path) -> Any:
+    return transformers.AutoConfig.from_pretrained(
         folder, trust_remote_code=False, local_files_only=True
     )
-    return getattr(config, "dtype", None) or torch.float32
 
 
 def load(folder: pathlib.Path) -> Any:

@@ -186,7 +186,6 @@ def _finish(run: _Run) -> Line:
     target = models.load(resume or run.source)
     traits = models.probe(target)
     models.give_objective(target, traits, _objective(config))
-    used_cache = target.config.use_cache
     width = target.get_input_embeddings().weight.shape[0]
     collate = Collator(keep_packed=traits.keeps_segments, vocabulary=width)
     trainer = FusionTrainer(
@@ -195,7 +194,7 @@ def _finish(run: _Run) -> Line:
     trainer.run(resume)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if first:
-        target.config.use_cache = used_cache  # the Trainer turned it off
+        target.config.use_cache = models.uses_cache(run.source)
         folder = work / "model"
         publish.write_model(folder, target, state, source=run.source)
         _describe(run, trainer, folder)

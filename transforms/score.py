@@ -1,25 +1,27 @@
 """Scores the slices of a windows folder with one model."""
 
 import dataclasses
-import functools
+import gc
 import threading
 from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from schemas import files, parquet, scores, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.plan import Slice
 from schemas.scores import Score
-from transforms import scorer
+from transforms import devices, scorer
 from transforms.scorer import Scorer, ScorerSettings
 
 _LOADING = threading.Lock()
+_LOADED: dict[tuple[ScorerSettings, str, str], Scorer] = {}
+"""The process's model, at most one."""
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
+def _load(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
     """Loads a scorer, and sees that it is the one that the job is about."""
     made = scorer.load(settings)
     found = scorer.model_fingerprint(settings.model, revision=settings.revision)
@@ -47,14 +49,22 @@ def shared_scorer(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
     Raises:
       SchemaError: if what lies here is another model or tokenizer; names both.
     """
+    key = settings, model, tokens
     with _LOADING:
-        return _loaded(settings, model, tokens)
+        if key not in _LOADED:
+            _LOADED.clear()  # before, not after: memory need not hold two
+            _LOADED[key] = _load(*key)
+        return _LOADED[key]
 
 
 def unload() -> None:
-    """Lets go of the process's model, before another is loaded."""
+    """Lets go of the process's model and its GPU, for another model or process."""
     with _LOADING:
-        _loaded.cache_clear()
+        _LOADED.clear()
+        gc.collect()  # a model's parts refer to each other
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        devices.release()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

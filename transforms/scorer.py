@@ -21,7 +21,7 @@ from schemas import scores
 from schemas.errors import AlignmentError
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import allocator, causal, checkpoint, logits, tokenizer
+from transforms import allocator, causal, checkpoint, devices, logits, tokenizer
 from transforms.causal import Dtype
 from transforms.functional import batches, chances, counted
 from transforms.logits import Kept
@@ -46,6 +46,7 @@ class ScorerSettings:
       threads: threads of the CPU's arithmetic; None = torch's choice.
       tune_allocator: whether glibc keeps large blocks, which is faster on a CPU.
       revision: the hub's hash of the model's files; None = the newest.
+      share_device: whether other processes may have the same GPU.
     """
 
     model: str
@@ -58,6 +59,7 @@ class ScorerSettings:
     threads: int | None = None
     tune_allocator: bool = True
     revision: str | None = None
+    share_device: bool = False
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
@@ -87,12 +89,16 @@ class Scored:
 def load(settings: ScorerSettings) -> "Scorer":
     """Loads model and tokenizer; sets the process's threads and allocator.
 
+    A GPU is this process's alone from now on, unless it is to be shared.
+
     Raises:
       FileNotFoundError: if a path does not exist.
-      ValueError: if the device is not there, or the model has no weights that may be
-        read or is not causal.
+      ValueError: if the device is not there or taken, or the model has no weights that
+        may be read or is not causal.
     """
     device = causal.choose_device(settings.device)
+    if not settings.share_device:
+        device = devices.claim(device)
     if device.type == "cpu":
         if settings.tune_allocator:
             allocator.keep_large_blocks()

@@ -1,38 +1,65 @@
-"""Runs every benchmark, prints one table and writes build/bench.json.
+"""Runs every benchmark, prints one table and keeps the figures in build/bench.json.
+
+    python -m tests.bench [NAME ...] [--page]
 
 Each bench_*.py has `run()`, which measures and returns rows of `tests.bench.rows`:
 {"name", "value", "unit", "against", "ratio", "aim", "met"}. `aim` is a number; of what,
-and which way it lies, stands at the end of `against`. Nothing asserts a time.
+and which way it lies, stands at the end of `against`. Nothing asserts a time. `--page`
+puts all figures that are kept, of this run and of others, into docs/results.md.
 """
 
+import argparse
 import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from examples import comparison, results
+
 HERE = Path(__file__).parent
 OUTPUT = Path("build/bench.json")
+PAGE = "docs/results.md"
+HEADS = ("name", "value", "unit", "ratio", "against", "aim", "met")
 
 
-def main(names: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Runs the named benchmarks, or all."""
-    modules = sorted(path.stem for path in HERE.glob("bench_*.py"))
-    chosen = [m for m in modules if not names or m.removeprefix("bench_") in names]
-    rows: list[dict[str, Any]] = []
-    for module in chosen:
-        print(f"measuring {module} ...", file=sys.stderr, flush=True)
-        rows += importlib.import_module(f"tests.bench.{module}").run()
-    print(table(rows))
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(rows, indent=1) + "\n")
+    known = sorted(p.stem.removeprefix("bench_") for p in HERE.glob("bench_*.py"))
+    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(known)}; all if none")
+    parser.add_argument("--page", action="store_true", help=f"write into {PAGE}")
+    chosen = parser.parse_args(argv)
+    if unknown := set(chosen.names) - set(known):
+        parser.error(f"names must be of {', '.join(known)}, got {sorted(unknown)}")
+    kept = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+    measured = []
+    for name in [name for name in known if name in chosen.names or not chosen.names]:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        kept[name] = importlib.import_module(f"tests.bench.bench_{name}").run()
+        measured += kept[name]
+        OUTPUT.parent.mkdir(exist_ok=True)
+        OUTPUT.write_text(json.dumps(kept, indent=1) + "\n")
+    print(table(measured))
+    if chosen.page:
+        results.write_page(PAGE, page(kept), "bench")
+
+
+def page(kept: dict[str, list[dict[str, Any]]]) -> str:
+    """Writes the rows of all benchmarks as Markdown, with where they were made."""
+    lines = [
+        [_cell(row[head]).replace("NO", "**no**") for head in HEADS]
+        for name in sorted(kept)
+        for row in kept[name]
+    ]
+    made = comparison.made_line(results.about([], "tests.bench"))
+    return f"{comparison.table(HEADS, lines)}\n\n{made}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Writes the rows as one aligned table."""
-    heads = ("name", "value", "unit", "ratio", "against", "aim", "met")
-    cells = [heads, *([_cell(row[h]) for h in heads] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    cells = [HEADS, *([_cell(row[h]) for h in HEADS] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADS))]
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
         for line in cells

@@ -9,6 +9,7 @@ before its first step.
 import functools
 import json
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
@@ -90,15 +91,15 @@ def steps(kind: str, vocabulary: int, k: int) -> Callable[[], None]:
 
 
 def seconds(kinds: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Times kinds of steps in turns; the least of all rounds of each."""
-    best = dict.fromkeys(kinds, float("inf"))
+    """Times kinds of steps in turns; the median over the rounds of each."""
+    taken: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(ROUNDS + 2):
         for name, step in kinds.items():
             then = time.process_time()
             step()
             if number >= 2:
-                best[name] = min(best[name], time.process_time() - then)
-    return best
+                taken[name].append(time.process_time() - then)
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def peak_bytes(kind: str, vocabulary: int, k: int) -> int:

@@ -102,6 +102,8 @@ def test_what_is_kept_is_told_by_pair_and_in_the_mean():
     assert "| a → b | 90.0% | 30.0% | 50.0% | 50.0% |" in told
     assert "| mean | 70.0% | 45.0% |" in told
     assert "spans keeps more than mined in 1 of 2 pairs." in told
+    assert "  - b → a: where mined speaks, its rows give" in told
+    assert "  - a → b" not in told
 
 
 def test_a_source_that_saves_nothing_leaves_its_cell_empty():

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,6 +126,23 @@ def test_progress_counts_only_what_this_run_did() -> None:
     shown = launch.Progress("score a", 10, lambda: (8, 4000))
     with shown:
         assert shown.line(9, 4500, 2.0) == "score a: 9/10, 250 tokens/s, ETA 2s"
+
+
+def test_progress_that_takes_long_to_count_is_shown_less_often(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch.Progress, "LINE_PERIOD_S", 0.01)
+    looks: list[float] = []
+
+    def count() -> tuple[int, int]:
+        looks.append(time.monotonic())
+        time.sleep(0.05)
+        return 1, 0
+
+    with launch.Progress("score a", 10, count):
+        time.sleep(0.5)
+    assert len(looks) <= 3  # one at the start, then one in 20 times 0.05 seconds
+    assert "score a: 1/10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -134,6 +134,8 @@ def test_a_run_killed_at_a_checkpoint_ends_with_the_same_bytes(
     assert not Path(config.output).exists()
     trainer.train(config, silent)
     assert weights(config.output) == undisturbed
+    stated = json.loads(Path(config.output, "config.json").read_text())
+    assert stated["use_cache"] is True  # the Trainer turns it off while it trains
     lines = Path(config.output, "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 

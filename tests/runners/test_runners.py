@@ -1,0 +1,152 @@
+import functools
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.options import pipeline_options
+
+from pipelines import fuse, launch, prepare, runners, score, verify, workers
+from schemas.errors import FusionError
+from tests.kill import rounds
+from tests.runners import steps
+from tests.runners.conftest import (
+    RUNNERS,
+    contents,
+    fuse_config,
+    prepare_config,
+    score_config,
+)
+
+
+def test_windows_are_the_same_on_every_runner(
+    runner: list[str],
+    made: Path,
+    tmp_path: Path,
+    corpus: list[str],
+    models: dict[str, str],
+) -> None:
+    prepare.prepare_corpus(prepare_config(tmp_path, corpus, models), runner)
+    assert contents(tmp_path / "windows") == contents(made / "windows")
+
+
+def test_scores_are_the_same_on_every_runner_and_are_made_once(
+    runner: list[str], made: Path, tmp_path: Path, models: dict[str, str]
+) -> None:
+    config = score_config(made, tmp_path, models, "llama")
+    score.score_windows(config, runner)
+    out = tmp_path / "scores"
+    assert contents(out) == {
+        name: digest
+        for name, digest in contents(made / "scores").items()
+        if name.startswith("llama/")
+    }
+    before = rounds.stamps(out)
+    (out / "llama" / "manifest.json").unlink()
+    score.score_windows(config, runner)
+    after = rounds.stamps(out)
+    assert {name for name in after if after[name] != before[name]} == {
+        "llama/manifest.json"
+    }
+
+
+def test_fused_rows_are_the_same_on_every_runner(
+    runner: list[str], made: Path, tmp_path: Path
+) -> None:
+    fuse.fuse_scores(fuse_config(made, tmp_path), runner)
+    assert contents(tmp_path / "fused") == contents(made / "fused")
+    verify.verify([str(tmp_path / "fused")])
+
+
+def test_a_refusal_is_told_in_its_own_words_on_every_runner(runner: list[str]) -> None:
+    with pytest.raises(FusionError, match=r"^part-3 must hold windows, it holds soup$"):
+        launch.run(
+            lambda root: root | beam.Create([3]) | beam.Map(steps.refuse), runner
+        )
+
+
+@pytest.fixture
+def unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets no job be long enough for a line of progress, on however slow a machine."""
+    monkeypatch.setattr(launch.Progress, "LINE_PERIOD_S", 3600.0)
+
+
+SILENT = [
+    "none",
+    "FnApiRunner",
+    "DirectRunner",
+    *(
+        pytest.param(name, marks=pytest.mark.prism)
+        for name in ("PrismRunner", "DirectRunner with Prism")
+    ),
+]
+
+
+@pytest.mark.usefixtures("unheard")
+@pytest.mark.parametrize("name", SILENT)
+def test_a_job_says_nothing_but_what_we_say(
+    name: str,
+    request: pytest.FixtureRequest,
+    made: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    fuse.fuse_scores(fuse_config(made, tmp_path), RUNNERS[name](request))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_prism_is_built_of_the_version_of_beam() -> None:
+    text = Path(__file__).parents[2].joinpath("Makefile").read_text()
+    assert f"/cmd/prism@v{beam.__version__}\n" in text
+
+
+def settled(*flags: str) -> str:
+    made = pipeline_options.PipelineOptions(runners.settle(flags, "FnApiRunner"))
+    return str(made.view_as(pipeline_options.StandardOptions).runner)
+
+
+@pytest.fixture
+def no_prism(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Returns the folder that Beam keeps Prism in, which is empty."""
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(runners.prism_runner.PrismJobServer, "BIN_CACHE", str(kept))
+    return kept
+
+
+@pytest.mark.usefixtures("no_prism")
+def test_beams_own_local_runner_downloads_no_program() -> None:
+    assert settled("--runner=DirectRunner") == "FnApiRunner"
+    assert settled("--runner", "SwitchingDirectRunner") == "FnApiRunner"
+    assert settled() == "FnApiRunner"
+
+
+@pytest.mark.usefixtures("no_prism")
+def test_a_runner_that_is_named_is_taken() -> None:
+    assert settled("--runner=FlinkRunner") == "FlinkRunner"
+    assert settled("--runner=PrismRunner") == "PrismRunner"
+    assert settled("--runner=DirectRunner", "--prism_location=x") == "DirectRunner"
+
+
+def test_beams_own_local_runner_takes_a_prism_that_is_here(no_prism: Path) -> None:
+    no_prism.mkdir()
+    (no_prism / "apache_beam-v2.77.0-prism-linux-amd64").touch()
+    assert settled("--runner=DirectRunner") == "DirectRunner"
+
+
+def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:
+    told = workers.said("worker_3", "Worker subprocess exited with return code 1")
+    assert "worker_3 did not (Worker subprocess exited with return code 1)" in told
+    assert launch.refusal(RuntimeError(told)) == told.partition(": ")[2]
+
+
+def test_a_worker_that_is_killed_ends_the_job_with_an_error(tmp_path: Path) -> None:
+    die = functools.partial(steps.die_once_all_are_there, str(tmp_path), workers=2)
+    with pytest.raises(FusionError, match=r"worker_\d+ was killed by SIGKILL"):
+        launch.run(
+            lambda root: (
+                root | beam.Create(range(8)) | beam.Reshuffle() | beam.Map(die)
+            ),
+            ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+        )
+    assert not [
+        path for path in tmp_path.iterdir() if Path("/proc", path.name).exists()
+    ]

@@ -1,0 +1,104 @@
+"""The commands and flags of docs/running.md are those that the program takes."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import cli, launch
+from pipelines.estimate import EstimateConfig
+from pipelines.fuse import FuseConfig
+from pipelines.map import MapConfig
+from pipelines.prepare import PrepareConfig
+from pipelines.score import ScoreConfig
+from schemas import settings
+from train.config import TrainConfig
+from train.evaluate import EvaluateConfig
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "running.md").read_text()
+JOBS = {
+    "prepare": PrepareConfig,
+    "score": ScoreConfig,
+    "fuse": FuseConfig,
+    "map": MapConfig,
+}
+OTHERS = {"plan": EstimateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+FOREIGN = {
+    *("--array", "--gpus", "--mem", "--time", "--partition"),  # sbatch
+    *("--for", "--timeout", "--from-file"),  # kubectl
+    *("--staging-location", "--additional-experiments", "--max-workers"),  # gcloud
+    *("--project", "--region", "--build-arg"),
+    *("--service_port", "--container_executable"),  # Beam's worker pool
+    # Flink's, which Beam's job server knows
+    *("--number_of_execution_retries", "--execution_retry_delay"),
+}
+"""Flags of other programs."""
+
+# A flag of a command's own parser, and no field of settings.
+OWN = {"--help", "--output", "--dry_run", "--older_than"}
+
+
+def blocks() -> list[str]:
+    """Returns the page's blocks of no language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return [block for language, block in found if not language]
+
+
+def commands() -> list[list[str]]:
+    """Returns the words of every whole command of ours in the page's blocks."""
+    lines = [
+        line.strip()
+        for block in blocks()
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    whole = [ln for ln in lines if ln.startswith("fusebeam ") and "..." not in ln]
+    return [shlex.split(line, comments=True) for line in whole]
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
+def test_the_commands_of_the_page_are_taken(words: list[str]) -> None:
+    name, flags = words[1], words[2:]
+    assert name in cli.COMMANDS
+    if name in JOBS:
+        cls: Any = JOBS[name]
+        launch.parse(cls, flags, prog="", description="")
+    elif name in OTHERS:
+        cls = OTHERS[name]
+        settings.parse_flags(cls, flags, prog="", description="")
+
+
+def test_the_page_shows_every_stage() -> None:
+    shown = {words[1] for words in commands()}
+    assert shown >= {"prepare", "score", "fuse", "train", "run", "plan", "verify"}
+
+
+def test_the_flags_that_the_page_names_are_there() -> None:
+    ours = {
+        f"--{field.name}"
+        for cls in (*JOBS.values(), *OTHERS.values())
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+    }
+    beams = set(launch._beam_parser()._option_string_actions)
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", PAGE))
+    slips = {"--tpo_k"}  # the page shows one, and what is said of it
+    assert named - ours - beams - FOREIGN - OWN == slips
+
+
+def test_the_places_that_the_page_leads_to_are_there() -> None:
+    headings = re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)
+    anchors = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
+    linked = set(re.findall(r"\]\(#([^)]+)\)", PAGE))
+    assert linked <= anchors
+    assert {"flink", "dataflow", "buckets", "a-laptop"} <= linked
+
+
+def test_what_the_page_says_is_run_is_there() -> None:
+    for path in re.findall(r"\bdeploy/[\w./]*\w", PAGE):
+        assert (ROOT / path).exists() or path.endswith("STAGE.json"), path

@@ -1,0 +1,167 @@
+"""GPUs of one machine shared out among processes: one model on each, never two.
+
+A process that scores on `cuda` takes the first of the GPUs it sees that no other
+process has, and keeps it until it lets go of its model or ends, however it ends. Who
+has a GPU holds the lock of a file named by the GPU's own id, so it does not matter how
+CUDA_VISIBLE_DEVICES numbers the GPUs for each process. The files lie in the folder for
+temporary files: containers that have each their own do not see each other's, and must
+be given different GPUs.
+"""
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from schemas import locks
+
+WAIT_S = 60.0
+"""How long a process that was killed may take to let go of its GPU."""
+
+_POLL_S = 0.25
+_FILE = "fusebeam-gpu-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU that this process sees.
+
+    Attributes:
+      index: its number, N of `cuda:N`; each process may number them otherwise.
+      id: the GPU's own, the same for every process.
+    """
+
+    index: int
+    id: str
+
+
+def present() -> list[Gpu]:
+    """Lists the GPUs that CUDA shows to this process."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    found = []
+    for index in range(torch.cuda.device_count()):
+        own = str(torch.cuda.get_device_properties(index).uuid)
+        # The parts of a GPU have the id of the whole; their own stands only here.
+        if index < len(seen) and seen[index].strip().startswith("MIG-"):
+            own = seen[index].strip()
+        found.append(Gpu(index=index, id=own))
+    return found
+
+
+class Claims:
+    """The GPUs that a process has; its threads may share it."""
+
+    def __init__(self, folder: Path | None = None, wait_s: float = WAIT_S) -> None:
+        """Claims nothing yet.
+
+        Args:
+          folder: where the locked files lie; None = the machine's temporary folder.
+          wait_s: how long to wait for a GPU that is taken.
+        """
+        self._folder = folder or Path(tempfile.gettempdir())
+        self._wait_s = wait_s
+        self._files: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, gpus: Sequence[Gpu], index: int | None = None) -> int:
+        """Takes a GPU for this process, or returns the one it has.
+
+        Args:
+          gpus: those that the process sees.
+          index: the one that is wanted; None = any.
+
+        Returns:
+          Its index.
+
+        Raises:
+          ValueError: if all that would do are taken; names their processes.
+        """
+        wanted = [gpu for gpu in gpus if index is None or gpu.index == index]
+        end = time.monotonic() + self._wait_s
+        with self._lock:
+            for gpu in wanted:
+                if gpu.id in self._files:
+                    return gpu.index
+            while True:
+                for gpu in wanted:
+                    if self._take(gpu):
+                        return gpu.index
+                if time.monotonic() >= end:
+                    raise ValueError(self._taken(wanted))
+                time.sleep(_POLL_S)
+
+    def release(self) -> None:
+        """Lets go of every GPU."""
+        with self._lock:
+            for file in self._files.values():
+                os.close(file)
+            self._files.clear()
+
+    def _take(self, gpu: Gpu) -> bool:
+        file = _open(self._path(gpu))
+        if not locks.take(file):
+            os.close(file)
+            return False
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())  # for people who look who has it
+        self._files[gpu.id] = file
+        return True
+
+    def _path(self, gpu: Gpu) -> Path:
+        return self._folder / f"{_FILE}{gpu.id}"
+
+    def _taken(self, gpus: Sequence[Gpu]) -> str:
+        holders = ", ".join(
+            f"cuda:{g.index} by process {self._holder(g)}" for g in gpus
+        )
+        return (
+            f"a process must have a GPU of its own to load a model, but all that it may"
+            f" use are taken: {holders}; start no more workers than there are GPUs"
+            f" (--direct_num_workers={len(gpus)}), end those processes, or pass"
+            " --share_device where the GPU's memory holds several models"
+        )
+
+    def _holder(self, gpu: Gpu) -> str:
+        with contextlib.suppress(OSError):
+            return self._path(gpu).read_text() or "unknown"
+        return "unknown"
+
+
+def _open(path: Path) -> int:
+    """Opens a file that processes of any user may lock; makes it if need be."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        # Without O_CREAT, which the kernel refuses for others' files in /tmp.
+        return os.open(path, flags)
+    file = os.open(path, flags | os.O_CREAT, 0o666)
+    with contextlib.suppress(PermissionError):
+        os.fchmod(file, 0o666)  # whatever the umask
+    return file
+
+
+_CLAIMS = Claims()
+
+
+def claim(device: torch.device) -> torch.device:
+    """Takes a GPU for this process; a CPU is everybody's.
+
+    Args:
+      device: `cuda` for any GPU, `cuda:N` for that one, or `cpu`.
+
+    Raises:
+      ValueError: if other processes have all that would do; names them.
+    """
+    if device.type != "cuda":
+        return device
+    return torch.device("cuda", _CLAIMS.claim(present(), device.index))
+
+
+def release() -> None:
+    """Lets go of this process's GPU, whose model is gone."""
+    _CLAIMS.release()
