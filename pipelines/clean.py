@@ -5,8 +5,8 @@
 
 Everything that a stage writes has a temporary name in a folder `.tmp` until it is
 whole; in a bucket it is not there before. A command that is killed leaves such files
-there: orphans, which no later command reads. Finished files are never removed, nor is the work of an interrupted training
-(`*.partial`), with which the same command goes on.
+there: orphans, which no later command reads. Finished files are never removed, nor is
+the work of an interrupted training (`*.partial`), with which the same command goes on.
 
 How it knows that no running command needs a file:
 
