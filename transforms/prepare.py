@@ -20,8 +20,10 @@ import pyarrow as pa
 
 from schemas import documents, files, manifest, parquet, windows
 from schemas.documents import Document, Fields, Reject
+from schemas.errors import FusionError, SchemaError
 from schemas.windows import Window
-from transforms import tokenizer
+from transforms import attempts, tokenizer
+from transforms.attempts import Guards
 from transforms.functional import splits
 from transforms.functional import windows as cutting
 from transforms.functional.splits import ProtectedIndex
@@ -61,14 +63,9 @@ class Unit:
         """Name of the file that lists what was left out of it."""
         return f"part-{self.index:06d}.jsonl"
 
-    def to_line(self) -> str:
-        """Writes the unit as a line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_line(cls, line: str) -> "Unit":
-        """Reads a unit from a line of JSON."""
-        return cls(**json.loads(line))
+    def to_line(self, work: str) -> str:
+        """Writes the unit as a line of JSON, with the fingerprint of the work."""
+        return json.dumps({**dataclasses.asdict(self), "work": work})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -296,15 +293,46 @@ class _Part:
         )
 
 
+def unit_of(cut: Cut, line: str) -> Unit:
+    """Reads a unit from its line in the list.
+
+    Raises:
+      SchemaError: if the list is another command's.
+    """
+    told = json.loads(line)
+    if told.pop("work", None) != cut.fingerprint:
+        raise SchemaError(
+            f"the list of inputs in {cut.output} must be this command's while it works,"
+            " but another command of other settings has written its own; give each"
+            " command its own folder, and repeat this one"
+        )
+    return Unit(**told)
+
+
+STEPS = {"index": index_unit, "cut": cut_unit}
+
+
 class _DoUnit(beam.DoFn):
     """Indexes or cuts one unit."""
 
-    def __init__(self, cut: Cut, step: str) -> None:
-        self._cut, self._step = cut, step
+    def __init__(self, cut: Cut, step: str, guards: Guards) -> None:
+        self._cut, self._step, self._guards = cut, step, guards
 
     def process(self, line: str) -> Iterator[str]:
-        unit = Unit.from_line(line)
-        {"index": index_unit, "cut": cut_unit}[self._step](self._cut, unit)
+        unit = unit_of(self._cut, line)
+        reason = attempts.run(
+            STEPS[self._step],
+            self._cut,
+            unit,
+            output=self._cut.output,
+            name=f"{self._step}.{unit.part}",
+            guards=self._guards,
+        )
+        if reason is not None:
+            raise FusionError(
+                f"{unit.path} must be read without harm to who reads it: {reason};"
+                " mend the file, or leave it out of --inputs"
+            )
         beam.metrics.Metrics.counter(Cut, "units").inc()
         yield unit.part
 
@@ -337,15 +365,17 @@ class DoUnits(beam.PTransform):
     Attributes:
       cut: how the corpus is cut.
       step: "index" or "cut".
+      guards: how long a unit may take, and how often it may kill its process.
     """
 
     cut: Cut
     step: str
+    guards: Guards = dataclasses.field(default_factory=Guards)
 
     def expand(self, lines: beam.PCollection[str]) -> beam.PCollection[str]:
         return (
             lines
             # The list is one small file: without this all units go to one worker.
             | "Spread units" >> beam.Reshuffle()
-            | "Do units" >> beam.ParDo(_DoUnit(self.cut, self.step))
+            | "Do units" >> beam.ParDo(_DoUnit(self.cut, self.step, self.guards))
         )
