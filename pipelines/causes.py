@@ -1,9 +1,11 @@
 """Why a job stands still: asks what takes part in it, and says where to look."""
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import grpc
 from apache_beam.options import pipeline_options
 from apache_beam.runners.portability import portable_runner
 
@@ -51,6 +53,42 @@ def explain(
             "whether a process of this command was killed (dmesg: out of memory)"
         )
     return found, look
+
+
+_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+
+
+def failure(
+    error: BaseException, options: pipeline_options.PipelineOptions
+) -> str | None:
+    """Names the cause of an error that portable runners tell in their own words.
+
+    Returns:
+      What must hold and where to look, or None for other errors.
+    """
+    where = cluster.of(options)
+    if not where.portable:
+        return None
+    if isinstance(error, grpc.RpcError):
+        address = where.job_endpoint or "that this command started"
+        return (
+            f"the job server {address} must live until the job has ended, but it died"
+            f" or is out of reach ({_code(error)}); was its process killed? A cluster"
+            " may still work at the job. The same command does what is missing"
+        )
+    if found := _NO_MODULE.search(str(error)):
+        place = where.pool or where.environment_config or where.environment
+        return (
+            "every worker must be able to import this version of FuseBeam, but on one"
+            f" of them there is no module {found[1]!r}; install the same package where"
+            f" the workers run ({where.environment}: {place}), or name its folder in"
+            " their PYTHONPATH"
+        )
+    return None
+
+
+def _code(error: grpc.RpcError) -> str:
+    return str(error.code().name) if isinstance(error, grpc.Call) else str(error)
 
 
 def _job_server(result: portable_runner.PipelineResult) -> list[str]:

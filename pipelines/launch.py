@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import apache_beam as beam
 from apache_beam.options import pipeline_options
 
-from pipelines import preflight, watchdog
+from pipelines import causes, preflight, watchdog
 from pipelines.watchdog import Stalled, Watch, Watchdog
 from schemas import settings
 from schemas.errors import FusionError
@@ -168,7 +168,8 @@ def run(
             state = guard.result.wait_until_finish()
         except (Exception, Stalled) as error:
             watchdog.leave_for_certain()
-            if (cause := guard.stalled or refusal(error)) is not None:
+            cause = guard.stalled or refusal(error) or causes.failure(error, options)
+            if cause is not None:
                 raise FusionError(cause) from error
             raise
     if guard.stalled is not None:
