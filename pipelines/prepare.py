@@ -180,6 +180,10 @@ def cut_of(
         units=len(units),
         fingerprint=stage.identity(windows.STAGE, _shaping(config), inputs),
         overwrite=config.overwrite,
+        identities={
+            split: stage.identity(windows.STAGE, _settings(config, split), inputs)
+            for split in config.shares()
+        },
     )
 
 

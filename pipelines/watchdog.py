@@ -25,9 +25,6 @@ _NOTICE_S = 120.0
 _GRACE_S = 20.0
 """Seconds after which a likely cause is told; and which each step of an ending has."""
 
-_DEAD_WORKER = "Worker subprocess exited with return code"
-"""What Beam says, in a thread that nobody listens to, when a local worker died."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Watch:
@@ -77,7 +74,6 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         """Begins to watch."""
         if self._watch is not None:
-            self._hook, threading.excepthook = threading.excepthook, self._thread_died
             self._main = threading.current_thread() is threading.main_thread()
             if self._main:
                 self._handler = signal.signal(signal.SIGUSR1, _interrupt)
@@ -87,10 +83,8 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         """Ends the watch."""
         self._over.set()
-        if self._watch is not None:
-            threading.excepthook = self._hook
-            if self._main:
-                signal.signal(signal.SIGUSR1, self._handler)
+        if self._watch is not None and self._main:
+            signal.signal(signal.SIGUSR1, self._handler)
 
     def _look(self) -> None:
         assert self._watch is not None
@@ -152,20 +146,6 @@ class Watchdog:
         if look:
             text += ". Look at " + "; ".join(look)
         return text + ". The same command does what is missing"
-
-    def _thread_died(self, args: Any) -> None:
-        """Ends the job when one of its local workers died; nobody else would."""
-        if _DEAD_WORKER not in str(args.exc_value):
-            self._hook(args)
-        elif not self._over.is_set():
-            assert self._watch is not None
-            in_work = [entry["file"] for entry in ledger.in_work(self._watch.output)]
-            self._end(
-                f"{self._watch.name}: a worker died ({args.exc_value}), so the job was"
-                f" ended; in work were {', '.join(in_work) or 'no slices'}. Was memory"
-                " short (dmesg)? Then take fewer workers. The same command does what is"
-                " missing, and a slice that kills its process is found out"
-            )
 
     def _end(self, verdict: str) -> None:
         """Brings the main thread out of its wait, by ever stronger means."""

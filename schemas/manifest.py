@@ -72,10 +72,10 @@ def present(folder: str) -> bool:
 
 
 def remove_other(folder: str, identity: str) -> None:
-    """Removes the manifest of a folder that other work than this is finished for.
+    """Removes the manifest of a folder that other work than this has finished.
 
-    Who writes a file anew calls it afterwards: a command of other settings may have
-    ended the folder meanwhile.
+    Who has published a file calls it: a command of other settings may have ended the
+    folder while the file was in work, and its manifest would not be true any more.
 
     Args:
       folder: the folder.

@@ -84,6 +84,7 @@ class Cut:
       units: how many input files there are.
       fingerprint: digest of all that shapes the output.
       overwrite: whether files of other settings are written anew.
+      identities: fingerprint of each split's manifest.
     """
 
     output: str
@@ -97,6 +98,7 @@ class Cut:
     units: int
     fingerprint: str
     overwrite: bool = False
+    identities: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def folder(self, split: str) -> str:
         """Returns the windows folder of a split."""
@@ -189,6 +191,8 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
         files.write_bytes(rejects, "".join(lines).encode())
     for split, part in parts.items():
         assert part.tables.entry is not None
+        if split in cut.identities:
+            manifest.remove_other(cut.folder(split), cut.identities[split])
         manifest.note_entry(cut.folder(split), part.tables.entry, fingerprint)
     return True
 

@@ -19,7 +19,7 @@ from transforms import attempts, ledger
 from transforms.attempts import Guards
 
 QUARANTINED = "quarantined"
-"""Key of the footer of a slice that was given up; says why."""
+"""Key of the footer of a slice that was given up; its value says why."""
 
 
 @runtime_checkable
@@ -108,8 +108,7 @@ def make(work: SliceWork, piece: Slice, given_up: str | None = None) -> None:
             work.give_up(piece, tables, given_up)
             tables.footer[QUARANTINED] = given_up
     assert tables.entry is not None
-    if work.overwrite:
-        manifest.remove_other(work.output, work.identity)
+    manifest.remove_other(work.output, work.identity)
     manifest.note_entry(work.output, tables.entry, fingerprint)
 
 
