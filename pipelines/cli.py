@@ -23,6 +23,7 @@ COMMANDS = {
     "run": ("pipelines.run", "do all stages of a recipe on this machine"),
     "verify": ("pipelines.verify", "prove from the files that nothing was lost"),
     "inspect": ("pipelines.inspect", "show windows, scores or fused rows as text"),
+    "clean": ("pipelines.clean", "remove what killed commands left behind"),
 }
 
 EXTRAS = {

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from schemas import locks
 from schemas.errors import FusionError, SchemaError
 
 Item = TypeVar("Item")
@@ -117,6 +118,29 @@ def size(path: str) -> int:
     """Returns the size of a file in bytes."""
     fs, plain = filesystem(path)
     return int(fs.size(plain))
+
+
+def temporary(folder: str) -> list[str]:
+    """Finds all files in places for temporary files, in and below a folder, sorted."""
+    fs, plain = filesystem(folder)
+    found = [path for path in fs.find(plain) if TEMPORARY in path.split("/")[:-1]]
+    return sorted(fs.unstrip_protocol(f) if _remote(fs) else f for f in found)
+
+
+def age_s(path: str, now: float) -> float:
+    """Returns for how long a file has not changed, in seconds.
+
+    Args:
+      path: the file.
+      now: the time, in seconds since the epoch.
+    """
+    fs, plain = filesystem(path)
+    return now - float(fs.modified(plain).timestamp())
+
+
+def is_local(path: str) -> bool:
+    """Says whether a path is of this machine's own tree of files."""
+    return not _remote(filesystem(path)[0])
 
 
 def names(folder: str, suffix: str = "") -> list[str]:
@@ -336,12 +360,17 @@ def _created(fs: Any, path: str) -> Any:
     """Opens a new file for writing, and makes its folder.
 
     Another command that ends removes the folder for temporary files where it is empty,
-    which may be just before the file is opened in it.
+    which may be just before the file is opened in it; and one that cleans up may take
+    a file that nobody holds yet for an orphan.
     """
     for _ in range(_TRIES):
         fs.makedirs(parent(path), exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            return fs.open(path, "wb")
+            file = fs.open(path, "wb")
+            # Whoever cleans up sees by the lock that the file is in work.
+            if _remote(fs) or locks.take_new(file):
+                return file
+            file.close()
     return fs.open(path, "wb")
 
 

@@ -252,6 +252,15 @@ def forget_entries(folder: str) -> None:
         files.remove_tree(_notes(folder))
 
 
+def folder_of_note(path: str) -> str | None:
+    """Returns the folder that a note is about; None where the path is no note's."""
+    parts = path.split("/")
+    for place in range(1, len(parts) - 1):
+        if parts[place : place + 2] == [files.TEMPORARY, _NOTES]:
+            return "/".join(parts[:place])
+    return None
+
+
 def _notes(folder: str) -> str:
     return files.join(folder, files.TEMPORARY, _NOTES)
 

@@ -1,0 +1,65 @@
+"""Locks of local files: who holds one is alive, as the kernel drops those of the dead.
+
+They tell whether a process of this machine is at work on a file, however it may have
+ended: no pid is looked up, so containers that share a folder see each other's, too.
+"""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+_UNKNOWN = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What filesystems without locks say."""
+
+_OWN_DISKS = frozenset(
+    "ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs tmpfs ramfs overlay"
+    " aufs apfs hfs".split()
+)
+"""Filesystems that no other machine writes to."""
+
+
+def take(file: Any) -> bool:
+    """Locks an open file until it is closed; False where another process has it.
+
+    A filesystem without locks has nothing to say, and lets everybody have the file.
+    """
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+    return True
+
+
+def take_new(file: Any) -> bool:
+    """Locks a file that was just made; False where it was removed before that."""
+    return take(file) and os.fstat(file.fileno()).st_nlink > 0
+
+
+def seen_by_all(path: str) -> bool:
+    """Says whether every process that may write a file takes its locks on this machine.
+
+    Other machines' locks are seen on some network filesystems only, by how they are
+    mounted: of those nothing is believed.
+    """
+    return _filesystem_of(Path(path).resolve()) in _OWN_DISKS
+
+
+def _filesystem_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """Returns the type of the filesystem that holds a path; empty where unknown."""
+    if not mounts.exists():
+        return ""
+    found: dict[str, str] = {}
+    for line in mounts.read_text().splitlines():
+        place, _, kind = line.partition(" - ")
+        found[_unescaped(place.split()[4])] = kind.split()[0]  # the last mount covers
+    holders = [str(place) for place in (path, *path.parents) if str(place) in found]
+    return found[holders[0]] if holders else ""
+
+
+def _unescaped(place: str) -> str:
+    return place.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")

@@ -1,0 +1,1 @@
+"""Kills stages at random instants, repeats them, and compares every byte."""
