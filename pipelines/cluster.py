@@ -20,6 +20,8 @@ from apache_beam.options import pipeline_options
 from apache_beam.portability.api import (
     beam_fn_api_pb2,
     beam_fn_api_pb2_grpc,
+    beam_provision_api_pb2,
+    beam_provision_api_pb2_grpc,
     endpoints_pb2,
 )
 
@@ -157,11 +159,14 @@ def is_pool(address: str) -> bool:
 
 def pool_starts_workers(address: str) -> bool:
     """Lets a pool on this machine start a worker, and sees whether it reports."""
-    control = _Control()
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(4))
-    beam_fn_api_pb2_grpc.add_BeamFnControlServicer_to_server(control, server)
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
     at = endpoints_pb2.ApiServiceDescriptor(
         url=f"localhost:{server.add_insecure_port('localhost:0')}"
+    )
+    control = _Control()
+    beam_fn_api_pb2_grpc.add_BeamFnControlServicer_to_server(control, server)
+    beam_provision_api_pb2_grpc.add_ProvisionServiceServicer_to_server(
+        _Provision(at), server
     )
     server.start()
     name = _name()
@@ -169,7 +174,10 @@ def pool_starts_workers(address: str) -> bool:
         with grpc.insecure_channel(address) as channel:
             stub = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)
             wanted = beam_fn_api_pb2.StartWorkerRequest(
-                worker_id=name, control_endpoint=at, logging_endpoint=at
+                worker_id=name,
+                control_endpoint=at,
+                logging_endpoint=at,
+                provision_endpoint=at,
             )
             try:
                 if stub.StartWorker(wanted, timeout=ANSWER_S).error:
@@ -201,3 +209,18 @@ class _Control(beam_fn_api_pb2_grpc.BeamFnControlServicer):
         self.reported.set()
         self.over.wait(START_S)
         yield from ()
+
+
+class _Provision(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
+    """Tells workers that are started by a program of their own whom to report to."""
+
+    def __init__(self, at: endpoints_pb2.ApiServiceDescriptor) -> None:
+        self._at = at
+
+    def GetProvisionInfo(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC names it
+        """Returns all that a worker must know to report."""
+        return beam_provision_api_pb2.GetProvisionInfoResponse(
+            info=beam_provision_api_pb2.ProvisionInfo(
+                control_endpoint=self._at, logging_endpoint=self._at
+            )
+        )

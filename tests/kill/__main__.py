@@ -39,8 +39,11 @@ def main() -> int:
     )
     print(rounds.table(done, bench.undisturbed))
     if not all(made.sound for made in done):
-        print(f"error: round {done[-1].round} is not sound: {done[-1]}; what it left is"
-              f" in {folder}/round", file=sys.stderr)
+        print(
+            f"error: round {done[-1].round} is not sound: {done[-1]}; what it left is"
+            f" in {folder}/round",
+            file=sys.stderr,
+        )
         return 1
     if given.page is not None:
         page.write(given.page, done, bench.undisturbed, sys.argv[1:])

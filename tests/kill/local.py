@@ -224,16 +224,16 @@ class Local:
             done_before=sum(name.startswith(FOLDERS[stage]) for name in before),
             landed=status != 0,
             same_bytes=ended == 0 and rounds.contents(run) == done,
-            untouched=all(now.get(name) == before[name] for name in _done(before.keys())),
+            untouched=all(
+                now.get(name) == before[name] for name in _done(before.keys())
+            ),
             strays=len(before.keys() - done.keys()),
             orphans=len(left),
             kept=len(rounds.orphans(mine)),
             seconds=round(time.monotonic() - begun, 1),
         )
 
-    def _kill_after(
-        self, work: Callable[[], int], folder: Path, seconds: float
-    ) -> int:
+    def _kill_after(self, work: Callable[[], int], folder: Path, seconds: float) -> int:
         pid = start(work, folder)
         time.sleep(seconds)
         os.kill(pid, 0)

@@ -9,19 +9,22 @@ import pytest
 from pipelines import fuse, score, stage, verify
 from schemas import files, fused, manifest, plan, scores
 from tests import deadly_slices
-from tests.deadly_slices import Deadly
+from tests.deadly_work import Deadly
 from tests.pipelines.conftest import fuse_config, score_config
 from transforms import attempts, ledger, slices
 from transforms.attempts import Guards
+
+pytestmark = pytest.mark.timeout(1800)
 
 LOST = 1
 """The slice that is given up."""
 
 
 def fuse_in_a_process(road: str, out: str, harm: str) -> int:
-    words = ["tests.deadly_slices", "fuse", road, out, harm, str(LOST)]
+    call = f"deadly_slices.fuse_deadly({road!r}, {out!r}, {harm!r}, {LOST})"
+    command = f"from tests import deadly_slices; {call}"
     return subprocess.run(
-        [sys.executable, "-m", *words], timeout=900, check=False
+        [sys.executable, "-c", command], timeout=1500, check=False
     ).returncode
 
 

@@ -24,6 +24,8 @@ from schemas.errors import FusionError
 from tests.transforms import deadly
 from transforms import ledger
 
+pytestmark = pytest.mark.timeout(1800)
+
 ROOT = Path(__file__).resolve().parents[2]
 STALL_S = 10.0
 

@@ -14,6 +14,8 @@ from pipelines import verify
 from schemas import files, manifest
 from schemas.errors import FusionError
 
+pytestmark = pytest.mark.timeout(1800)
+
 ROOT = Path(__file__).resolve().parents[2]
 Contents = Callable[[str], dict[str, str]]
 
@@ -37,7 +39,7 @@ def start(*words: str, limit: int | None = None) -> "subprocess.Popen[str]":
 
 def end(*processes: "subprocess.Popen[str]") -> list[tuple[int, str]]:
     """Returns each command's exit status and what it said of errors."""
-    return [(p.wait(900), p.communicate()[1]) for p in processes]
+    return [(p.wait(1500), p.communicate()[1]) for p in processes]
 
 
 def prepare_words(corpus: list[str], out: str, *more: str) -> list[str]:
