@@ -126,7 +126,8 @@ def index_unit(cut: Cut, unit: Unit) -> bool:
         for record in documents.read(unit.path, cut.fields, unit.label)
         if isinstance(record, Document) and _split(cut, record) in cut.protected
     )
-    with parquet.writer(path, _INDEX_SCHEMA, {"fingerprint": fingerprint}) as tables:
+    footer = {"fingerprint": fingerprint, "work": cut.fingerprint}
+    with parquet.writer(path, _INDEX_SCHEMA, footer) as tables:
         while group := list(itertools.islice(protected, _INDEX_GROUP)):
             numbers = np.arange(len(group), dtype=np.uint32)
             owners = np.repeat(numbers, [len(shingles) for shingles in group])
@@ -142,14 +143,23 @@ def _split(cut: Cut, document: Document) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _protected_index(folder: str, units: int, _: str) -> ProtectedIndex:
-    """Reads the shingles of all units; the fingerprint is there for the cache.
+def _protected_index(folder: str, units: int, work: str) -> ProtectedIndex:
+    """Reads the shingles of all units, written by the work of this fingerprint.
 
     The files of units that an earlier corpus had beyond these are not read.
+
+    Raises:
+      SchemaError: if a file is of other work.
     """
     rows: list[np.ndarray] = []
     for index in range(units):
         path = files.join(folder, part_name(index))
+        if parquet.footer(path).get("work") != work:
+            raise SchemaError(
+                f"{path} must be of this command's settings while it works, but another"
+                " command of other settings wrote it anew; give each its own folder,"
+                " and repeat this one"
+            )
         for table in parquet.read(path, _INDEX_SCHEMA):
             owners = table["document"].to_numpy()
             borders = np.flatnonzero(np.diff(owners)) + 1

@@ -6,6 +6,7 @@ or retried job does only what is missing, on any runner, or with none.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,8 @@ from schemas.errors import FusionError
 from schemas.plan import Slice
 from transforms import attempts, ledger
 from transforms.attempts import Guards
+
+logger = logging.getLogger(__name__)
 
 QUARANTINED = "quarantined"
 """Key of the footer of a slice that was given up; its value says why."""
@@ -122,6 +125,7 @@ def _quarantine(work: SliceWork, piece: Slice, reason: str) -> None:
             " damaged? `fusebeam verify` reads it"
         )
     ledger.remove(work.output, ledger.left(work.output, piece.output))
+    logger.warning("slice %d is given up: %s", piece.index, reason)
 
 
 class _DoSlice(beam.DoFn):
