@@ -1,15 +1,13 @@
 import dataclasses
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines import fuse, score, stage, verify
 from schemas import files, fused, manifest, plan, scores
-from tests import deadly_slices
-from tests.deadly_work import Deadly
+from tests import commands, deadly_slices
+from tests.deadly_work import Deadly, Harm
 from tests.pipelines.conftest import fuse_config, score_config
 from transforms import attempts, ledger, slices
 from transforms.attempts import Guards
@@ -20,12 +18,10 @@ LOST = 1
 """The slice that is given up."""
 
 
-def fuse_in_a_process(road: str, out: str, harm: str) -> int:
-    call = f"deadly_slices.fuse_deadly({road!r}, {out!r}, {harm!r}, {LOST})"
-    command = f"from tests import deadly_slices; {call}"
-    return subprocess.run(
-        [sys.executable, "-c", command], timeout=1500, check=False
-    ).returncode
+def fuse_in_a_process(road: str, out: str, harm: Harm) -> int:
+    log = Path(f"{out}.log")
+    call = deadly_slices.fuse_deadly
+    return commands.end(commands.start(call, road, out, harm, LOST, log=log))
 
 
 def test_a_slice_that_kills_its_process_is_given_up_and_named(

@@ -21,8 +21,7 @@ from pipelines import cluster, launch, watchdog
 from pipelines.watchdog import Watch
 from schemas import files
 from schemas.errors import FusionError
-from tests.transforms import deadly
-from transforms import ledger
+from transforms import ledger, slices
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -99,9 +98,18 @@ def server(start: Start) -> str:
 
 
 def sleep(path: str) -> str:
-    """Begins, and gives no sign of life from then on."""
-    deadly.hang(path)
+    """Begins, and gives no sign of life from then on, till the test is over."""
+    Path(f"{path}.begun").write_text("")
+    while not Path(f"{path}.over").exists():
+        time.sleep(0.2)
     return path
+
+
+@pytest.fixture(autouse=True)
+def over(out: str) -> Iterator[None]:
+    """Lets the steps of a test end with it."""
+    yield
+    Path(f"{out}.over").write_text("")
 
 
 def flags(server: str, pool: str) -> list[str]:
@@ -115,7 +123,7 @@ def flags(server: str, pool: str) -> list[str]:
 
 def run(out: str, words: list[str], stall_timeout: float = STALL_S) -> None:
     launch.run(
-        lambda root: root | beam.Create([f"{out}.begun"]) | beam.Map(sleep),
+        lambda root: root | beam.Create([out]) | beam.Map(sleep),
         words,
         Watch("test", (out,), out, stall_timeout),
     )
@@ -156,16 +164,9 @@ def test_workers_that_cannot_import_the_package_end_the_job_by_name(
     )
     with pytest.raises(FusionError, match="able to import this version of FuseBeam"):
         launch.run(
-            lambda root: root | beam.Create([out]) | beam.ParDo(launch_step()),
+            lambda root: root | beam.Create([7]) | beam.ParDo(slices._Call(len)),
             flags(server, there),
         )
-
-
-def launch_step() -> beam.DoFn:
-    """Returns a step of ours, as every job has one."""
-    from transforms import slices
-
-    return slices._Call(len)
 
 
 def test_a_pool_that_is_not_there_is_refused_before_the_job(
@@ -199,11 +200,11 @@ def test_a_job_server_that_dies_ends_the_job_by_name(
 ) -> None:
     monkeypatch.setattr(cluster, "ANSWER_S", 5.0)
     there, process = job_server(start)
-    workers = pool(
-        start,
-        f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        PYTHONPATH=str(ROOT),
-    )
+    words = [
+        "--runner=PortableRunner",
+        f"--job_endpoint={there}",
+        "--environment_type=LOOPBACK",
+    ]
 
     def harm() -> None:
         while not Path(f"{out}.begun").exists():
@@ -212,7 +213,7 @@ def test_a_job_server_that_dies_ends_the_job_by_name(
 
     threading.Thread(target=harm, daemon=True).start()
     with pytest.raises(FusionError, match=r"the job server .*died"):
-        run(out, flags(there, workers), stall_timeout=60.0)
+        run(out, words, stall_timeout=30.0)
 
 
 def test_a_job_that_stands_still_for_no_known_cause_is_ended_all_the_same(

@@ -1,18 +1,20 @@
 """Two commands at once on the same output, as real processes."""
 
 import contextlib
+import dataclasses
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-from pipelines import verify
+from pipelines import cli, verify
 from schemas import files, manifest
 from schemas.errors import FusionError
+from tests import commands
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -20,26 +22,33 @@ ROOT = Path(__file__).resolve().parents[2]
 Contents = Callable[[str], dict[str, str]]
 
 
-def start(*words: str, limit: int | None = None) -> "subprocess.Popen[str]":
-    """Starts a command; a file of it may have so many bytes, if there is a limit."""
+@dataclasses.dataclass
+class Commands:
+    """Starts commands, and awaits all of them."""
 
-    def confine() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    folder: Path
+    started: list[tuple[BaseProcess, Path]] = dataclasses.field(default_factory=list)
 
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=confine,
-    )
+    def start(self, *words: str, limit: int | None = None) -> None:
+        """Starts a command; a file of it may have so many bytes, if limited."""
+        log = self.folder / f"{len(self.started)}.log"
+        process = commands.start(cli.main, list(words), log=log, limit=limit)
+        self.started.append((process, log))
+
+    def end(self) -> list[tuple[int, str]]:
+        """Returns each command's exit status and what it said."""
+        started, self.started = self.started, []
+        return [(commands.end(process), log.read_text()) for process, log in started]
+
+    def run(self, *words: str, limit: int | None = None) -> tuple[int, str]:
+        """Runs a command alone."""
+        self.start(*words, limit=limit)
+        return self.end()[0]
 
 
-def end(*processes: "subprocess.Popen[str]") -> list[tuple[int, str]]:
-    """Returns each command's exit status and what it said of errors."""
-    return [(p.wait(1500), p.communicate()[1]) for p in processes]
+@pytest.fixture
+def at_once(tmp_path: Path) -> Commands:
+    return Commands(tmp_path)
 
 
 def prepare_words(corpus: list[str], out: str, *more: str) -> list[str]:
@@ -60,19 +69,24 @@ def fuse_words(road: str, out: str, *more: str) -> list[str]:
 
 
 def test_two_commands_of_the_same_settings_end_with_the_same_bytes(
-    road: str, out: str, contents: Contents
+    at_once: Commands, road: str, out: str, contents: Contents
 ) -> None:
     words = fuse_words(road, out, "--top_k=6")
-    ended = end(start(*words), start(*words))
+    at_once.start(*words)
+    at_once.start(*words)
+    ended = at_once.end()
     assert [status for status, _ in ended] == [0, 0], ended
     assert contents(out) == contents(f"{road}/fused")
 
 
 def test_two_preparations_of_the_same_settings_end_with_the_same_bytes(
-    corpus: list[str], out: str, contents: Contents
+    at_once: Commands, corpus: list[str], out: str, contents: Contents
 ) -> None:
     alone, words = f"{out}/alone", prepare_words(corpus, f"{out}/both")
-    ended = end(start(*prepare_words(corpus, alone)), start(*words), start(*words))
+    at_once.start(*prepare_words(corpus, alone))
+    at_once.start(*words)
+    at_once.start(*words)
+    ended = at_once.end()
     assert [status for status, _ in ended] == [0, 0, 0], ended
     assert contents(f"{out}/both") == contents(alone)
 
@@ -85,46 +99,42 @@ def proven_or_unfinished(folder: str) -> None:
 
 @pytest.mark.parametrize("more", [(), ("--overwrite",)])
 def test_two_commands_of_other_settings_never_mix(
-    more: tuple[str, ...], road: str, out: str, contents: Contents
+    more: tuple[str, ...], at_once: Commands, road: str, out: str, contents: Contents
 ) -> None:
-    ended = end(
-        start(*fuse_words(road, out, "--top_k=4")),
-        start(*fuse_words(road, out, "--top_k=6", *more)),
-    )
-    for status, told in ended:
+    at_once.start(*fuse_words(road, out, "--top_k=4"))
+    at_once.start(*fuse_words(road, out, "--top_k=6", *more))
+    for status, told in at_once.end():
         assert status == 0 or "settings" in told, told
     proven_or_unfinished(out)
-    ((status, told),) = end(start(*fuse_words(road, out, "--top_k=6", "--overwrite")))
+    status, told = at_once.run(*fuse_words(road, out, "--top_k=6", "--overwrite"))
     assert status == 0, told
     assert contents(out) == contents(f"{road}/fused")
 
 
 def test_two_preparations_of_other_settings_never_mix(
-    corpus: list[str], out: str, contents: Contents
+    at_once: Commands, corpus: list[str], out: str, contents: Contents
 ) -> None:
     both, alone = f"{out}/both", f"{out}/alone"
-    ended = end(
-        start(*prepare_words(corpus, both)),
-        start(*prepare_words(corpus, both, "--text_field=name", "--overwrite")),
-        start(*prepare_words(corpus, alone)),
-    )
-    for status, told in ended:
+    at_once.start(*prepare_words(corpus, both))
+    at_once.start(*prepare_words(corpus, both, "--text_field=name", "--overwrite"))
+    at_once.start(*prepare_words(corpus, alone))
+    for status, told in at_once.end():
         assert status == 0 or "settings" in told, told
     with contextlib.suppress(FusionError):  # a part that is not finished says so
         verify.finished([both])
         for split in ("fusion", "dev"):
             proven_or_unfinished(f"{both}/{split}")
-    ((status, told),) = end(start(*prepare_words(corpus, both, "--overwrite")))
+    status, told = at_once.run(*prepare_words(corpus, both, "--overwrite"))
     assert status == 0, told
     assert contents(both) == contents(alone)
 
 
 def test_a_disk_without_room_is_named_and_no_half_file_is_left(
-    road: str, out: str, contents: Contents
+    at_once: Commands, road: str, out: str, contents: Contents
 ) -> None:
     slices = files.stamps(f"{road}/fused", ".parquet")
     limit = max(size for size, _ in slices.values()) - 1
-    ((status, told),) = end(start(*fuse_words(road, out, "--top_k=6"), limit=limit))
+    status, told = at_once.run(*fuse_words(road, out, "--top_k=6"), limit=limit)
     assert status == 1
     lines = [line for line in told.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, told
@@ -132,7 +142,7 @@ def test_a_disk_without_room_is_named_and_no_half_file_is_left(
     assert "must fit on its disk" in lines[0]
     left = {path.parent.name for path in Path(out, ".tmp").rglob("*.*")}
     assert left <= {"entries"}  # notes of finished slices, for who ends the folder
-    ((status, told),) = end(start(*fuse_words(road, out, "--top_k=6")))
+    status, told = at_once.run(*fuse_words(road, out, "--top_k=6"))
     assert status == 0, told
     assert contents(out) == contents(f"{road}/fused")
 
