@@ -1,13 +1,14 @@
 """What every job's command has in common: flags, the runner, progress and the end."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import apache_beam as beam
@@ -159,23 +160,41 @@ def run(
     preflight.check(options)
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
-    with Watchdog(None if left_alone(flags) else watch, options) as guard:
-        try:
+    guard = Watchdog(None if left_alone(flags) else watch, options)
+    try:
+        with _quiet(), guard:
             guard.result = pipeline.run()
             if left_alone(flags):
                 return
             tell_where(guard.result, pipeline.options)
             state = guard.result.wait_until_finish()
-        except (Exception, Stalled) as error:
-            watchdog.leave_for_certain()
-            cause = guard.stalled or refusal(error) or causes.failure(error, options)
-            if cause is not None:
-                raise FusionError(cause) from error
-            raise
+    except (Exception, Stalled) as error:
+        watchdog.leave_for_certain()
+        cause = guard.stalled or refusal(error) or causes.failure(error, options)
+        if cause is not None:
+            raise FusionError(cause) from error
+        raise
     if guard.stalled is not None:
         raise FusionError(guard.stalled)
     if state is not None and str(state) != "DONE":
         raise RuntimeError(f"the job must end in state DONE, it ended in {state}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps a job server's messages from the log: the last error is in what it raises.
+
+    Beam's client logs them under no name, traces of workers among them.
+    """
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return record.funcName != "read_messages"
+
+    logging.getLogger().addFilter(is_ours)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(is_ours)
 
 
 def tell_where(result: Any, options: pipeline_options.PipelineOptions) -> None:

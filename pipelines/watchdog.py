@@ -68,7 +68,6 @@ class Watchdog:
         self.result: Any = None
         """What the runner has returned."""
         self._over = threading.Event()
-        self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> "Watchdog":
@@ -76,7 +75,7 @@ class Watchdog:
         if self._watch is not None:
             self._main = threading.current_thread() is threading.main_thread()
             if self._main:
-                self._handler = signal.signal(signal.SIGUSR1, _interrupt)
+                self._handler = signal.signal(signal.SIGUSR1, self._interrupt)
             self._thread.start()
         return self
 
@@ -98,8 +97,10 @@ class Watchdog:
                 continue
             still = time.monotonic() - since
             if still > limit:
-                self._end(self._verdict(still))
-                return
+                verdict = self._verdict(still)  # takes a minute, in which it may move
+                if self._sign(last) == last and not self._over.is_set():
+                    self._end(verdict)
+                    return
             if not told and still > min(_NOTICE_S, limit / 2):
                 told = True
                 self._notice(still)
@@ -149,8 +150,6 @@ class Watchdog:
 
     def _end(self, verdict: str) -> None:
         """Brings the main thread out of its wait, by ever stronger means."""
-        if not self._ending.acquire(blocking=False):
-            return
         self.stalled = verdict
         threading.Thread(target=self._cancel, daemon=True).start()
         if self._over.wait(_GRACE_S):
@@ -161,15 +160,15 @@ class Watchdog:
             os.write(2, f"error: {verdict}\n".encode())
             os._exit(1)
 
+    def _interrupt(self, *_: object) -> None:
+        if not self._over.is_set():
+            raise Stalled
+
     def _cancel(self) -> None:
         # Whether it can be cancelled or not, the command ends; a dead server cannot.
         with contextlib.suppress(Exception):
             if self.result is not None:
                 self.result.cancel()
-
-
-def _interrupt(*_: object) -> None:
-    raise Stalled
 
 
 def leave_for_certain() -> None:
