@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import apache_beam as beam
 from apache_beam.options import pipeline_options
 
-from pipelines import causes, preflight, watchdog
+from pipelines import causes, cluster, preflight, watchdog
 from pipelines.watchdog import Stalled, Watch, Watchdog
 from schemas import settings
 from schemas.errors import FusionError
@@ -169,7 +169,8 @@ def run(
             tell_where(guard.result, pipeline.options)
             state = guard.result.wait_until_finish()
     except (Exception, Stalled) as error:
-        watchdog.leave_for_certain()
+        if guard.stalled is not None or cluster.of(options).portable:
+            watchdog.leave_for_certain()
         cause = guard.stalled or refusal(error) or causes.failure(error, options)
         if cause is not None:
             raise FusionError(cause) from error

@@ -22,8 +22,11 @@ from schemas.errors import FusionError
 from transforms import ledger
 
 _NOTICE_S = 120.0
+"""Seconds of silence after which a likely cause is told."""
+
 _GRACE_S = 20.0
-"""Seconds after which a likely cause is told; and which each step of an ending has."""
+_LEAVE_S = 60.0
+"""Seconds that each step of an ending has, and the end of the process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +182,7 @@ def leave_for_certain() -> None:
 
     def end() -> None:
         threading.main_thread().join()
-        time.sleep(_GRACE_S)
+        time.sleep(_LEAVE_S)
         os._exit(1)
 
     threading.Thread(target=end, daemon=True).start()
