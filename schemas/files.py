@@ -31,7 +31,8 @@ Result = TypeVar("Result")
 TEMPORARY = ".tmp"
 _BLOCK_BYTES = 1 << 20
 _TRIES = 9
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _AT_ONCE = 16
 """Requests under way at once: a bucket takes many, but answers each slowly."""
 
@@ -270,7 +271,8 @@ def publish(path: str) -> Iterator[CountedFile]:
     temporary file and leaves whatever was at `path`.
 
     Raises:
-      FusionError: if the disk is full; names the path and the cure.
+      FusionError: if the disk is full, or the path may not be written; names the path
+        and the cure.
     """
     fs, final = filesystem(path)
     remote = buckets.holds(fs)
@@ -278,14 +280,20 @@ def publish(path: str) -> Iterator[CountedFile]:
         with buckets.sending(path) if remote else _renamed(fs, final) as file:
             yield CountedFile(file)
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
         # A file on its way into a bucket waits where the system's temporary files do.
         disk = f"the disk of {tempfile.gettempdir()}" if remote else "its disk"
-        raise FusionError(
-            f"{path} must fit on {disk}, which is full ({error.strerror}); free"
-            " space and repeat the command, which goes on where it stopped"
-        ) from error
+        if error.errno in _FULL:
+            raise FusionError(
+                f"{path} must fit on {disk}, which is full ({error.strerror}); free"
+                " space and repeat the command, which goes on where it stopped"
+            ) from error
+        if error.errno in _FORBIDDEN:
+            raise FusionError(
+                f"{path} must be writable for who runs this, but is not"
+                f" ({error.strerror}: {error.filename}); mend its permissions, or"
+                " choose another folder"
+            ) from error
+        raise
 
 
 @contextlib.contextmanager

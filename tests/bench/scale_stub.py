@@ -6,12 +6,9 @@ as hard to compress as real ones, and hold the token that comes next as a model 
 middling wits would: mostly in front, once in a thousand not at all.
 """
 
-import dataclasses
 import functools
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipelines import stage
 from pipelines.score import ScoreConfig
@@ -20,7 +17,7 @@ from schemas.manifest import Manifest
 from schemas.plan import Slice
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import score, tokenizer
+from transforms import tokenizer
 from transforms.score import ScoreSlices
 from transforms.scorer import ScorerSettings
 from transforms.tokenizer import Encoding, Tokenizer
@@ -92,45 +89,14 @@ def _put_gold(
     return np.where(kept, logprobs[rows, places], logprobs[:, -1] - np.float32(1))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StubSlices:
-    """Does what `ScoreSlices` does, but for the model.
-
-    Attributes:
-      asked: what would be done with a model.
-    """
-
-    asked: ScoreSlices
-
-    @property
-    def output(self) -> str:
-        """Folder of the scores."""
-        return self.asked.output
-
-    @property
-    def overwrite(self) -> bool:
-        """Whether files of other settings are written anew."""
-        return self.asked.overwrite
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Columns of the files."""
-        return self.asked.schema
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of the writer."""
-        return self.asked.options
-
-    def fingerprint(self, piece: Slice) -> str:
-        """Digests all that shapes the file of a slice."""
-        return self.asked.fingerprint(piece)
+class StubSlices(ScoreSlices):
+    """Does what `ScoreSlices` does, but for the model."""
 
     def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
         """Makes up the scores of a slice, all of them before the first is written."""
-        groups = list(windows.read_slice(self.asked.windows, piece))
+        groups = list(windows.read_slice(self.windows, piece))
         every = [window for group in groups for window in group]
-        own, k = _tokenizer(self.asked.settings.model), self.asked.settings.top_k
+        own, k = _tokenizer(self.settings.model), self.settings.top_k
         found = own.encode_windows(
             [window.text for window in every], [w.ends_document for w in every]
         )
@@ -163,7 +129,7 @@ def score_windows(config: ScoreConfig, *, finish: bool = True) -> Manifest | Non
     shaped = {"top_k": config.top_k}
     if stage.whole(config.output, scores.STAGE, shaped, inputs, overwrite=False):
         return manifest.read(config.output, scores.STAGE)
-    asked = score.ScoreSlices(
+    work = StubSlices(
         windows=config.windows,
         output=config.output,
         settings=ScorerSettings(model=config.model, top_k=config.top_k),
@@ -187,7 +153,6 @@ def score_windows(config: ScoreConfig, *, finish: bool = True) -> Manifest | Non
             count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
         )
 
-    work = StubSlices(asked=asked)
     whole = stage.do_slices(
         "score", work, config.windows, config.slices, [], describe=describe
     )
