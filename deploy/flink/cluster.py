@@ -37,7 +37,7 @@ ROOT = HERE.parent.parent
 HOME = ROOT / ".cache" / "flink" / VERSION / "pyflink"
 BOOT = HERE / "boot.py"
 HOST = "127.0.0.1"
-WAIT_S = 300.0
+WAIT_S = 600.0
 SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 """Options of a Java that starts quickly and is not meant to compute."""
 
