@@ -55,7 +55,10 @@ def explain(
     return found, look
 
 
-_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+_MISSING = re.compile(
+    r"No module named '[\w.]+'|"
+    r"Can't get attribute '\w+' on <module '(?:schemas|transforms|pipelines)[^>]*>"
+)
 
 
 def failure(
@@ -76,13 +79,12 @@ def failure(
             f" or is out of reach ({_code(error)}); was its process killed? A cluster"
             " may still work at the job. The same command does what is missing"
         )
-    if found := _NO_MODULE.search(str(error)):
+    if found := _MISSING.search(str(error)):
         place = where.pool or where.environment_config or where.environment
         return (
-            "every worker must be able to import this version of FuseBeam, but on one"
-            f" of them there is no module {found[1]!r}; install the same package where"
-            f" the workers run ({where.environment}: {place}), or name its folder in"
-            " their PYTHONPATH"
+            "every worker must be able to import this version of FuseBeam, but one of"
+            f" them cannot ({found[0]}); install the same package where the workers run"
+            f" ({where.environment}: {place}), or name its folder in their PYTHONPATH"
         )
     return None
 

@@ -68,7 +68,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
                 env={**os.environ, **environment},
                 stdout=log,
                 stderr=log,
-                cwd=environment.get("PWD", ROOT),
+                cwd=ROOT,
             )
             stack.callback(process.wait)
             stack.callback(process.kill)
@@ -145,23 +145,29 @@ def test_workers_that_cannot_import_beam_end_the_job_by_name(
     assert f"Look at the log of the worker pool at {there}" in told
 
 
+NOTHING_OF_OURS = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("schemas", "transforms", "pipelines", "tests"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+"""What Python runs at its start: then it is one where our package is not installed."""
+
+
 @pytest.mark.slow
 def test_workers_that_cannot_import_the_package_end_the_job_by_name(
     start: Start, server: str, out: str, tmp_path: Path
 ) -> None:
-    # The workers' folder has another package of that name, as an old version would be.
-    for name in ("tests", "transforms", "schemas", "pipelines"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("")
+    (tmp_path / "sitecustomize.py").write_text(NOTHING_OF_OURS)
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     bare.chmod(0o755)
-    there = pool(
-        start,
-        f"{tmp_path}:{os.environ['PATH']}",
-        PYTHONPATH=str(tmp_path),
-        PWD=str(tmp_path),
-    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    there = pool(start, path, PYTHONPATH=str(tmp_path))
     with pytest.raises(FusionError, match="able to import this version of FuseBeam"):
         launch.run(
             lambda root: root | beam.Create([7]) | beam.ParDo(slices._Call(len)),
@@ -207,13 +213,16 @@ def test_a_job_server_that_dies_ends_the_job_by_name(
     ]
 
     def harm() -> None:
+        signs = 0
         while not Path(f"{out}.begun").exists():
-            time.sleep(0.1)
+            files.write_bytes(f"{out}/{signs}", b"")
+            signs += 1
+            time.sleep(0.5)
         process.send_signal(how)
 
     threading.Thread(target=harm, daemon=True).start()
     with pytest.raises(FusionError, match=r"the job server .*died"):
-        run(out, words, stall_timeout=30.0)
+        run(out, words, stall_timeout=20.0)
 
 
 def test_a_job_that_stands_still_for_no_known_cause_is_ended_all_the_same(
