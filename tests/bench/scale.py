@@ -33,6 +33,9 @@ from tests.bench.scale_corpus import Shape
 FACTORS = (1, 3, 10, 30, 100)
 DOCUMENTS = (1_000, 3_000, 10_000)
 FIGURES = "figures.jsonl"
+DOING = "doing"
+"""Stands in a point's folder during a step: one that was stopped has done a part of its
+work, which would be skipped and not measured, so that the point begins anew."""
 CORPUS_STEPS = ("prepare", "score target", "score source", "fuse")
 SLICES_STEPS = (
     *("prepare", "do all slices", "one of an array", "skip all, describe"),
@@ -62,7 +65,7 @@ def measure(shape: Shape, output: Path) -> None:
     if known >= set(steps):
         return
     folder = output / f"{shape.factor or shape.documents:g}"
-    if not (folder / "text_bytes").exists():
+    if not (folder / "text_bytes").exists() or (folder / DOING).exists():
         shutil.rmtree(folder, ignore_errors=True)
         text_bytes = scale_corpus.make(folder, shape)
         (folder / "text_bytes").write_text(str(text_bytes))
@@ -71,6 +74,7 @@ def measure(shape: Shape, output: Path) -> None:
         if step in known:
             continue
         print(f"── {folder.name}: {step}", flush=True)
+        (folder / DOING).touch()
         taken = _run(folder, step)
         found = {
             "shape": _shape(shape),
@@ -81,6 +85,7 @@ def measure(shape: Shape, output: Path) -> None:
         }
         with figures.open("a") as file:
             file.write(json.dumps(found) + "\n")
+        (folder / DOING).unlink()
         print(
             f"   {taken['cpu_s']:.1f} s of processor, {taken['wall_s']:.1f} s,"
             f" {taken['peak_bytes'] / 1e6:,.0f} MB",

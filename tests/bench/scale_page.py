@@ -58,9 +58,11 @@ def page(corpora: Points, slices: Points) -> str:
         "### Time and memory against the corpus",
         table(_stage_rows(corpora)),
         verdict(corpora),
-        "### What `fusebeam plan` had said",
-        table(_plan_rows(corpora)),
     ]
+    foretold = [steps for steps in corpora.values() if "plan" in steps]
+    if foretold:
+        title = f"### What `fusebeam plan` had said of {_text(foretold[-1]):,.2f} MB"
+        parts += [title, table(_plan_rows(foretold[-1]))]
     if slices:
         parts += ["### Many slices", table(_slices_rows(slices))]
     return "\n\n".join(parts)
@@ -117,18 +119,10 @@ def verdict(corpora: Points) -> str:
     return "\n".join(lines)
 
 
-def _plan_rows(corpora: Points) -> Iterator[list[str]]:
-    yield ["text", "what", "foretold", "came", "foretold / came"]
-    for steps in (steps for steps in corpora.values() if "plan" in steps):
-        for what, told, came in compared(steps):
-            ratio = f"{told / came:.3f}"
-            yield [
-                f"{_text(steps):,.2f} MB",
-                what,
-                f"{told:,.0f}",
-                f"{came:,.0f}",
-                ratio,
-            ]
+def _plan_rows(steps: Mapping[str, Figure]) -> Iterator[list[str]]:
+    yield ["what", "foretold", "came", "foretold / came"]
+    for what, told, came in compared(steps):
+        yield [what, f"{told:,.0f}", f"{came:,.0f}", f"{told / came:.3f}"]
 
 
 def compared(steps: Mapping[str, Figure]) -> Iterator[tuple[str, float, float]]:

@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 34, 44
 _KEY = 26  # pixels below the panels for the names of the lines
 _COLORS = ("#3b82f6", "#e8710a", "#16a34a", "#c026d3", "#dc2626", "#0891b2")
 _STYLE = (
-    "text{font:12px sans-serif;fill:#444}.t{font-weight:bold}"
+    "text{font:12px sans-serif;fill:#6e6e6e}.t{font-weight:bold}"
     ".g{stroke:#8884;fill:none}.a{stroke:#888;fill:none}"
     "@media(prefers-color-scheme:dark){text{fill:#ccc}}"
 )
