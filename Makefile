@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= full
 PYTEST := $(BIN)/python -m pytest
+JOB_SERVER := .cache/flink/jobserver/flink-1.19-job-server-2.70.0.jar
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-runners check lint format bench results strategies templates kills golden tokenizers clean
+.PHONY: help install run test test-runners flink test-flink check lint format bench results strategies templates kills golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -45,6 +46,18 @@ $(GOBIN)/prism: Makefile
 
 test-runners: $(STAMP) $(GOBIN)/prism  ## run pipelines on Prism, which is built for it
 	$(PYTEST) tests/runners -m prism
+
+$(JOB_SERVER): deploy/flink/pom.xml
+	@for tool in java mvn; do command -v $$tool > /dev/null || { \
+	  echo "error: $$tool must be on PATH (Debian: openjdk-17-jdk-headless maven)" >&2; exit 1; }; done
+	mvn --batch-mode --quiet -Dmaven.repo.local=$(CURDIR)/.cache/m2 --file deploy/flink/pom.xml package
+	touch $@
+
+flink: $(STAMP) $(JOB_SERVER)  ## lay out Flink and Beam's job server for it, in .cache
+	$(BIN)/python -m deploy.flink.cluster install
+
+test-flink: flink  ## run the tests on a real Flink (Java 17, Maven; half an hour)
+	$(PYTEST) -m flink
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ from schemas import cooccurrences, files, manifest, plan, scores, tables
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import Manifest
 from transforms import cooccurrence, strategies
+from transforms.attempts import Guards
 from transforms.cooccurrence import CountSlices, Scored
 from transforms.functional.cooccurrence import Counts
 from transforms.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ class CountConfig:
       output: folder of the counts.
       reference: whether as the authors count.
       overwrite: whether counts of other scores are written anew.
+      guards: when the job, or a slice, is given up.
     """
 
     source: str
@@ -31,6 +33,7 @@ class CountConfig:
     output: str
     reference: bool = False
     overwrite: bool = False
+    guards: Guards = dataclasses.field(default_factory=Guards)
 
     @property
     def shaping(self) -> dict[str, bool]:
@@ -142,6 +145,7 @@ def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Mani
         None,
         runner_flags,
         describe=describe,
+        guards=config.guards,
     )
     return describe()
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import counting, launch, maps, scored, stage, weights
+from pipelines import counting, guards, launch, maps, scored, stage, weights
 from pipelines.counting import CountConfig
 from pipelines.maps import Maps
 from pipelines.weights import Weights
@@ -88,6 +88,9 @@ class FuseConfig:
         " slice: once, before many processes do --slices",
         shapes_output=False,
     )
+    stall_timeout: float = guards.stall_timeout()
+    max_slice_attempts: int = guards.max_slice_attempts()
+    element_timeout: float | None = guards.element_timeout()
     overwrite: bool = setting(
         False, help="write anew what other settings have written", shapes_output=False
     )
@@ -109,6 +112,7 @@ class FuseConfig:
             raise ValueError("sources must name at least one source")
         if self.maps_only and self.slices is not None:
             raise ValueError("maps_only does no slice: slices must be left out with it")
+        guards.of(self)
         self.named_sources()
         self._check_mixing()
 
@@ -284,6 +288,7 @@ def _counted(
             output=files.join(config.output, fuse.MAPS, maps.COUNTS, name),
             reference=config.reference,
             overwrite=config.overwrite,
+            guards=guards.of(config),
         )
         for name, place in config.named_sources().items()
         if own[name].fingerprint != alike
@@ -333,7 +338,13 @@ def fuse_scores(
         return None
     describe = functools.partial(_describe, config, inputs, shaped)
     whole = stage.do_slices(
-        "fuse", work, config.windows, config.slices, runner_flags, describe=describe
+        "fuse",
+        work,
+        config.windows,
+        config.slices,
+        runner_flags,
+        describe=describe,
+        guards=guards.of(config),
     )
     # Not part of the description: workers need not have the models' tokenizers.
     if whole or launch.left_alone(runner_flags):
@@ -397,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f" tokens, {counts['covered'] / max(1, counts['positions']):.1%} of"
             " positions covered"
         )
-        for line in slips(config, counts):
+        for line in (*manifest.losses(config.output, made), *slips(config, counts)):
             print(line)
     elif config.maps_only:
         print(f"{files.join(config.output, fuse.MAPS)} is written; no slice was done")

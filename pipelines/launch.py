@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import apache_beam as beam
 from apache_beam.options import pipeline_options
 
-from pipelines import runners, workers
+from pipelines import causes, preflight, runners, watchdog, workers
+from pipelines.watchdog import Stalled, Watch, Watchdog
 from schemas import settings
 from schemas.errors import FusionError
 
@@ -128,16 +129,22 @@ def parting_words(runner_flags: Sequence[str]) -> str:
     return "the job is written down; the service starts it, and it ends the folder"
 
 
-def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> None:
+def run(
+    build: Callable[[beam.Pipeline], Any],
+    runner_flags: Sequence[str],
+    watch: Watch | None = None,
+) -> None:
     """Runs a pipeline to its end.
 
     Args:
       build: wires the steps onto the pipeline.
       runner_flags: Beam's own flags; FnApiRunner unless `--runner` is among them. Our
         steps lie in modules, so the main module's state is not sent unless asked for.
+      watch: what shows from outside that the job moves; None = it may take for ever.
 
     Raises:
-      FusionError: if a step refused its data; the message is the step's own.
+      FusionError: if a step refused its data, with the step's own message; or if the
+        job could not begin, or stood still, with the cause.
       RuntimeError: if the runner ended in any other state than DONE.
     """
     flags = runners.settle(runner_flags, DEFAULT_RUNNER)
@@ -146,18 +153,25 @@ def run(build: Callable[[beam.Pipeline], Any], runner_flags: Sequence[str]) -> N
         flags.append("--no_save_main_session")
     # A refused step comes to the user as one line; its trace is in the error's causes.
     runners.quiet()
-    pipeline = beam.Pipeline(options=pipeline_options.PipelineOptions(flags))
+    options = pipeline_options.PipelineOptions(flags)
+    preflight.check(options)
+    pipeline = beam.Pipeline(options=options)
     build(pipeline)
-    try:
-        result = pipeline.run()
-        if left_alone(flags):
-            return
-        tell_where(result, pipeline.options)
-        state = result.wait_until_finish()
-    except Exception as error:
-        if (cause := refusal(error)) is not None:
-            raise FusionError(cause) from error
-        raise
+    with Watchdog(None if left_alone(flags) else watch, options) as guard:
+        try:
+            guard.result = pipeline.run()
+            if left_alone(flags):
+                return
+            tell_where(guard.result, pipeline.options)
+            state = guard.result.wait_until_finish()
+        except (Exception, Stalled) as error:
+            watchdog.leave_for_certain()
+            cause = guard.stalled or refusal(error) or causes.failure(error, options)
+            if cause is not None:
+                raise FusionError(cause) from error
+            raise
+    if guard.stalled is not None:
+        raise FusionError(guard.stalled)
     if state is not None and str(state) != "DONE":
         raise RuntimeError(f"the job must end in state DONE, it ended in {state}")
 

@@ -14,13 +14,14 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines import counting, inspect, launch, scored
+from pipelines import counting, guards, inspect, launch, scored
 from pipelines.counting import CountConfig
 from pipelines.inspect import Page
 from schemas import files, manifest, scores
 from schemas.errors import SchemaError
 from schemas.settings import setting
 from transforms import checkpoint, tokenizer
+from transforms.attempts import Guards
 from transforms.functional import counterparts, token_map
 from transforms.functional.token_map import TokenMap
 from transforms.tokenizer import Tokenizer
@@ -63,6 +64,7 @@ class MapConfig:
     )
     report: bool = setting(True, help="print how tokens were mapped")
     examples: int = setting(10, help="worst examples in the report")
+    stall_timeout: float = guards.stall_timeout()
     overwrite: bool = setting(
         False, help="write anew what other settings have written", shapes_output=False
     )
@@ -73,6 +75,7 @@ class MapConfig:
             raise ValueError(f"output must be a .parquet file, got {self.output!r}")
         if self.examples < 0:
             raise ValueError(f"examples must be 0 or more, got {self.examples}")
+        Guards(stall_timeout=self.stall_timeout)
 
     @property
     def counting(self) -> CountConfig:
@@ -83,6 +86,7 @@ class MapConfig:
             target=self.target,
             output=self.counts or folder,
             overwrite=self.overwrite,
+            guards=Guards(stall_timeout=self.stall_timeout),
         )
 
 

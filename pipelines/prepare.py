@@ -12,14 +12,16 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import launch, stage
+from pipelines import guards, launch, stage
+from pipelines.watchdog import Watch
 from schemas import documents, files, manifest, parquet, plan, settings, windows
 from schemas.documents import Fields
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
 from schemas.plan import Slice
 from schemas.settings import setting
-from transforms import prepare, tokenizer
+from transforms import ledger, prepare, tokenizer
+from transforms.attempts import Guards
 from transforms.functional import splits
 from transforms.prepare import AwaitUnits, Cut, DoUnits, Unit
 
@@ -78,6 +80,9 @@ class PrepareConfig:
         help="share of the documents that may be rejected, in [0, 1]",
         shapes_output=False,
     )
+    stall_timeout: float = guards.stall_timeout()
+    max_slice_attempts: int = guards.max_slice_attempts()
+    element_timeout: float | None = guards.element_timeout()
     overwrite: bool = setting(
         False, help="write anew what other settings have written", shapes_output=False
     )
@@ -100,6 +105,7 @@ class PrepareConfig:
                 f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
             )
         self.protected_splits()
+        guards.of(self)
 
     def shares(self) -> dict[str, float]:
         """Returns the share of each split; equal ones where records name theirs."""
@@ -174,6 +180,10 @@ def cut_of(
         units=len(units),
         fingerprint=stage.identity(windows.STAGE, _shaping(config), inputs),
         overwrite=config.overwrite,
+        identities={
+            split: stage.identity(windows.STAGE, _settings(config, split), inputs)
+            for split in config.shares()
+        },
     )
 
 
@@ -198,46 +208,56 @@ def prepare_corpus(
     if all(whole):
         return {s: manifest.read(f, windows.STAGE) for s, f in folders.items()}
     listed = files.join(config.output, UNITS)
-    files.write_bytes(listed, "".join(u.to_line() + "\n" for u in units).encode())
+    files.write_bytes(
+        listed, "".join(u.to_line(cut.fingerprint) + "\n" for u in units).encode()
+    )
     describe = functools.partial(_describe, config, inputs)
-    last = list(folders.values())[-1]
+    last, guarded = list(folders.values())[-1], guards.of(config)
+    places = (*folders.values(), files.join(config.output, prepare.INDEX))
     with launch.Progress(
         "prepare", len(units), lambda: (len(files.names(last, ".parquet")), 0)
     ):
         launch.run(
             lambda root: stage.ending(
-                _cut_all(root, listed, cut), describe, runner_flags
+                _cut_all(root, listed, cut, guarded), describe, runner_flags
             ),
             runner_flags,
+            Watch("prepare", places, config.output, guarded.stall_timeout),
         )
     return {} if launch.left_alone(runner_flags) else describe()
 
 
-def _cut_all(root: beam.Pipeline, listed: str, cut: Cut) -> beam.PCollection[str]:
+def _cut_all(
+    root: beam.Pipeline, listed: str, cut: Cut, guarded: Guards
+) -> beam.PCollection[str]:
     """Cuts every unit; where a split is protected, once all of it is indexed."""
     units = root | "List units" >> beam.io.ReadFromText(listed)
     if cut.protected and len(cut.protected) < len(cut.splits):
-        parts = units | "Index" >> DoUnits(cut, "index")
+        parts = units | "Index" >> DoUnits(cut, "index", guarded)
         units = parts | "Then" >> AwaitUnits(listed)
-    return units | "Cut" >> DoUnits(cut, "cut")
+    return units | "Cut" >> DoUnits(cut, "cut", guarded)
 
 
 def _describe(config: PrepareConfig, inputs: Mapping[str, Any]) -> dict[str, Manifest]:
     """Writes plan and manifest of each split, whose files are all there."""
+    cut = cut_of(config, inputs, ())
     listed = files.read_bytes(files.join(config.output, UNITS)).decode()
-    units = [Unit.from_line(line) for line in listed.splitlines()]
-    rejects = _rejects(config, units)
+    units = [prepare.unit_of(cut, line) for line in listed.splitlines()]
+    rejects = _rejects(config, cut, units)
     for place, names in (
         (prepare.REJECTS, {unit.rejects for unit in units}),
         (prepare.INDEX, {unit.part for unit in units}),
     ):
         stage.remove_others(files.join(config.output, place), names)
-    return {
+    made = {
         split: _finish(
             config, files.join(config.output, split), split, units, inputs, rejects
         )
         for split in config.shares()
     }
+    ledger.forget(config.output)
+    files.tidy(config.output)
+    return made
 
 
 def _shaping(config: PrepareConfig) -> dict[str, Any]:
@@ -264,8 +284,12 @@ def _whole(
     )
 
 
-def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
-    """Counts what was left out by reason, and refuses too many rejects."""
+def _rejects(config: PrepareConfig, cut: Cut, units: Sequence[Unit]) -> Counter[str]:
+    """Counts what was left out by reason, and refuses too many rejects.
+
+    Raises:
+      FusionError: if there are too many, or a part is of another command's settings.
+    """
     folder = files.join(config.output, prepare.REJECTS)
     reasons: Counter[str] = Counter()
     lists = [files.join(folder, unit.rejects) for unit in units]
@@ -276,7 +300,16 @@ def _rejects(config: PrepareConfig, units: Sequence[Unit]) -> Counter[str]:
         for split in config.shares()
         for unit in units
     ]
-    kept = sum(footer["documents"] for footer in files.each(parquet.footer, parts))
+    footers = files.each(parquet.footer, parts)
+    own = [cut.unit_fingerprint(unit) for _ in config.shares() for unit in units]
+    for part, footer, wanted in zip(parts, footers, own, strict=True):
+        if footer["fingerprint"] != wanted:
+            raise FusionError(
+                f"{part} must be of this command's settings when its folder is"
+                " described, but another command wrote it anew meanwhile; give each its"
+                " own folder, and repeat this one"
+            )
+    kept = sum(footer["documents"] for footer in footers)
     if not kept and not reasons:
         raise FusionError(
             f"the corpus must hold a document, but {len(units)} files hold none; are"

@@ -44,12 +44,17 @@ def run(plan: Recipe, runner_flags: Sequence[str] = ()) -> dict[str, Any]:
                 )
     for name in ("target", *plan.sources):
         with _Stage(f"score {name}") as stage:
-            stage.say(_scored(score.score_windows(plan.score(name), runner_flags)))
+            scored = score.score_windows(plan.score(name), runner_flags)
+            assert scored is not None
+            stage.say(_counts(scored, "windows", "tokens", "failed"))
+            for line in manifest.losses(plan.score(name).output, scored):
+                stage.say(line)
     with _Stage("fuse") as stage:
         fused = fuse.fuse_scores(plan.fuse, runner_flags)
         assert fused is not None
         stage.say(_counts(fused, "windows", "tokens", "positions", "covered"))
-        for line in fuse.slips(plan.fuse, fused.counts):
+        lost = manifest.losses(plan.fuse.output, fused)
+        for line in (*lost, *fuse.slips(plan.fuse, fused.counts)):
             stage.say(line)
     models = {"untouched": plan.target}
     for arm in plan.arms:
@@ -106,11 +111,6 @@ class _Slices:
 
 def _counts(made: Manifest, *names: str) -> str:
     return ", ".join(f"{made.counts[n]:,} {n.replace('_', ' ')}" for n in names)
-
-
-def _scored(made: Manifest | None) -> str:
-    assert made is not None
-    return _counts(made, "windows", "tokens", "failed")
 
 
 def train_arm(plan: Recipe, arm: Arm, stage: _Stage) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import hints, launch, stage
+from pipelines import guards, hints, launch, stage
 from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
 from schemas.settings import setting
@@ -76,6 +76,9 @@ class ScoreConfig:
         help="do only slices A-B, both included, counted from 0, without a runner",
         shapes_output=False,
     )
+    stall_timeout: float = guards.stall_timeout()
+    max_slice_attempts: int = guards.max_slice_attempts()
+    element_timeout: float | None = guards.element_timeout()
     overwrite: bool = setting(
         False, help="write anew what other settings have written", shapes_output=False
     )
@@ -95,6 +98,7 @@ class ScoreConfig:
                 f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
             )
         hints.parse(self.worker_hints)
+        guards.of(self)
 
     @property
     def scorer(self) -> ScorerSettings:
@@ -177,6 +181,7 @@ def score_windows(
         runner_flags,
         describe=describe,
         hints=hints.parse(config.worker_hints),
+        guards=guards.of(config),
     )
     score.unload()
     return describe() if whole else None
@@ -218,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{config.output}: {counts['windows']:,} windows, {counts['tokens']:,}"
             f" tokens, {counts['failed']:,} failed"
         )
+        for line in manifest.losses(config.output, made):
+            print(line)
     return 0
 
 

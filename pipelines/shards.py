@@ -23,6 +23,7 @@ from schemas.scores import Score
 from schemas.windows import Window
 from transforms import fuse, joined, rows
 from transforms.functional import chunks, tail
+from transforms.slices import QUARANTINED
 from transforms.sources import Source
 from transforms.strategies import Aligner
 
@@ -80,6 +81,7 @@ class _Shard:
             name: _source(folder, name, at, footer["eos_ids"].get(name))
             for name, at in named.items()
         }
+        self.given_up = QUARANTINED in footer
         self.sources = [models[name] for name in footer["sources"]]
         self.target = models["target"]
         self.aligner = Aligner(
@@ -112,7 +114,7 @@ def _check_file(shard: _Shard) -> tuple[int, int]:
     found = dict(_segments(shard.path))
     kept = failed = 0
     for window, target, said in shard.read():
-        if target.error is not None:
+        if target.error is not None or shard.given_up:
             failed += 1
             continue
         if (own := found.pop(window.window_id, None)) is None:

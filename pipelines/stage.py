@@ -7,13 +7,16 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import launch
+from pipelines.watchdog import Watch
 from schemas import files, manifest, parquet, plan, version
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import FileEntry, Manifest
 from schemas.plan import Slice
-from transforms import slices
-from transforms.slices import SliceWork
+from transforms import ledger, slices
+from transforms.attempts import Guards
+from transforms.slices import QUARANTINED, SliceWork
 
+_TRIES = 9
 _OURS = re.compile(r"(part|slice)-\d{6,}\.(parquet|jsonl)")
 
 
@@ -33,7 +36,8 @@ def whole(
     if not manifest.present(folder):
         return False
     found = manifest.read(folder, stage)
-    if found.fingerprint == identity(stage, settings, inputs):
+    wanted = identity(stage, settings, inputs)
+    if found.fingerprint == manifest.sealed(wanted, found.quarantined):
         return True
     if not overwrite:
         manifest.refuse_other(folder, found, {**settings, **inputs})
@@ -78,6 +82,7 @@ def do_slices(
     *,
     describe: Callable[[], Any],
     hints: Mapping[str, str] | None = None,
+    guards: Guards | None = None,
 ) -> bool:
     """Does the slices of a plan that are missing, and shows how far it is.
 
@@ -89,6 +94,7 @@ def do_slices(
       runner_flags: Beam's own.
       describe: writes the manifest; a job that nobody awaits does it as its last step.
       hints: what a worker needs to do a slice.
+      guards: when the job, or a slice, is given up.
 
     Returns:
       Whether all slices of the plan are there now, made by this work: then the caller
@@ -99,20 +105,22 @@ def do_slices(
       SchemaError: if slices beside the chosen ones are there, made by other settings,
         and `work.overwrite` is off.
     """
-    pieces = plan.read(windows)
+    pieces, guards = plan.read(windows), guards or Guards()
     mine = plan.select(pieces, chosen)
     tally = Tally(work, mine)
     with launch.Progress(name, len(mine), tally):
         if chosen is None:
-            job = name >> slices.DoSlices(windows, work, hints or {})
+            job = name >> slices.DoSlices(windows, work, hints or {}, guards)
             launch.run(
-                lambda root: ending(root | job, describe, runner_flags), runner_flags
+                lambda root: ending(root | job, describe, runner_flags),
+                runner_flags,
+                Watch(name, (work.output,), work.output, guards.stall_timeout),
             )
             if launch.left_alone(runner_flags):
                 return False
         else:
             for piece in mine:
-                slices.do_slice(work, piece)
+                slices.do_slice(work, piece, guards)
     if chosen is not None:
         return _others_are_there(work, pieces)
     if (done := tally()[0]) < len(pieces):
@@ -258,22 +266,70 @@ def finish(
       names: the files, in the order of the plan.
       count: makes the folder's counts of its files' footers.
     """
-    footers = files.each(lambda name: parquet.footer(files.join(folder, name)), names)
-    made = Manifest(
-        stage=stage,
-        fingerprint=identity(stage, settings, inputs),
-        settings=settings,
-        inputs=inputs,
-        origins={name: _seen_from(folder, name, at) for name, at in origins.items()},
-        counts=count(footers),
-        files=describe(folder, names, footers),
-        code_version=version.VERSION,
+    wanted = identity(stage, settings, inputs)
+    for _ in range(_TRIES):
+        stamps = _stamps(folder, names)
+        footers = files.each(
+            lambda name: parquet.footer(files.join(folder, name)), names
+        )
+        quarantined = _quarantined(folder, stage, wanted, names, footers)
+        made = Manifest(
+            stage=stage,
+            fingerprint=manifest.sealed(wanted, quarantined),
+            settings=settings,
+            inputs=inputs,
+            origins={n: _seen_from(folder, n, at) for n, at in origins.items()},
+            counts=count(footers),
+            files=describe(folder, names, footers),
+            code_version=version.VERSION,
+            quarantined=quarantined,
+        )
+        remove_others(folder, set(names))
+        manifest.write(folder, made)
+        if _stamps(folder, names) == stamps:
+            manifest.forget_entries(folder)
+            ledger.forget(folder)
+            files.tidy(folder)
+            return made
+        # Another command writes here: what was described is not what is there.
+        files.remove_tree(files.join(folder, manifest.NAME))
+    raise FusionError(
+        f"{folder} must be at rest when it is described, but its files were written"
+        f" {_TRIES} times meanwhile; let the other command that works in it end, and"
+        " repeat this one"
     )
-    remove_others(folder, set(names))
-    manifest.write(folder, made)
-    manifest.forget_entries(folder)
-    files.tidy(folder)
-    return made
+
+
+def _quarantined(
+    folder: str,
+    stage: str,
+    wanted: str,
+    names: Sequence[str],
+    footers: Sequence[Mapping[str, Any]],
+) -> dict[str, str]:
+    """Returns why which slices were given up.
+
+    Raises:
+      FusionError: if a slice was made by other settings; names it.
+    """
+    found = {}
+    for name, footer in zip(names, footers, strict=True):
+        if "digest" in footer:  # a slice, and not a part of a corpus
+            own = files.digest([stage, wanted, footer["digest"]])
+            if footer["fingerprint"] != own:
+                raise FusionError(
+                    f"{folder}/{name} must be of this command's settings when its"
+                    " folder is described, but another command wrote it anew meanwhile;"
+                    " give each its own folder, and repeat this one"
+                )
+        if QUARANTINED in footer:
+            found[name] = str(footer[QUARANTINED])
+    return found
+
+
+def _stamps(folder: str, names: Sequence[str]) -> dict[str, tuple[int, str]]:
+    found = files.stamps(folder, ".parquet")
+    return {name: found[name] for name in names if name in found}
 
 
 def _seen_from(folder: str, name: str, found: Any) -> Any:

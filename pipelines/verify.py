@@ -41,6 +41,7 @@ from schemas.manifest import Manifest
 from schemas.plan import Slice
 from transforms import prepare
 from transforms.functional import windows as cutting
+from transforms.slices import QUARANTINED
 
 TRAINED = "train"
 """The stage of a model's manifest; `train.publish` names it too, but loads torch."""
@@ -64,7 +65,9 @@ def verify(folders: Sequence[str]) -> list[str]:
     for folder, stage in found.items():
         made = manifest.read(folder, stage)
         check_files(folder, made)
+        _check_quarantine(folder, made)
         lines.append(f"{folder}: {CHECKS[stage](folder, made)}")
+        lines += manifest.losses(folder, made)
     return lines
 
 
@@ -139,6 +142,18 @@ def check_files(folder: str, made: Manifest) -> None:
     if (found_names := files.names(folder, ".parquet")) != stated_names:
         extra = sorted(set(found_names) - set(stated_names))
         raise SchemaError(f"{folder} holds files that its manifest does not: {extra}")
+
+
+def _check_quarantine(folder: str, made: Manifest) -> None:
+    """Checks that the manifest names the slices that were given up, and no others."""
+    for entry in made.files:
+        if entry.name.endswith(".parquet"):
+            said = parquet.footer(files.join(folder, entry.name)).get(QUARANTINED)
+            if said != (stated := made.quarantined.get(entry.name)):
+                raise SchemaError(
+                    f"{folder}/{entry.name} must be quarantined as its manifest states:"
+                    f" {stated or 'not'}, its footer says {said or 'not'}"
+                )
 
 
 def check_windows(folder: str, made: Manifest) -> str:

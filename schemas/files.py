@@ -28,7 +28,8 @@ Result = TypeVar("Result")
 TEMPORARY = ".tmp"
 _BLOCK_BYTES = 1 << 20
 _TRIES = 9
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _AT_ONCE = 16
 """Requests under way at once: a bucket takes many, but answers each slowly."""
 
@@ -299,7 +300,8 @@ def publish(path: str) -> Iterator[CountedFile]:
     temporary file and leaves whatever was at `path`.
 
     Raises:
-      FusionError: if the disk is full; names the path and the cure.
+      FusionError: if the disk is full, or the path may not be written; names the path
+        and the cure.
     """
     fs, final = filesystem(path)
     folder = parent(final)
@@ -320,6 +322,12 @@ def publish(path: str) -> Iterator[CountedFile]:
             raise FusionError(
                 f"{path} must fit on its disk, which is full ({error.strerror}); free"
                 " space and repeat the command, which goes on where it stopped"
+            ) from error
+        if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+            raise FusionError(
+                f"{path} must be writable for who runs this, but is not"
+                f" ({error.strerror}: {error.filename}); mend its permissions, or"
+                " choose another folder"
             ) from error
         raise
 

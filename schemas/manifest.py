@@ -43,6 +43,8 @@ class Manifest:
       counts: documents, windows, tokens, ... in and out, by name.
       files: the data files by name, in the order of the plan.
       code_version: version of FuseBeam that wrote it.
+      quarantined: slices that were given up and are errors throughout, by the name of
+        the file, and why; not in the file where there are none.
     """
 
     stage: str
@@ -53,17 +55,61 @@ class Manifest:
     counts: Mapping[str, int]
     files: Sequence[FileEntry]
     code_version: str
+    quarantined: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def write(folder: str, manifest: Manifest) -> None:
     """Publishes the manifest of a folder."""
     value = {"schema_version": VERSION, **dataclasses.asdict(manifest)}
+    if not manifest.quarantined:
+        del value["quarantined"]
     files.write_json(files.join(folder, NAME), value)
 
 
 def present(folder: str) -> bool:
     """Says whether a folder has a manifest, which means that it is whole."""
     return files.exists(files.join(folder, NAME))
+
+
+def remove_other(folder: str, identity: str) -> None:
+    """Removes the manifest of a folder that other work than this has finished.
+
+    Who has published a file calls it: a command of other settings may have ended the
+    folder while the file was in work, and its manifest would not be true any more.
+
+    Args:
+      folder: the folder.
+      identity: fingerprint of this work, before slices are quarantined.
+    """
+    path = files.join(folder, NAME)
+    if not files.exists(path):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        found = files.read_json(path)
+        told = sealed(identity, found.get("quarantined", {}))
+        if found.get("fingerprint") != told:
+            files.remove_tree(path)
+
+
+def sealed(identity: str, quarantined: Mapping[str, str]) -> str:
+    """Returns the fingerprint of a folder, by what shapes it and what was given up.
+
+    Slices that were given up may be made later: what was made of their errors until
+    then must be told from what is made of the rest.
+    """
+    if not quarantined:
+        return identity
+    return files.digest([identity, dict(quarantined)])
+
+
+def losses(folder: str, made: Manifest) -> list[str]:
+    """Names the slices that were given up, with the reason and the cure; or nothing."""
+    return [
+        f"quarantined: {files.join(folder, name)}: {reason}. All its windows count as"
+        f" failed; to try again, remove it and {files.join(folder, NAME)}, and"
+        " repeat the command"
+        for name, reason in made.quarantined.items()
+    ]
 
 
 def read(folder: str, stage: str) -> Manifest:

@@ -98,13 +98,16 @@ class CountSlices:
                 continue
             keys.append(self._pairs(window, *said))
             tokens += len(said[1].token_ids)
-        counts = cooccurrence.tally(keys)
-        tables.write(
-            cooccurrences.to_table(
-                (counts.source_ids, counts.target_ids, counts.counts)
-            )
-        )
+        _write(tables, cooccurrence.tally(keys))
         tables.footer.update(windows=len(keys), failed=failed, tokens=tokens)
+
+    def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:
+        """Counts nothing, and every window as failed."""
+        _write(tables, cooccurrence.tally([]))
+        tables.footer.update(windows=0, failed=piece.windows, tokens=0)
+
+    def release(self) -> None:
+        """There is nothing to let go of."""
 
     def _pairs(self, window: Window, source: Score, target: Score) -> Keys:
         """Lists the pairs of one window."""
@@ -127,6 +130,11 @@ class CountSlices:
 def _load_lexicon(folder: str, source: str, target: str) -> Lexicon:
     names = (("source", source), ("target", target))
     return strategies.load_lexicon(folder, *names, "statistics")
+
+
+def _write(tables: parquet.TableWriter, counts: Counts) -> None:
+    ids = (counts.source_ids, counts.target_ids, counts.counts)
+    tables.write(cooccurrences.to_table(ids))
 
 
 def _tokens(score: Score, side: Scored) -> Tokens:

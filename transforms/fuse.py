@@ -96,6 +96,19 @@ class FuseSlices:
                 failed += 1
             else:
                 made.append(self._fuse(window, target, candidates, costs))
+        self._write(tables, made, failed)
+
+    def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:
+        """Writes no row, and counts every window as failed; the footer says why."""
+        self._write(tables, [], piece.windows)
+
+    def release(self) -> None:
+        """There is nothing to let go of: maps are small."""
+
+    def _write(
+        self, tables: parquet.TableWriter, made: Sequence[FusedWindow], failed: int
+    ) -> None:
+        """Packs the windows of a slice and writes them."""
         table = ranks.rank_by_frequency(rows.frequencies(made, self.vocabulary_size))
         packed = self._pack(made, table)
         for start in range(0, len(packed), fused.ROW_GROUP_ROWS):

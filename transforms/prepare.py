@@ -20,8 +20,10 @@ import pyarrow as pa
 
 from schemas import documents, files, manifest, parquet, windows
 from schemas.documents import Document, Fields, Reject
+from schemas.errors import FusionError, SchemaError
 from schemas.windows import Window
-from transforms import tokenizer
+from transforms import attempts, tokenizer
+from transforms.attempts import Guards
 from transforms.functional import splits
 from transforms.functional import windows as cutting
 from transforms.functional.splits import ProtectedIndex
@@ -61,14 +63,9 @@ class Unit:
         """Name of the file that lists what was left out of it."""
         return f"part-{self.index:06d}.jsonl"
 
-    def to_line(self) -> str:
-        """Writes the unit as a line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_line(cls, line: str) -> "Unit":
-        """Reads a unit from a line of JSON."""
-        return cls(**json.loads(line))
+    def to_line(self, work: str) -> str:
+        """Writes the unit as a line of JSON, with the fingerprint of the work."""
+        return json.dumps({**dataclasses.asdict(self), "work": work})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +84,7 @@ class Cut:
       units: how many input files there are.
       fingerprint: digest of all that shapes the output.
       overwrite: whether files of other settings are written anew.
+      identities: fingerprint of each split's manifest.
     """
 
     output: str
@@ -100,6 +98,7 @@ class Cut:
     units: int
     fingerprint: str
     overwrite: bool = False
+    identities: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def folder(self, split: str) -> str:
         """Returns the windows folder of a split."""
@@ -127,7 +126,8 @@ def index_unit(cut: Cut, unit: Unit) -> bool:
         for record in documents.read(unit.path, cut.fields, unit.label)
         if isinstance(record, Document) and _split(cut, record) in cut.protected
     )
-    with parquet.writer(path, _INDEX_SCHEMA, {"fingerprint": fingerprint}) as tables:
+    footer = {"fingerprint": fingerprint, "work": cut.fingerprint}
+    with parquet.writer(path, _INDEX_SCHEMA, footer) as tables:
         while group := list(itertools.islice(protected, _INDEX_GROUP)):
             numbers = np.arange(len(group), dtype=np.uint32)
             owners = np.repeat(numbers, [len(shingles) for shingles in group])
@@ -143,14 +143,23 @@ def _split(cut: Cut, document: Document) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _protected_index(folder: str, units: int, _: str) -> ProtectedIndex:
-    """Reads the shingles of all units; the fingerprint is there for the cache.
+def _protected_index(folder: str, units: int, work: str) -> ProtectedIndex:
+    """Reads the shingles of all units, written by the work of this fingerprint.
 
     The files of units that an earlier corpus had beyond these are not read.
+
+    Raises:
+      SchemaError: if a file is of other work.
     """
     rows: list[np.ndarray] = []
     for index in range(units):
         path = files.join(folder, part_name(index))
+        if parquet.footer(path).get("work") != work:
+            raise SchemaError(
+                f"{path} must be of this command's settings while it works, but another"
+                " command of other settings wrote it anew; give each its own folder,"
+                " and repeat this one"
+            )
         for table in parquet.read(path, _INDEX_SCHEMA):
             owners = table["document"].to_numpy()
             borders = np.flatnonzero(np.diff(owners)) + 1
@@ -192,6 +201,8 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
         files.write_bytes(rejects, "".join(lines).encode())
     for split, part in parts.items():
         assert part.tables.entry is not None
+        if split in cut.identities:
+            manifest.remove_other(cut.folder(split), cut.identities[split])
         manifest.note_entry(cut.folder(split), part.tables.entry, fingerprint)
     return True
 
@@ -296,15 +307,46 @@ class _Part:
         )
 
 
+def unit_of(cut: Cut, line: str) -> Unit:
+    """Reads a unit from its line in the list.
+
+    Raises:
+      SchemaError: if the list is another command's.
+    """
+    told = json.loads(line)
+    if told.pop("work", None) != cut.fingerprint:
+        raise SchemaError(
+            f"the list of inputs in {cut.output} must be this command's while it works,"
+            " but another command of other settings has written its own; give each"
+            " command its own folder, and repeat this one"
+        )
+    return Unit(**told)
+
+
+STEPS = {"index": index_unit, "cut": cut_unit}
+
+
 class _DoUnit(beam.DoFn):
     """Indexes or cuts one unit."""
 
-    def __init__(self, cut: Cut, step: str) -> None:
-        self._cut, self._step = cut, step
+    def __init__(self, cut: Cut, step: str, guards: Guards) -> None:
+        self._cut, self._step, self._guards = cut, step, guards
 
     def process(self, line: str) -> Iterator[str]:
-        unit = Unit.from_line(line)
-        {"index": index_unit, "cut": cut_unit}[self._step](self._cut, unit)
+        unit = unit_of(self._cut, line)
+        reason = attempts.run(
+            STEPS[self._step],
+            self._cut,
+            unit,
+            output=self._cut.output,
+            name=f"{self._step}.{unit.part}",
+            guards=self._guards,
+        )
+        if reason is not None:
+            raise FusionError(
+                f"{unit.path} must be read without harm to who reads it: {reason};"
+                " mend the file, or leave it out of --inputs"
+            )
         beam.metrics.Metrics.counter(Cut, "units").inc()
         yield unit.part
 
@@ -337,15 +379,17 @@ class DoUnits(beam.PTransform):
     Attributes:
       cut: how the corpus is cut.
       step: "index" or "cut".
+      guards: how long a unit may take, and how often it may kill its process.
     """
 
     cut: Cut
     step: str
+    guards: Guards = dataclasses.field(default_factory=Guards)
 
     def expand(self, lines: beam.PCollection[str]) -> beam.PCollection[str]:
         return (
             lines
             # The list is one small file: without this all units go to one worker.
             | "Spread units" >> beam.Reshuffle()
-            | "Do units" >> beam.ParDo(_DoUnit(self.cut, self.step))
+            | "Do units" >> beam.ParDo(_DoUnit(self.cut, self.step, self.guards))
         )

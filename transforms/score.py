@@ -14,6 +14,7 @@ from schemas.errors import FusionError, SchemaError
 from schemas.plan import Slice
 from schemas.scores import Score
 from transforms import devices, scorer
+from transforms.functional import counted
 from transforms.scorer import Scorer, ScorerSettings
 
 _LOADING = threading.Lock()
@@ -125,6 +126,35 @@ class ScoreSlices:
             tokens=sum(max(0, len(s.token_ids) - 1) for s in batch.scores),
             halved_batches=batch.halved_batches,
         )
+
+    def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:
+        """Writes every window of a slice as failed."""
+        k, samples = self.settings.top_k, self.settings.tail_samples
+        for group in windows.read_slice(self.windows, piece):
+            rows = [
+                scores.failed(
+                    window.window_id,
+                    counted.counted_bytes(len(window.text.encode()), window.loss_spans),
+                    reason,
+                    k,
+                    samples,
+                )
+                for window in group
+            ]
+            tables.write(scores.to_table(rows, self.schema))
+        if samples:
+            tables.footer["tail_samples"] = samples
+        tables.footer.update(
+            k=k,
+            windows=tables.rows,
+            failed=tables.rows,
+            tokens=0,
+            halved_batches=0,
+        )
+
+    def release(self) -> None:
+        """Lets go of the model."""
+        unload()
 
     def _check(self, piece: Slice, scored: list[Score]) -> None:
         errors = [s.error for s in scored if s.error is not None]

@@ -6,6 +6,7 @@ or retried job does only what is missing, on any runner, or with none.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +14,15 @@ import apache_beam as beam
 import pyarrow as pa
 
 from schemas import files, manifest, parquet, plan
+from schemas.errors import FusionError
 from schemas.plan import Slice
+from transforms import attempts, ledger
+from transforms.attempts import Guards
+
+logger = logging.getLogger(__name__)
+
+QUARANTINED = "quarantined"
+"""Key of the footer of a slice that was given up; its value says why."""
 
 
 @runtime_checkable
@@ -23,6 +32,10 @@ class SliceWork(Protocol):
     @property
     def output(self) -> str:
         """Folder that the slices' files go to."""
+
+    @property
+    def identity(self) -> str:
+        """Digest of all that shapes the folder's bytes."""
 
     @property
     def overwrite(self) -> bool:
@@ -42,37 +55,89 @@ class SliceWork(Protocol):
     def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
         """Writes the row groups of a slice and fills in its footer."""
 
+    def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:
+        """Does as `fill` where every window failed, without looking closer at any."""
 
-def do_slice(work: SliceWork, piece: Slice) -> bool:
+    def release(self) -> None:
+        """Lets go of what this process holds in memory to fill slices."""
+
+
+def do_slice(work: SliceWork, piece: Slice, guards: Guards | None = None) -> bool:
     """Makes the file of a slice, unless it is done.
+
+    A slice that keeps killing its process, or takes too long, is quarantined: its file
+    says so and why, and has an error for each window, so that counts and positions
+    hold. See `attempts`.
 
     Returns:
       Whether there was anything to do.
 
     Raises:
       SchemaError: if a file of other settings is in the way.
+      FusionError: if not even errors could be written; names the slice.
+    """
+    path = files.join(work.output, piece.output)
+    if parquet.done(path, work.fingerprint(piece), overwrite=work.overwrite):
+        return False
+    reason = attempts.run(
+        make,
+        work,
+        piece,
+        output=work.output,
+        name=piece.output,
+        guards=guards or Guards(),
+        release=work.release,
+    )
+    if reason is not None:
+        _quarantine(work, piece, reason)
+    return True
+
+
+def make(work: SliceWork, piece: Slice, given_up: str | None = None) -> None:
+    """Writes the file of a slice.
+
+    Args:
+      work: what to do with it.
+      piece: the slice.
+      given_up: why it is not done, but quarantined.
     """
     path = files.join(work.output, piece.output)
     fingerprint = work.fingerprint(piece)
-    if parquet.done(path, fingerprint, overwrite=work.overwrite):
-        return False
     footer = {"fingerprint": fingerprint, "slice": piece.index, "digest": piece.digest}
     with parquet.writer(path, work.schema, footer, **work.options) as tables:
-        work.fill(piece, tables)
+        if given_up is None:
+            work.fill(piece, tables)
+        else:
+            work.give_up(piece, tables, given_up)
+            tables.footer[QUARANTINED] = given_up
     assert tables.entry is not None
+    manifest.remove_other(work.output, work.identity)
     manifest.note_entry(work.output, tables.entry, fingerprint)
-    return True
+
+
+def _quarantine(work: SliceWork, piece: Slice, reason: str) -> None:
+    """Publishes a slice as errors; its windows are read where they can harm nobody."""
+    death = attempts.in_own_process(make, work, piece, reason)
+    if death is not None:
+        raise FusionError(
+            f"slice {piece.index} cannot be quarantined: {reason}; and when its windows"
+            f" were only read, the process {death}: is {piece.file} of the windows"
+            " damaged? `fusebeam verify` reads it"
+        )
+    ledger.remove(work.output, ledger.left(work.output, piece.output))
+    logger.warning("slice %d is given up: %s", piece.index, reason)
 
 
 class _DoSlice(beam.DoFn):
     """Calls `do_slice` and counts what it did."""
 
-    def __init__(self, work: SliceWork) -> None:
-        self._work = work
+    def __init__(self, work: SliceWork, guards: Guards) -> None:
+        self._work, self._guards = work, guards
 
     def process(self, line: str) -> Iterator[str]:
         piece = plan.from_line(line)
-        name = "slices_done" if do_slice(self._work, piece) else "slices_skipped"
+        done = do_slice(self._work, piece, self._guards)
+        name = "slices_done" if done else "slices_skipped"
         beam.metrics.Metrics.counter(type(self._work), name).inc()
         yield piece.output
 
@@ -86,11 +151,13 @@ class DoSlices(beam.PTransform):
       work: what to do with a slice.
       hints: what a worker needs for that, as Beam's resource hints. They are on this
         step alone: the shuffle before it parts it from what any worker can do.
+      guards: how long a slice may take, and how often it may kill its process.
     """
 
     windows: str
     work: SliceWork
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    guards: Guards = dataclasses.field(default_factory=Guards)
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[str]:
         return (
@@ -99,7 +166,9 @@ class DoSlices(beam.PTransform):
             # The plan is one small file: without this all slices go to one worker.
             | "Spread slices" >> beam.Reshuffle()
             | "Do slices"
-            >> beam.ParDo(_DoSlice(self.work)).with_resource_hints(**self.hints)
+            >> beam.ParDo(_DoSlice(self.work, self.guards)).with_resource_hints(
+                **self.hints
+            )
         )
 
 

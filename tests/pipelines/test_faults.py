@@ -47,6 +47,16 @@ class Flaky:
     def fingerprint(self, piece: Slice) -> str:
         return self.work.fingerprint(piece)
 
+    @property
+    def identity(self) -> str:
+        return self.work.identity
+
+    def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:
+        self.work.give_up(piece, tables, reason)
+
+    def release(self) -> None:
+        self.work.release()
+
     def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
         self.work.fill(piece, tables)
         if piece.index == self.slice:

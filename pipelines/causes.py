@@ -1,0 +1,163 @@
+"""Why a job stands still: asks what takes part in it, and says where to look."""
+
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+from apache_beam.options import pipeline_options
+from apache_beam.runners.portability import portable_runner
+
+from pipelines import cluster
+from pipelines.cluster import Cluster
+
+
+def explain(
+    options: pipeline_options.PipelineOptions,
+    result: Any,
+    in_work: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[str]]:
+    """Looks for what keeps a job from moving.
+
+    Args:
+      options: of the job.
+      result: what the runner returned, or None if it has not yet.
+      in_work: attempts in the ledger.
+
+    Returns:
+      Causes that were found, and where to look for others.
+    """
+    where = cluster.of(options)
+    found, look = [], []
+    for entry in in_work:
+        look.append(
+            f"{entry['file']} was in work on {entry['host']}, process {entry['pid']},"
+            f" {entry['seconds']:g} seconds after its begin"
+        )
+    if isinstance(result, portable_runner.PipelineResult):
+        found += _job_server(result)
+    if where.flink is not None:
+        causes, places = _flink(where)
+        found, look = found + causes, look + places
+    if where.pool is not None:
+        found += _pool(where)
+        look.append(f"the log of the worker pool at {where.pool}")
+    if where.environment == "PROCESS" and where.portable:
+        look.append("the logs of the TaskManagers, which hold what the workers print")
+    google = options.view_as(pipeline_options.GoogleCloudOptions)
+    if where.runner == "DataflowRunner" and google.project:
+        look.append(f"the job's page in the console of project {google.project}")
+    if not where.portable and where.runner != "DataflowRunner":
+        look.append(
+            "whether a process of this command was killed (dmesg: out of memory)"
+        )
+    return found, look
+
+
+_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+
+
+def failure(
+    error: BaseException, options: pipeline_options.PipelineOptions
+) -> str | None:
+    """Names the cause of an error that portable runners tell in their own words.
+
+    Returns:
+      What must hold and where to look, or None for other errors.
+    """
+    where = cluster.of(options)
+    if not where.portable:
+        return None
+    if isinstance(error, grpc.RpcError):
+        address = where.job_endpoint or "that this command started"
+        return (
+            f"the job server {address} must live until the job has ended, but it died"
+            f" or is out of reach ({_code(error)}); was its process killed? A cluster"
+            " may still work at the job. The same command does what is missing"
+        )
+    if found := _NO_MODULE.search(str(error)):
+        place = where.pool or where.environment_config or where.environment
+        return (
+            "every worker must be able to import this version of FuseBeam, but on one"
+            f" of them there is no module {found[1]!r}; install the same package where"
+            f" the workers run ({where.environment}: {place}), or name its folder in"
+            " their PYTHONPATH"
+        )
+    return None
+
+
+def _code(error: grpc.RpcError) -> str:
+    return str(error.code().name) if isinstance(error, grpc.Call) else str(error)
+
+
+def _job_server(result: portable_runner.PipelineResult) -> list[str]:
+    """Asks the job server for the job; a thread, as a dead one may never answer."""
+    told: list[Any] = []
+
+    def ask() -> None:
+        try:
+            told.append(result.state)
+        except Exception as error:
+            told.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(cluster.ANSWER_S)
+    if told and not isinstance(told[0], Exception):
+        return []
+    return [
+        "the job server died or does not answer: was its process killed? One that this"
+        " command starts logs to --job_server_jvm_properties' targets and to standard"
+        " error; one of --job_endpoint where it was started. A cluster may still work"
+        " at the job"
+    ]
+
+
+def _flink(where: Cluster) -> tuple[list[str], list[str]]:
+    assert where.flink is not None
+    found, look = [], []
+    try:
+        there = cluster.ask_flink(where.flink, "overview")
+        for job in cluster.unfinished_jobs(where.flink)[:1]:
+            tasks, total = job["tasks"], there["slots-total"]
+            if waiting := tasks["scheduled"]:
+                found.append(
+                    f"too few slots: {waiting} tasks wait for one, the cluster at"
+                    f" {where.flink} has {total}, {there['slots-available']} of them"
+                    f" free, on {there['taskmanagers']} TaskManagers; start more, lower"
+                    " --parallelism, or wait for other jobs with a longer"
+                    " --stall_timeout"
+                )
+            told = cluster.ask_flink(where.flink, f"jobs/{job['jid']}/exceptions")
+            last = str(told.get("root-exception") or "").partition("\n")[0]
+            look.append(
+                f"{where.flink}/#/job/running/{job['jid']}/exceptions, where the job is"
+                f" {job['state']}{f': {last}' if last else ''}"
+            )
+            look.append("the logs of the TaskManagers")
+    except (OSError, ValueError, KeyError) as error:
+        found.append(
+            f"Flink's JobManager at {where.flink} does not answer ({error}): is it up?"
+            " Its log says why not"
+        )
+    return found, look
+
+
+def _pool(where: Cluster) -> list[str]:
+    """Tries the worker pool, where it is on this machine as all else."""
+    assert where.pool is not None
+    if not where.is_here:
+        return []
+    if not cluster.is_pool(where.pool):
+        return [
+            f"no worker pool answers at --environment_config={where.pool}: start it, or"
+            " mend the address"
+        ]
+    if not cluster.pool_starts_workers(where.pool):
+        return [
+            f"the worker pool at {where.pool} starts workers that do not report: its"
+            " `python`, the first on its PATH, must be able to import apache_beam and"
+            " this package; its log has the error"
+        ]
+    return []

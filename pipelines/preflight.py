@@ -1,0 +1,106 @@
+"""Looks before a job is sent whether it can begin at all; asks, and starts nothing.
+
+Refused is what cannot work. What may be well and is only not seen from here, as the
+worker pools beside far TaskManagers, is left to the watchdog.
+"""
+
+import json
+import os
+import shutil
+import urllib.error
+
+from apache_beam.options import pipeline_options
+
+from pipelines import cluster
+from pipelines.cluster import Cluster
+from schemas.errors import FusionError
+
+
+def check(options: pipeline_options.PipelineOptions) -> None:
+    """Checks a job's flags against what answers at the addresses they name.
+
+    Raises:
+      FusionError: if the job could not begin; names what must hold, and the cure.
+    """
+    where = cluster.of(options)
+    if not where.portable:
+        return
+    if where.flink is not None:
+        _check_flink(where)
+    if where.runner == "FlinkRunner" and where.job_endpoint is None:
+        _check_job_server(options)
+    if where.job_endpoint and not cluster.answers_grpc(where.job_endpoint):
+        raise FusionError(
+            f"a job server must answer at --job_endpoint={where.job_endpoint}, but"
+            f" nothing there speaks gRPC within {cluster.ANSWER_S:g} seconds; start it,"
+            " or mend the address"
+        )
+    if where.is_here:
+        _check_workers(where)
+
+
+def _check_flink(where: Cluster) -> None:
+    assert where.flink is not None
+    try:
+        there = cluster.ask_flink(where.flink, "overview")
+        version, total = str(there["flink-version"]), int(there["slots-total"])
+        few = where.parallelism is not None and where.parallelism > total
+        elastic = few and cluster.is_elastic(where.flink)
+    except (OSError, ValueError, KeyError) as error:
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise FusionError(
+            f"Flink's JobManager must answer at --flink_master, {where.flink}/overview,"
+            f" but does not ({cause}); is the cluster up, and is this its REST address?"
+        ) from error
+    if not f"{version}.".startswith(f"{where.flink_version}."):
+        raise FusionError(
+            f"--flink_version must be that of the cluster at {where.flink}, {version},"
+            f" got {where.flink_version}"
+        )
+    if few and not elastic:
+        raise FusionError(
+            f"the cluster at {where.flink} must have a slot for each of"
+            f" --parallelism={where.parallelism}, it has {total}"
+            f" ({there['taskmanagers']} TaskManagers); start more TaskManagers, or take"
+            f" --parallelism={max(total, 1)}"
+        )
+
+
+def _check_job_server(options: pipeline_options.PipelineOptions) -> None:
+    """Looks for what Beam starts the job server with."""
+    java = options.view_as(pipeline_options.JobServerOptions).job_server_java_launcher
+    if shutil.which(java) is None:
+        raise FusionError(
+            f"the job server needs Java 11 or newer, and {java!r} is not to be found;"
+            " install it, name it by --job_server_java_launcher, or name a job server"
+            " that runs already by --job_endpoint"
+        )
+    jar = options.view_as(pipeline_options.FlinkRunnerOptions).flink_job_server_jar
+    if jar and "://" not in jar and not os.path.exists(jar):
+        raise FusionError(
+            f"--flink_job_server_jar must be a file, {jar} is not there; build it, or"
+            " leave the flag out where Beam can fetch its own"
+        )
+
+
+def _check_workers(where: Cluster) -> None:
+    """Looks for what starts the workers, where that is on this machine."""
+    if where.pool is not None and not cluster.is_pool(where.pool):
+        raise FusionError(
+            f"a worker pool must answer at --environment_config={where.pool}, but none"
+            " does; start one (python -m apache_beam.runners.worker.worker_pool_main"
+            " --service_port=PORT), or mend the address"
+        )
+    if where.environment == "PROCESS":
+        try:
+            command = json.loads(where.environment_config)["command"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FusionError(
+                '--environment_config must be JSON {"command": PATH} for'
+                f" --environment_type=PROCESS, got {where.environment_config!r}"
+            ) from error
+        if shutil.which(command) is None:
+            raise FusionError(
+                f"the command of --environment_config, {command}, must be a program"
+                " that may be run; it is not"
+            )

@@ -1,0 +1,186 @@
+"""Ends a job that shows no sign of life, and says why.
+
+Signs are seen from outside, in the output: files that are finished, and attempts in the
+ledger, which workers renew however long a slice takes (`transforms.ledger`). So a slice
+of hours is no stall, on any filesystem and any runner.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from apache_beam.options import pipeline_options
+
+from pipelines import causes
+from schemas import files
+from schemas.errors import FusionError
+from transforms import ledger
+
+_NOTICE_S = 120.0
+_GRACE_S = 20.0
+"""Seconds after which a likely cause is told; and which each step of an ending has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What shows that a job moves.
+
+    Attributes:
+      name: of the stage, for people.
+      folders: where its finished files appear.
+      output: the folder that has the ledger.
+      stall_timeout: seconds without a change, after which the job is ended.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    output: str
+    stall_timeout: float
+
+    def sign(self) -> list[Any]:
+        """Returns what changes when anything moves."""
+        return [files.stamps(at) for at in (*self.folders, ledger.folder(self.output))]
+
+
+class Stalled(BaseException):
+    """Brings the main thread out of a wait without end; never leaves this package."""
+
+
+class Watchdog:
+    """Watches a job while its block runs.
+
+    Args:
+      watch: what shows that it moves; None = nothing is watched.
+      options: of the job.
+    """
+
+    def __init__(
+        self, watch: Watch | None, options: pipeline_options.PipelineOptions
+    ) -> None:
+        self._watch, self._options = watch, options
+        self.stalled: str | None = None
+        """Why the job was ended, if it was."""
+        self.result: Any = None
+        """What the runner has returned."""
+        self._over = threading.Event()
+        self._ending = threading.Lock()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        """Begins to watch."""
+        if self._watch is not None:
+            self._main = threading.current_thread() is threading.main_thread()
+            if self._main:
+                self._handler = signal.signal(signal.SIGUSR1, _interrupt)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the watch."""
+        self._over.set()
+        if self._watch is not None and self._main:
+            signal.signal(signal.SIGUSR1, self._handler)
+
+    def _look(self) -> None:
+        assert self._watch is not None
+        limit = self._watch.stall_timeout
+        period = min(_GRACE_S, max(0.2, limit / 10))
+        last, since, told = self._sign(None), time.monotonic(), False
+        while not self._over.wait(period):
+            now = self._sign(last)
+            if now != last:
+                last, since, told = now, time.monotonic(), False
+                continue
+            still = time.monotonic() - since
+            if still > limit:
+                self._end(self._verdict(still))
+                return
+            if not told and still > min(_NOTICE_S, limit / 2):
+                told = True
+                self._notice(still)
+
+    def _sign(self, last: Any) -> Any:
+        """Returns the signs of life; the last ones where they cannot be seen now."""
+        assert self._watch is not None
+        try:
+            return self._watch.sign()
+        except (OSError, FusionError):
+            return last
+
+    def _notice(self, still: float) -> None:
+        """Tells a cause that can be mended before the job is given up."""
+        assert self._watch is not None
+        found, _ = self._causes()
+        if found and not self._over.is_set():
+            print(
+                f"{self._watch.name}: no sign of life for {still:.0f} seconds:"
+                f" {found[0]}",
+                file=sys.stderr,
+            )
+
+    def _causes(self) -> tuple[list[str], list[str]]:
+        assert self._watch is not None
+        try:
+            in_work = ledger.in_work(self._watch.output)
+        except OSError as error:
+            unseen = [f"{self._watch.output} cannot be listed from here ({error})"]
+            return unseen, []
+        return causes.explain(self._options, self.result, in_work)
+
+    def _verdict(self, still: float) -> str:
+        assert self._watch is not None
+        found, look = self._causes()
+        text = (
+            f"{self._watch.name}: no worker gave a sign of life for {still:.0f} seconds"
+            f" (--stall_timeout={self._watch.stall_timeout:g}), so the job was ended. "
+        )
+        if found:
+            text += "; ".join(found)
+        else:
+            text += "What holds it is unknown: all that could be asked answers"
+        if look:
+            text += ". Look at " + "; ".join(look)
+        return text + ". The same command does what is missing"
+
+    def _end(self, verdict: str) -> None:
+        """Brings the main thread out of its wait, by ever stronger means."""
+        if not self._ending.acquire(blocking=False):
+            return
+        self.stalled = verdict
+        threading.Thread(target=self._cancel, daemon=True).start()
+        if self._over.wait(_GRACE_S):
+            return
+        if self._main:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        if not self._over.wait(_GRACE_S):
+            os.write(2, f"error: {verdict}\n".encode())
+            os._exit(1)
+
+    def _cancel(self) -> None:
+        # Whether it can be cancelled or not, the command ends; a dead server cannot.
+        with contextlib.suppress(Exception):
+            if self.result is not None:
+                self.result.cancel()
+
+
+def _interrupt(*_: object) -> None:
+    raise Stalled
+
+
+def leave_for_certain() -> None:
+    """Sees that the process ends once its main thread has, after a job that failed.
+
+    Threads of a runner may wait for a dead server or worker for ever.
+    """
+
+    def end() -> None:
+        threading.main_thread().join()
+        time.sleep(_GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()

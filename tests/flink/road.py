@@ -1,0 +1,102 @@
+"""The demo's tiny recipe in the small: the same stages, models made in a moment."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import recipe
+from pipelines.recipe import Recipe
+from schemas import files
+from tests import tiny
+from tests.kill import local
+
+ROOT = Path(__file__).parent.parent.parent
+JAR = ROOT / ".cache" / "flink" / "jobserver" / "flink-1.19-job-server-2.70.0.jar"
+FILES = 8
+RECIPE = """
+output = "unused"
+
+[corpus]
+inputs = ["{inputs}/corpus"]
+id_field = "name"
+domain_field = "kind"
+
+[prepare]
+splits = "fusion=.6,dev=.2,heldout=.2"
+max_bytes = 300
+group_windows = 4
+slice_bytes = 1000
+
+[target]
+model = "{inputs}/llama"
+
+[sources.writer]
+model = "{inputs}/neox"
+
+[sources.expert]
+model = "{inputs}/other"
+
+[score]
+top_k = 6
+threads = 1
+batch_tokens = 512
+
+[fuse]
+top_k = 6
+seq_length = 512
+
+[arms.fused]
+clm_weight = 0.5
+"""
+
+
+def make_inputs(folder: Path) -> None:
+    """Writes corpus, models and recipe."""
+    (folder / "corpus").mkdir(parents=True)
+    for pair in range(0, FILES, 2):
+        made = tiny.corpus(folder / "made", 8, 12 + 4 * pair)
+        for number, path in enumerate(made, pair):
+            shutil.move(path, folder / "corpus" / f"{number}.jsonl")
+    tiny.llama(folder / "llama")
+    tiny.neox(folder / "neox")
+    tiny.llama(folder / "other", seed=2)
+    (folder / "recipe.toml").write_text(RECIPE.format(inputs=folder))
+
+
+def read(inputs: Path, output: Path) -> Recipe:
+    """Reads the recipe, with paths that workers understand wherever they run."""
+    return recipe.read(str(inputs / "recipe.toml"), str(output.absolute()))
+
+
+def commands(plan: Recipe) -> dict[str, list[str]]:
+    """Returns the command lines of all that runs on Flink, by what they write."""
+    made = {"windows": ["prepare", *local.flags(plan.prepare)]}
+    for name in ("target", *plan.sources):
+        made[f"scores/{name}"] = ["score", *local.flags(plan.score(name))]
+    return {**made, "fused": ["fuse", *local.flags(plan.fuse)]}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digests every file of a run, but what is temporary."""
+    return {
+        str(path.relative_to(folder)): files.checksum(str(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and files.TEMPORARY not in path.parts
+    }
+
+
+def call(
+    module: str, words: Sequence[str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Runs a module of ours as a command, in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

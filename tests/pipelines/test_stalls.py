@@ -1,0 +1,394 @@
+"""Jobs that cannot make progress, each with real servers and workers on loopback."""
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+
+from pipelines import cluster, launch, watchdog
+from pipelines.watchdog import Watch
+from schemas import files
+from schemas.errors import FusionError
+from transforms import ledger, slices
+
+pytestmark = pytest.mark.timeout(1800)
+
+ROOT = Path(__file__).resolve().parents[2]
+STALL_S = 10.0
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets an ending take seconds."""
+    monkeypatch.setattr(watchdog, "_GRACE_S", 5.0)
+    # What ends a process that cannot end itself would end the tests'.
+    monkeypatch.setattr(watchdog, "leave_for_certain", lambda: None)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+Start = Callable[..., tuple[str, "subprocess.Popen[bytes]"]]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Returns a function that starts a server of Beam's and waits till it answers."""
+    logs = tmp_path_factory.mktemp("logs")
+    with contextlib.ExitStack() as stack:
+
+        def begin(
+            module: str, flag: str, **environment: str
+        ) -> tuple[str, "subprocess.Popen[bytes]"]:
+            port = free_port()
+            log = stack.enter_context(open(logs / f"{port}.log", "wb"))
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    f"apache_beam.runners.{module}",
+                    flag,
+                    str(port),
+                ],
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=log,
+                cwd=environment.get("PWD", ROOT),
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            deadline = time.monotonic() + 300
+            while not cluster.answers_grpc(f"localhost:{port}"):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+            return f"localhost:{port}", process
+
+        yield begin
+
+
+def job_server(start: Start) -> tuple[str, "subprocess.Popen[bytes]"]:
+    return start("portability.local_job_service_main", "-p")
+
+
+def pool(start: Start, path: str, **more: str) -> str:
+    """Starts a pool whose `python` is the first on a path."""
+    module = "worker.worker_pool_main"
+    return start(module, "--service_port", PATH=path, **more)[0]
+
+
+@pytest.fixture(scope="module")
+def server(start: Start) -> str:
+    """Returns the address of a job server."""
+    return job_server(start)[0]
+
+
+def sleep(path: str) -> str:
+    """Begins, and gives no sign of life from then on, till the test is over."""
+    Path(f"{path}.begun").write_text("")
+    while not Path(f"{path}.over").exists():
+        time.sleep(0.2)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def over(out: str) -> Iterator[None]:
+    """Lets the steps of a test end with it."""
+    yield
+    Path(f"{out}.over").write_text("")
+
+
+def flags(server: str, pool: str) -> list[str]:
+    return [
+        "--runner=PortableRunner",
+        f"--job_endpoint={server}",
+        "--environment_type=EXTERNAL",
+        f"--environment_config={pool}",
+    ]
+
+
+def run(out: str, words: list[str], stall_timeout: float = STALL_S) -> None:
+    launch.run(
+        lambda root: root | beam.Create([out]) | beam.Map(sleep),
+        words,
+        Watch("test", (out,), out, stall_timeout),
+    )
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_import_beam_end_the_job_by_name(
+    start: Start, server: str, out: str, tmp_path: Path
+) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
+    bare.chmod(0o755)
+    there = pool(start, f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(FusionError) as ended:
+        run(out, flags(server, there))
+    told = str(ended.value)
+    assert "no worker gave a sign of life" in told
+    assert f"the worker pool at {there} starts workers that do not report" in told
+    assert f"Look at the log of the worker pool at {there}" in told
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_import_the_package_end_the_job_by_name(
+    start: Start, server: str, out: str, tmp_path: Path
+) -> None:
+    # The workers' folder has another package of that name, as an old version would be.
+    for name in ("tests", "transforms", "schemas", "pipelines"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    bare.chmod(0o755)
+    there = pool(
+        start,
+        f"{tmp_path}:{os.environ['PATH']}",
+        PYTHONPATH=str(tmp_path),
+        PWD=str(tmp_path),
+    )
+    with pytest.raises(FusionError, match="able to import this version of FuseBeam"):
+        launch.run(
+            lambda root: root | beam.Create([7]) | beam.ParDo(slices._Call(len)),
+            flags(server, there),
+        )
+
+
+def test_a_pool_that_is_not_there_is_refused_before_the_job(
+    server: str, out: str
+) -> None:
+    nowhere = f"localhost:{free_port()}"
+    with pytest.raises(FusionError, match=f"a worker pool must answer.*{nowhere}"):
+        run(out, flags(server, nowhere))
+
+
+def test_an_address_that_is_no_pool_is_refused_before_the_job(
+    server: str, out: str
+) -> None:
+    with pytest.raises(FusionError, match=f"a worker pool must answer.*{server}"):
+        run(out, flags(server, server))
+
+
+def test_a_job_server_that_is_not_there_is_refused_before_the_job(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_S", 1.0)
+    nowhere = f"localhost:{free_port()}"
+    with pytest.raises(FusionError, match=f"a job server must answer.*{nowhere}"):
+        run(out, flags(nowhere, nowhere))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_job_server_that_dies_ends_the_job_by_name(
+    start: Start, out: str, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_S", 5.0)
+    there, process = job_server(start)
+    words = [
+        "--runner=PortableRunner",
+        f"--job_endpoint={there}",
+        "--environment_type=LOOPBACK",
+    ]
+
+    def harm() -> None:
+        while not Path(f"{out}.begun").exists():
+            time.sleep(0.1)
+        process.send_signal(how)
+
+    threading.Thread(target=harm, daemon=True).start()
+    with pytest.raises(FusionError, match=r"the job server .*died"):
+        run(out, words, stall_timeout=30.0)
+
+
+def test_a_job_that_stands_still_for_no_known_cause_is_ended_all_the_same(
+    out: str,
+) -> None:
+    with pytest.raises(FusionError) as ended:
+        run(out, [], stall_timeout=2.0)
+    told = str(ended.value)
+    assert "no worker gave a sign of life" in told
+    assert "What holds it is unknown" in told
+    assert "The same command does what is missing" in told
+
+
+def test_a_slice_in_work_keeps_its_job_alive(out: str) -> None:
+    begun = threading.Event()
+
+    def work() -> None:
+        with ledger.attempt(out, "slice-000000.parquet", beat_s=0.1):
+            begun.set()
+            time.sleep(5)
+
+    options = launch.pipeline_options.PipelineOptions([])
+    threading.Thread(target=work).start()
+    begun.wait()
+    with watchdog.Watchdog(Watch("test", (out,), out, 1.0), options) as guard:
+        time.sleep(4)
+        assert guard.stalled is None
+
+
+def test_what_was_in_work_is_named_with_its_host(out: str) -> None:
+    path = files.join(ledger.folder(out), "slice-000003.parquet.dead.json")
+    ledger._write(path, "slice-000003.parquet", 12.0)
+    with pytest.raises(FusionError, match=r"slice-000003.*was in work on .*12 seconds"):
+        run(out, [], stall_timeout=2.0)
+
+
+class Flink:
+    """Answers as Flink's REST interface does."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                found = answers.get(self.path.lstrip("/"))
+                self.send_response(404 if found is None else 200)
+                self.end_headers()
+                self.wfile.write(json.dumps(found).encode())
+
+            def log_message(self, *_: object) -> None:
+                """Stays silent."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.master = f"localhost:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+OVERVIEW = {
+    "flink-version": "1.19.3",
+    "slots-total": 4,
+    "slots-available": 0,
+    "taskmanagers": 2,
+}
+JOB = {
+    "jid": "abc",
+    "state": "RUNNING",
+    "start-time": 7,
+    "tasks": {"scheduled": 3},
+}
+
+
+@pytest.fixture
+def flink() -> Iterator[Callable[..., str]]:
+    """Returns a function that starts such a Flink and returns its address."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(**more: Any) -> str:
+            made = Flink(
+                {
+                    "overview": OVERVIEW,
+                    "jobmanager/config": [],
+                    "jobs/overview": {"jobs": [JOB]},
+                    "jobs/abc/exceptions": {"root-exception": "no slot\nat X.java"},
+                    **more,
+                }
+            )
+            stack.callback(made.close)
+            return made.master
+
+        yield begin
+
+
+def check(master: str, *more: str) -> None:
+    words = ["--runner=FlinkRunner", "--environment_type=LOOPBACK"]
+    words += [f"--flink_master={master}", *more]
+    launch.preflight.check(launch.pipeline_options.PipelineOptions(words))
+
+
+def test_more_parallelism_than_slots_is_refused_before_the_job(
+    flink: Callable[..., str],
+) -> None:
+    with pytest.raises(
+        FusionError, match=r"a slot for each of --parallelism=8, it .*4"
+    ):
+        check(flink(), "--flink_version=1.19", "--parallelism=8")
+
+
+def test_a_cluster_that_grows_with_its_jobs_may_have_no_slot_yet(
+    flink: Callable[..., str], tmp_path: Path
+) -> None:
+    elastic = {"jobmanager/config": [{"key": "kubernetes.cluster-id", "value": "x"}]}
+    java = tmp_path / "java"
+    java.write_text("")
+    java.chmod(0o755)
+    check(
+        flink(**elastic),
+        "--flink_version=1.19",
+        "--parallelism=8",
+        f"--job_server_java_launcher={java}",
+    )
+
+
+def test_another_version_of_flink_is_refused_before_the_job(
+    flink: Callable[..., str],
+) -> None:
+    with pytest.raises(
+        FusionError, match=r"--flink_version must be.* 1\.19\.3, got 2\.0"
+    ):
+        check(flink(), "--flink_version=2.0")
+
+
+def test_a_flink_that_is_not_there_is_refused_before_the_job() -> None:
+    nowhere = f"localhost:{free_port()}"
+    with pytest.raises(FusionError, match=f"JobManager must answer.*{nowhere}"):
+        check(nowhere, "--flink_version=1.19")
+
+
+def test_a_missing_java_or_jar_is_refused_before_the_job(
+    flink: Callable[..., str], tmp_path: Path
+) -> None:
+    master, version = flink(), "--flink_version=1.19"
+    with pytest.raises(FusionError, match="needs Java"):
+        check(master, version, "--job_server_java_launcher=/nowhere/java")
+    java = f"--job_server_java_launcher={sys.executable}"
+    with pytest.raises(FusionError, match=r"nowhere\.jar is not there"):
+        check(master, version, java, f"--flink_job_server_jar={tmp_path}/nowhere.jar")
+
+
+@pytest.mark.parametrize(
+    ("config", "cure"),
+    [
+        ("boot.sh", "must be JSON"),
+        ('{"command": "/nowhere/boot"}', "must be a program"),
+    ],
+)
+def test_a_process_that_cannot_be_started_is_refused_before_the_job(
+    config: str, cure: str, flink: Callable[..., str]
+) -> None:
+    with pytest.raises(FusionError, match=cure):
+        check(
+            flink(),
+            "--flink_version=1.19",
+            f"--job_server_java_launcher={sys.executable}",
+            "--environment_type=PROCESS",
+            f"--environment_config={config}",
+        )
+
+
+def test_too_few_slots_are_named_as_the_cause(flink: Callable[..., str]) -> None:
+    options = launch.pipeline_options.PipelineOptions(
+        ["--runner=FlinkRunner", f"--flink_master={flink()}", "--parallelism=4"]
+    )
+    found, look = launch.causes.explain(options, None, [])
+    assert "too few slots: 3 tasks wait for one" in found[0]
+    assert "has 4, 0 of them free, on 2 TaskManagers" in found[0]
+    assert "#/job/running/abc/exceptions, where the job is RUNNING: no slot" in look[0]
