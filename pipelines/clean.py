@@ -29,15 +29,13 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 
 from schemas import buckets, files, locks, manifest
+from transforms import ledger
 
 OLDER_THAN_HOURS = 24.0
 """Longer than any slice should take."""
 
-ATTEMPTS = "attempts"
-"""Folder of the files by which workers say, through any filesystem, what they do."""
-
 SILENT_S = 600.0
-"""Many times the seconds between two signs of life of an attempt."""
+"""Many times `attempts.MAX_BEAT_S`, the most between two signs of life."""
 
 
 def orphans(folder: str) -> list[str]:
@@ -76,7 +74,7 @@ def needed_by(path: str, older_than_s: float, now: float) -> str | None:
     noted = manifest.folder_of_note(path)
     if noted is not None and not manifest.present(noted):
         return "the command that ends the folder, which is not finished"
-    if files.name_of(files.parent(path)) == ATTEMPTS:
+    if files.name_of(files.parent(path)) == ledger.FOLDER:
         silent_s = _age_s(path, now)
         if silent_s < SILENT_S:
             return f"a worker, which gave a sign of life {silent_s:.0f} s ago"

@@ -7,6 +7,7 @@ import pytest
 from pipelines import clean, cli
 from schemas import files, locks, manifest
 from schemas.manifest import FileEntry, Manifest
+from transforms import attempts, ledger
 
 ENTRY = FileEntry(name="slice-000000.parquet", rows=1, tokens=1, bytes=1, sha256="0")
 
@@ -140,13 +141,17 @@ def test_a_bucket_is_cleaned_by_age(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_attempt_counts_as_alive_while_it_gives_signs_of_life(
     tmp_path: Path,
 ) -> None:
-    path = orphan(tmp_path, f"{clean.ATTEMPTS}/slice-000000.parquet.1.json")
+    path = orphan(tmp_path, f"{ledger.FOLDER}/slice-000000.parquet.1.json")
     _, left = clean.clean([str(tmp_path)], older_than_s=0.0, dry_run=False)
     assert "gave a sign of life" in left[str(path)]
     then = path.stat().st_mtime - clean.SILENT_S - 1
     os.utime(path, (then, then))
     removed, _ = clean.clean([str(tmp_path)], older_than_s=0.0, dry_run=False)
     assert removed == [str(path)]
+
+
+def test_a_living_attempt_cannot_be_silent_for_so_long() -> None:
+    assert clean.SILENT_S > 10 * attempts.MAX_BEAT_S
 
 
 def test_a_folder_that_is_not_there_is_named(
