@@ -37,13 +37,14 @@ class _Full(io.BytesIO):
     def __init__(self, room: int, path: str) -> None:
         super().__init__()
         self._room = room
-        self._file = Path(path).open("wb")
+        self._descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
 
     def fileno(self) -> int:
-        return self._file.fileno()
+        return self._descriptor
 
     def close(self) -> None:
-        self._file.close()
+        if not self.closed:
+            os.close(self._descriptor)
         super().close()
 
     def write(self, block: Any) -> int:
