@@ -34,9 +34,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> 
 class _Full(io.BytesIO):
     """A file on a disk that has room for some bytes."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, path: str) -> None:
         super().__init__()
         self._room = room
+        self._descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
 
     def write(self, block: Any) -> int:
         self._room -= len(block)
@@ -50,8 +59,7 @@ def test_a_full_disk_names_path_and_cure_and_leaves_the_old_file(
     room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: LocalFileSystem, path: str, mode: str) -> _Full:
-        Path(path).touch()
-        return _Full(room)
+        return _Full(room, path)
 
     path = f"{tmp_path}/file.parquet"
     files.write_bytes(path, b"old")
