@@ -18,7 +18,9 @@ from transforms import ledger
 
 pytestmark = [pytest.mark.flink, pytest.mark.timeout(3600)]
 
-STALL_S = 60.0
+STALL_S = 240.0
+"""Longer than a job takes to reach a cluster that does much else."""
+
 UNITS = 6
 
 
@@ -149,7 +151,7 @@ def test_a_job_server_that_is_killed_ends_the_job_by_name(
     # Workers that wait for ever keep the job on the cluster while its server dies.
     own.add_job_server(jar)
     at, _ = pool(own, tmp_path, "#!/bin/sh\nexec sleep 3600\n")
-    process = start([*words, *external(own, at)])
+    process = start([*words, "--stall_timeout=inf", *external(own, at)])
     until(lambda: jobs(own, "RUNNING"))
     (server,) = (p.pid for p in own.processes() if p.role == "jobserver" and p.leads)
     os.kill(server, signal.SIGKILL)
