@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("schemas", "transforms", "pipelines", "train")
-IMPORTED_AS = {"apache-beam": "apache_beam"}
+IMPORTED_AS = {"apache-beam": "apache_beam", "grpcio": "grpc"}
 
 
 def imported(package: str) -> set[str]:
@@ -42,7 +42,8 @@ def test_what_is_declared_for_development_has_its_exact_version() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     buckets = {"gcsfs", "s3fs"}  # in tests/buckets/requirements.txt
-    wanted = {name.lower().replace("_", "-") for name in declared()}
+    named = {module: name for name, module in IMPORTED_AS.items()}
+    wanted = {named.get(m, m).lower().replace("_", "-") for m in declared()}
     assert wanted - pinned == buckets
 
 
