@@ -24,6 +24,9 @@ from transforms import ledger
 _NOTICE_S = 120.0
 """Seconds of silence after which a likely cause is told."""
 
+_RESTS = 20
+"""How often as long as a look it rests: the output of a large job is long to list."""
+
 _GRACE_S = 20.0
 _LEAVE_S = 60.0
 """Seconds that each step of an ending has, and the end of the process."""
@@ -93,8 +96,12 @@ class Watchdog:
         limit = self._watch.stall_timeout
         period = min(_GRACE_S, max(0.2, limit / 10))
         last, since, told = self._sign(None), time.monotonic(), False
-        while not self._over.wait(period):
+        rest = period
+        while not self._over.wait(rest):
+            begun = time.monotonic()
             now = self._sign(last)
+            took = time.monotonic() - begun
+            rest = min(max(period, _RESTS * took), max(period, limit / 4))
             if now != last:
                 last, since, told = now, time.monotonic(), False
                 continue
