@@ -23,7 +23,11 @@ from schemas import files
 from schemas.errors import FusionError
 from transforms import ledger, slices
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [
+    pytest.mark.timeout(1800),
+    # Threads of Beam end by errors of their own when servers are killed.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 STALL_S = 10.0
