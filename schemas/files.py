@@ -350,8 +350,9 @@ def tidy(folder: str) -> None:
     fs, plain = filesystem(folder)
     if _remote(fs):
         return  # a bucket has no empty folders
+    above = os.path.dirname(plain)  # the folder may be such a place itself
     for path, _, _ in os.walk(plain, topdown=False):
-        if TEMPORARY in os.path.relpath(path, plain).split(os.sep):
+        if TEMPORARY in os.path.relpath(path, above).split(os.sep):
             # Not empty: another writer is at work, or died; its orphans harm nobody.
             with contextlib.suppress(OSError):
                 os.rmdir(path)
