@@ -38,7 +38,7 @@ def explain(
     if isinstance(result, portable_runner.PipelineResult):
         found += _job_server(result)
     if where.flink is not None:
-        causes, places = _flink(where)
+        causes, places = _flink(where, cluster.name_of(result))
         found, look = found + causes, look + places
     if where.pool is not None:
         found += _pool(where)
@@ -116,16 +116,18 @@ def _job_server(result: portable_runner.PipelineResult) -> list[str]:
     ]
 
 
-def _flink(where: Cluster) -> tuple[list[str], list[str]]:
+def _flink(where: Cluster, name: str) -> tuple[list[str], list[str]]:
     assert where.flink is not None
     found, look = [], []
     try:
         there = cluster.ask_flink(where.flink, "overview")
-        for job in cluster.unfinished_jobs(where.flink)[:1]:
+        waiting = cluster.unfinished_jobs(where.flink)
+        # The newest, where the job's own name is not known.
+        for job in [job for job in waiting if job["name"] == name] or waiting[:1]:
             tasks, total = job["tasks"], there["slots-total"]
-            if waiting := tasks["scheduled"]:
+            if idle := tasks["scheduled"]:
                 found.append(
-                    f"too few slots: {waiting} tasks wait for one, the cluster at"
+                    f"too few slots: {idle} tasks wait for one, the cluster at"
                     f" {where.flink} has {total}, {there['slots-available']} of them"
                     f" free, on {there['taskmanagers']} TaskManagers; start more, lower"
                     " --parallelism, or wait for other jobs with a longer"

@@ -120,6 +120,25 @@ def unfinished_jobs(master: str) -> list[dict[str, Any]]:
     return sorted(waiting, key=lambda job: -job["start-time"])
 
 
+def name_of(result: Any) -> str:
+    """Returns the name that a job has in Flink, of what Beam's client knows of it."""
+    return str(getattr(result, "_job_id", "")).rpartition("_")[0]
+
+
+def end_flink_job(master: str, name: str) -> None:
+    """Cancels a job on Flink itself; Beam's job server cannot while a batch job runs.
+
+    Raises:
+      OSError: if Flink does not answer.
+    """
+    for job in unfinished_jobs(master):
+        if job["name"] == name:
+            asked = urllib.request.Request(
+                f"{master}/jobs/{job['jid']}", method="PATCH"
+            )
+            urllib.request.urlopen(asked, timeout=ANSWER_S).close()
+
+
 def is_elastic(master: str) -> bool:
     """Says whether a Flink starts TaskManagers itself, as jobs ask for slots."""
     settings = {entry["key"] for entry in _settings(master)}

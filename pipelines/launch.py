@@ -180,21 +180,35 @@ def run(
         raise RuntimeError(f"the job must end in state DONE, it ended in {state}")
 
 
+_READER = "wait_until_finish_read"
+"""Name of the thread in which Beam's client reads a job server's messages."""
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps a job server's messages from the log: the last error is in what it raises.
 
-    Beam's client logs them under no name, traces of workers among them.
+    Beam's client logs them under no name, traces of workers among them; and the thread
+    that does so ends with a trace of its own where the server is gone.
     """
 
     def is_ours(record: logging.LogRecord) -> bool:
-        return record.funcName != "read_messages"
+        return record.threadName != _READER
 
+    def hook(args: Any) -> None:
+        if args.thread is None or args.thread.name != _READER:
+            before(args)
+
+    before, threading.excepthook = threading.excepthook, hook
     logging.getLogger().addFilter(is_ours)
     try:
         yield
     finally:
+        for thread in threading.enumerate():
+            if thread.name == _READER:
+                thread.join(Progress.PERIOD_S)  # it ends as the job has
         logging.getLogger().removeFilter(is_ours)
+        threading.excepthook = before
 
 
 def tell_where(result: Any, options: pipeline_options.PipelineOptions) -> None:

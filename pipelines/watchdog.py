@@ -16,7 +16,7 @@ from typing import Any
 
 from apache_beam.options import pipeline_options
 
-from pipelines import causes
+from pipelines import causes, cluster
 from schemas import files
 from schemas.errors import FusionError
 from transforms import ledger
@@ -176,9 +176,13 @@ class Watchdog:
 
     def _cancel(self) -> None:
         # Whether it can be cancelled or not, the command ends; a dead server cannot.
+        if self.result is None:
+            return
         with contextlib.suppress(Exception):
-            if self.result is not None:
-                self.result.cancel()
+            self.result.cancel()
+        if (master := cluster.of(self._options).flink) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                cluster.end_flink_job(master, cluster.name_of(self.result))
 
 
 def leave_for_certain() -> None:

@@ -81,12 +81,13 @@ def pool(cluster: Cluster, folder: Path, python: str) -> tuple[str, Path]:
     (folder / "bin" / "python").chmod(0o755)
     port, log = free_port(), folder / "pool.log"
     module = "apache_beam.runners.worker.worker_pool_main"
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, f"--service_port={port}"],
-        env={**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"},
-        cwd=folder,
-        stderr=log.open("wb"),
-    )
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, f"--service_port={port}"],
+            env={**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"},
+            cwd=folder,
+            stderr=file,
+        )
     until(lambda: b"Started worker pool" in log.read_bytes())
     cluster._children.append(process)  # ended with the cluster, by its own handle
     return f"localhost:{port}", log
@@ -197,7 +198,7 @@ def test_slots_that_other_jobs_hold_are_named_as_the_cause(
         told = error_of(start([*words, *local_flags(own, jar, 4)]))
     finally:
         holder.kill()
-        holder.wait()
+        holder.communicate()
     assert "too few slots: " in told
     assert "has 4, 0 of them free, on 2 TaskManagers" in told
     assert not files.names(ledger.folder(str(tmp_path / "windows")))

@@ -294,6 +294,7 @@ OVERVIEW = {
 }
 JOB = {
     "jid": "abc",
+    "name": "BeamApp-somebody",
     "state": "RUNNING",
     "start-time": 7,
     "tasks": {"scheduled": 3},
