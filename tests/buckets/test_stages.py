@@ -9,6 +9,7 @@ import pytest
 
 from pipelines import cli
 from schemas import copies, files, manifest
+from tests import small_run
 from tests.buckets.conftest import Store
 from tests.buckets.proxy import FAULTS, Harm
 from transforms import checkpoint
@@ -19,49 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning"),
 ]
 
-RECIPE = """
-output = "unused"
-
-[corpus]
-inputs = {inputs}
-id_field = "name"
-domain_field = "kind"
-
-[prepare]
-splits = "fusion=.6,dev=.2,heldout=.2"
-max_bytes = 300
-group_windows = 8
-slice_bytes = 4000
-
-[target]
-model = "{llama}"
-
-[sources.other]
-model = "{neox}"
-
-[score]
-top_k = 6
-threads = 1
-batch_tokens = 512
-
-[fuse]
-top_k = 6
-seq_length = 512
-
-[train]
-epochs = 1
-batch_size = 8
-threads = 1
-save_steps = 3
-checkpoints = "{checkpoints}"
-
-[arms.fused]
-clm_weight = 0.5
-learning_rate = [1e-3, 1e-4]
-
-[evaluate]
-threads = 1
-"""
 # What names paths, and what tells speeds.
 UNLIKE = ("units.jsonl", "metrics.jsonl")
 
@@ -79,30 +37,38 @@ def contents(folder: str) -> dict[str, str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> str:
-    """Returns a recipe of which the places are still to be filled in."""
-    return RECIPE.replace("{neox}", models["neox"])
+def write_recipe(folder: Path, inputs: str, target: str, source: str) -> str:
+    """Writes a recipe whose checkpoints lie beside it; returns its path."""
+    text = small_run.recipe(
+        [inputs],
+        target,
+        {"other": source},
+        slice_bytes=4000,
+        train={
+            "epochs": 1,
+            "batch_size": 8,
+            "threads": 1,
+            "save_steps": 3,
+            "checkpoints": f"{folder}/checkpoints",
+        },
+        arms={"fused": {"clm_weight": 0.5, "learning_rate": [1e-3, 1e-4]}},
+        evaluate={"threads": 1},
+    )
+    (folder / "recipe.toml").write_text(text)
+    return f"{folder}/recipe.toml"
 
 
 @pytest.fixture(scope="module")
 def on_disk(
     tmp_path_factory: pytest.TempPathFactory,
-    recipe: str,
     corpus: list[str],
     models: dict[str, str],
 ) -> dict[str, str]:
     """Returns what the run comes to where all is on a disk."""
     folder = tmp_path_factory.mktemp("disk")
-    path = folder / "recipe.toml"
-    path.write_text(
-        recipe.format(
-            inputs=json.dumps([os.path.dirname(corpus[0])]),
-            llama=models["llama"],
-            checkpoints=folder / "checkpoints",
-        )
-    )
-    assert cli.main(["run", str(path), f"--output={folder}/run"]) == 0
+    source = models["neox"]
+    path = write_recipe(folder, os.path.dirname(corpus[0]), models["llama"], source)
+    assert cli.main(["run", path, f"--output={folder}/run"]) == 0
     return contents(f"{folder}/run")
 
 
@@ -116,7 +82,6 @@ def served(request: pytest.FixtureRequest) -> Store:
 def in_bucket(
     served: Store,
     tmp_path_factory: pytest.TempPathFactory,
-    recipe: str,
     corpus: list[str],
     models: dict[str, str],
 ) -> Iterator[tuple[str, str]]:
@@ -127,21 +92,19 @@ def in_bucket(
         copies.copy(path, served.folder(f"corpus/{os.path.basename(path)}"))
     for name in os.listdir(models["llama"]):
         copies.copy(f"{models['llama']}/{name}", served.folder(f"models/llama/{name}"))
-    place = folder / "recipe.toml"
-    place.write_text(
-        recipe.format(
-            inputs=json.dumps([served.folder("corpus")]),
-            llama=served.folder("models/llama"),
-            checkpoints=folder / "checkpoints",
-        )
+    place = write_recipe(
+        folder,
+        served.folder("corpus"),
+        served.folder("models/llama"),
+        models["neox"],
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "_store", lambda: folder / "fetched")
         served.proxy.harm = Harm(every=10)
-        assert cli.main(["run", str(place), f"--output={served.folder('run')}"]) == 0
+        assert cli.main(["run", place, f"--output={served.folder('run')}"]) == 0
         assert set(served.proxy.done) == set(FAULTS)
         served.proxy.spare()
-        yield str(place), served.folder("run")
+        yield place, served.folder("run")
 
 
 def test_a_run_in_a_bucket_that_fails_is_the_run_on_a_disk(

@@ -1,7 +1,6 @@
 """The demo's tiny recipe in the small: the same stages, models made in a moment."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,60 +9,27 @@ from pathlib import Path
 from pipelines import recipe
 from pipelines.recipe import Recipe
 from schemas import files
-from tests import tiny
+from tests import small_run, tiny
 from tests.kill import local
 
 ROOT = Path(__file__).parent.parent.parent
 JAR = ROOT / ".cache" / "flink" / "jobserver" / "flink-1.19-job-server-2.70.0.jar"
 FILES = 8
-RECIPE = """
-output = "unused"
-
-[corpus]
-inputs = ["{inputs}/corpus"]
-id_field = "name"
-domain_field = "kind"
-
-[prepare]
-splits = "fusion=.6,dev=.2,heldout=.2"
-max_bytes = 300
-group_windows = 4
-slice_bytes = 1000
-
-[target]
-model = "{inputs}/llama"
-
-[sources.writer]
-model = "{inputs}/neox"
-
-[sources.expert]
-model = "{inputs}/other"
-
-[score]
-top_k = 6
-threads = 1
-batch_tokens = 512
-
-[fuse]
-top_k = 6
-seq_length = 512
-
-[arms.fused]
-clm_weight = 0.5
-"""
 
 
 def make_inputs(folder: Path) -> None:
     """Writes corpus, models and recipe."""
-    (folder / "corpus").mkdir(parents=True)
-    for pair in range(0, FILES, 2):
-        made = tiny.corpus(folder / "made", 8, 12 + 4 * pair)
-        for number, path in enumerate(made, pair):
-            shutil.move(path, folder / "corpus" / f"{number}.jsonl")
-    tiny.llama(folder / "llama")
-    tiny.neox(folder / "neox")
+    small_run.write_inputs(folder, FILES)
     tiny.llama(folder / "other", seed=2)
-    (folder / "recipe.toml").write_text(RECIPE.format(inputs=folder))
+    text = small_run.recipe(
+        [f"{folder}/corpus"],
+        f"{folder}/llama",
+        {"writer": f"{folder}/neox", "expert": f"{folder}/other"},
+        slice_bytes=1000,
+        group_windows=4,
+        arms={"fused": {"clm_weight": 0.5}},
+    )
+    (folder / "recipe.toml").write_text(text)
 
 
 def read(inputs: Path, output: Path) -> Recipe:

@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import signal
@@ -11,56 +10,7 @@ import pytest
 
 from pipelines import cli, verify
 from schemas import files
-
-RECIPE = """
-output = "unused"
-
-[corpus]
-inputs = {inputs}
-id_field = "name"
-domain_field = "kind"
-
-[prepare]
-splits = "fusion=.6,dev=.2,heldout=.2"
-max_bytes = 300
-group_windows = 8
-slice_bytes = 2000
-
-[target]
-model = "{llama}"
-
-[sources.other]
-model = "{neox}"
-
-[score]
-top_k = 6
-threads = 1
-batch_tokens = 512
-
-[fuse]
-top_k = 6
-seq_length = 512
-
-[train]
-epochs = 1
-batch_size = 4
-learning_rate = 1e-3
-threads = 1
-save_steps = 3
-
-[arms.fused]
-clm_weight = 0.5
-
-[arms.clm]
-clm_weight = 1.0
-
-[arms.clm_tuned]
-clm_weight = 1.0
-learning_rate = [1e-3, 1e-4]
-
-[evaluate]
-threads = 1
-"""
+from tests import small_run
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +18,26 @@ def recipe(
     tmp_path_factory: pytest.TempPathFactory, corpus: list[str], models: dict[str, str]
 ) -> str:
     path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
-    path.write_text(RECIPE.format(inputs=json.dumps(corpus), **models))
+    text = small_run.recipe(
+        corpus,
+        models["llama"],
+        {"other": models["neox"]},
+        slice_bytes=2000,
+        train={
+            "epochs": 1,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "threads": 1,
+            "save_steps": 3,
+        },
+        arms={
+            "fused": {"clm_weight": 0.5},
+            "clm": {"clm_weight": 1.0},
+            "clm_tuned": {"clm_weight": 1.0, "learning_rate": [1e-3, 1e-4]},
+        },
+        evaluate={"threads": 1},
+    )
+    path.write_text(text)
     return str(path)
 
 

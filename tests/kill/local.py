@@ -23,7 +23,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401
 
 from pipelines import clean, cli, fuse, prepare, recipe, score  # noqa: F401
 from pipelines.recipe import Recipe
-from tests import tiny
+from tests import small_run
 from tests.kill import rounds
 from tests.kill.rounds import Round
 from train import evaluate, trainer  # noqa: F401
@@ -40,65 +40,30 @@ FOLDERS = {
 
 SPLITS = ("fusion", "dev", "heldout")
 RUN = "run"
-_FILES, _DOCUMENTS = 6, 4
-_RECIPE = """
-output = "run"
-
-[corpus]
-inputs = ["{inputs}/corpus"]
-id_field = "name"
-domain_field = "kind"
-
-[prepare]
-splits = "fusion=.6,dev=.2,heldout=.2"
-max_bytes = 300
-group_windows = 8
-slice_bytes = 6000
-
-[target]
-model = "{inputs}/llama"
-
-[sources.other]
-model = "{inputs}/neox"
-
-[score]
-top_k = 6
-threads = 1
-batch_tokens = 512
-
-[fuse]
-top_k = 6
-seq_length = 512
-
-[train]
-epochs = 1
-batch_size = 4
-learning_rate = 1e-3
-threads = 1
-save_steps = 2
-logging_steps = 1
-
-[arms.fused]
-clm_weight = 0.5
-
-[arms.clm]
-clm_weight = 1.0
-
-[evaluate]
-threads = 1
-"""
+_FILES = 6
 
 
 def make_inputs(folder: Path) -> None:
     """Writes corpus, models and recipe."""
-    (folder / "corpus").mkdir(parents=True)
-    for pair in range(0, _FILES, 2):
-        made = tiny.corpus(folder / "made", 2 * _DOCUMENTS, 12 + pair * _DOCUMENTS)
-        for number, path in enumerate(made, pair):
-            shutil.move(path, folder / "corpus" / f"{number}.jsonl")
-    tiny.llama(folder / "llama")
-    tiny.neox(folder / "neox")
-    (folder / "recipe.toml").write_text(_RECIPE.format(inputs=folder))
+    small_run.write_inputs(folder, _FILES)
+    text = small_run.recipe(
+        [f"{folder}/corpus"],
+        f"{folder}/llama",
+        {"other": f"{folder}/neox"},
+        output="run",
+        slice_bytes=6000,
+        train={
+            "epochs": 1,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "threads": 1,
+            "save_steps": 2,
+            "logging_steps": 1,
+        },
+        arms={"fused": {"clm_weight": 0.5}, "clm": {"clm_weight": 1.0}},
+        evaluate={"threads": 1},
+    )
+    (folder / "recipe.toml").write_text(text)
 
 
 def commands(plan: Recipe, stage: str) -> list[list[str]]:
