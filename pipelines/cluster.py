@@ -61,6 +61,13 @@ class Cluster:
         return self.runner in _PORTABLE
 
     @property
+    def runs_elsewhere(self) -> bool:
+        """Whether workers run in another folder, or on another machine, than this."""
+        return self.runner == "DataflowRunner" or (
+            self.portable and self.environment != "LOOPBACK"
+        )
+
+    @property
     def pool(self) -> str | None:
         """Address of the pool that starts the workers, or None."""
         is_pool = self.portable and self.environment == "EXTERNAL"

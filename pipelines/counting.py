@@ -145,6 +145,7 @@ def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Mani
         None,
         runner_flags,
         describe=describe,
+        reads=(config.source, config.target),
         guards=config.guards,
     )
     return describe()

@@ -344,6 +344,7 @@ def fuse_scores(
         config.slices,
         runner_flags,
         describe=describe,
+        reads=(config.target, *config.named_sources().values()),
         guards=guards.of(config),
     )
     # Not part of the description: workers need not have the models' tokenizers.

@@ -135,6 +135,7 @@ def run(
     build: Callable[[beam.Pipeline], Any],
     runner_flags: Sequence[str],
     watch: Watch | None = None,
+    reads: Sequence[str] = (),
 ) -> None:
     """Runs a pipeline to its end.
 
@@ -143,6 +144,7 @@ def run(
       runner_flags: Beam's own flags; FnApiRunner unless `--runner` is among them. Our
         steps lie in modules, so the main module's state is not sent unless asked for.
       watch: what shows from outside that the job moves; None = it may take for ever.
+      reads: files, folders and models that workers open, as the command named them.
 
     Raises:
       FusionError: if a step refused its data, with the step's own message; or if the
@@ -156,7 +158,7 @@ def run(
     # A refused step comes to the user as one line; its trace is in the error's causes.
     runners.quiet()
     options = pipeline_options.PipelineOptions(flags)
-    preflight.check(options)
+    preflight.check(options, reads=reads, output=watch.output if watch else None)
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
     guard = Watchdog(None if left_alone(flags) else watch, options)

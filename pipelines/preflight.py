@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import urllib.error
+from collections.abc import Iterable
 
 from apache_beam.options import pipeline_options
 
@@ -16,13 +17,27 @@ from pipelines.cluster import Cluster
 from schemas.errors import FusionError
 
 
-def check(options: pipeline_options.PipelineOptions) -> None:
+def check(
+    options: pipeline_options.PipelineOptions,
+    *,
+    reads: Iterable[str] = (),
+    output: str | None = None,
+) -> None:
     """Checks a job's flags against what answers at the addresses they name.
+
+    Args:
+      options: of the job.
+      reads: files, folders and models that workers open, as the command named them.
+      output: folder that they write to.
 
     Raises:
       FusionError: if the job could not begin; names what must hold, and the cure.
     """
     where = cluster.of(options)
+    if where.runs_elsewhere:
+        # What is not there may be a model's name on a hub.
+        _check_paths(path for path in reads if os.path.exists(path))
+        _check_paths([output] if output else [])
     if not where.portable:
         return
     if where.flink is not None:
@@ -37,6 +52,17 @@ def check(options: pipeline_options.PipelineOptions) -> None:
         )
     if where.is_here:
         _check_workers(where)
+
+
+def _check_paths(paths: Iterable[str]) -> None:
+    """Refuses paths that name another place to every process."""
+    for path in paths:
+        if "://" not in path and not os.path.isabs(path):
+            raise FusionError(
+                "paths must be absolute, or of a bucket, where workers run in other"
+                f" folders than this command; got {path}; give {os.path.abspath(path)},"
+                " if that is the same place to all of them, or copy it to a bucket"
+            )
 
 
 def _check_flink(where: Cluster) -> None:

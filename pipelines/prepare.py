@@ -239,6 +239,7 @@ def prepare_corpus(
             ),
             runner_flags,
             Watch("prepare", places, config.output, guarded.stall_timeout),
+            reads=[unit.path for unit in units],
         )
     return {} if launch.left_alone(runner_flags) else describe()
 

@@ -180,6 +180,7 @@ def score_windows(
         config.slices,
         runner_flags,
         describe=describe,
+        reads=(config.model, config.tokenizer or config.model),
         hints=hints.parse(config.worker_hints),
         guards=guards.of(config),
     )

@@ -81,6 +81,7 @@ def do_slices(
     runner_flags: Sequence[str],
     *,
     describe: Callable[[], Any],
+    reads: Sequence[str] = (),
     hints: Mapping[str, str] | None = None,
     guards: Guards | None = None,
 ) -> bool:
@@ -93,6 +94,7 @@ def do_slices(
       chosen: "A-B" for these slices alone, without a runner; None for all.
       runner_flags: Beam's own.
       describe: writes the manifest; a job that nobody awaits does it as its last step.
+      reads: what workers open besides the windows: folders and models, as named.
       hints: what a worker needs to do a slice.
       guards: when the job, or a slice, is given up.
 
@@ -115,6 +117,7 @@ def do_slices(
                 lambda root: ending(root | job, describe, runner_flags),
                 runner_flags,
                 Watch(name, (work.output,), work.output, guards.stall_timeout),
+                reads=(windows, *reads),
             )
             if launch.left_alone(runner_flags):
                 return False

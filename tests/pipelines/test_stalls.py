@@ -328,6 +328,42 @@ def check(master: str, *more: str) -> None:
     launch.preflight.check(launch.pipeline_options.PipelineOptions(words))
 
 
+ELSEWHERE = [
+    ["--runner=FlinkRunner", "--environment_type=EXTERNAL", "--flink_version=1.19"],
+    ["--runner=FlinkRunner", "--environment_type=PROCESS", "--flink_version=1.19"],
+    ["--runner=DataflowRunner"],
+]
+
+
+@pytest.mark.parametrize("words", ELSEWHERE)
+def test_relative_paths_are_refused_where_workers_have_another_folder(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "windows").mkdir()
+    options = launch.pipeline_options.PipelineOptions(words)
+    with pytest.raises(FusionError, match=rf"absolute.*got out; give {tmp_path}/out,"):
+        launch.preflight.check(options, output="out")
+    with pytest.raises(FusionError, match=r"absolute.*got windows; give"):
+        launch.preflight.check(options, reads=["windows"], output="gs://b/out")
+
+
+def test_relative_paths_and_names_on_a_hub_are_taken_where_they_mean_the_same(
+    flink: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "windows").mkdir()
+    dataflow = launch.pipeline_options.PipelineOptions(["--runner=DataflowRunner"])
+    launch.preflight.check(dataflow, reads=["owner/model"], output="gs://b/out")
+    loopback = [
+        *("--runner=FlinkRunner", "--environment_type=LOOPBACK"),
+        *(f"--flink_master={flink()}", "--flink_version=1.19"),
+    ]
+    for here in ([], ["--direct_running_mode=multi_processing"], loopback):
+        options = launch.pipeline_options.PipelineOptions(here)
+        launch.preflight.check(options, reads=["windows"], output="out")
+
+
 def test_more_parallelism_than_slots_is_refused_before_the_job(
     flink: Callable[..., str],
 ) -> None:
