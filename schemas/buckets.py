@@ -7,10 +7,13 @@ is sent whole or not at all, so that it appears at once under its final name; a 
 or an object's description is never remembered, as other processes write, too.
 """
 
+import base64
 import contextlib
 import errno
 import functools
+import hashlib
 import io
+import json
 import os
 import random
 import tempfile
@@ -293,10 +296,11 @@ def send(local: str, path: str) -> None:
     size = os.path.getsize(local)
     # An upload whose end was answered, but whose answer was lost, is not there twice:
     # the store then knows no such upload, and the file is sent once more.
-    in_parts = size > _PART_BYTES
+    s3 = (protocol(path) or "").startswith("s3")
+    in_parts = s3 and size > _PART_BYTES
     also = (FileNotFoundError,) if in_parts else ()
     try:
-        ask(path, _send, local, path, size, also=also)
+        ask(path, _send_to_s3 if s3 else _send_to_gcs, local, path, also=also)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"the bucket of {path} must exist, but it does not; buckets are not made:"
@@ -309,34 +313,59 @@ def send(local: str, path: str) -> None:
         )
 
 
-def _send(local: str, path: str, size: int) -> None:
+def _send_to_s3(local: str, path: str) -> None:
+    """Sends a file, a large one in parts."""
     fs, plain = filesystem(path)
-    part = max(_PART_BYTES, -(-size // _PARTS // _MIB) * _MIB)
+    size = os.path.getsize(local)
     if size > _PART_BYTES:
-        more = (
-            {"max_concurrency": _PARTS_AT_ONCE, "ContentType": _SENT_AS}
-            if "s3" in fs.protocol
-            else {"consistency": "md5", "content_type": _SENT_AS}
+        fs.put_file(
+            local,
+            plain,
+            chunksize=max(_PART_BYTES, -(-size // _PARTS // _MIB) * _MIB),
+            max_concurrency=_PARTS_AT_ONCE,
+            ContentType=_SENT_AS,
         )
-        fs.put_file(local, plain, chunksize=part, **more)
         return
     with open(local, "rb") as file:
-        content = file.read()
-    if "s3" in fs.protocol:
-        fs.pipe_file(plain, content, ContentType=_SENT_AS)
-        return
-    from gcsfs.core import UnclosableBytesIO  # stays open for another try
+        fs.pipe_file(plain, file.read(), ContentType=_SENT_AS)
 
-    # The client's own way puts the content between marks, which it may hold itself.
+
+def _send_to_gcs(local: str, path: str) -> None:
+    """Sends a file as one request, and compares checksums.
+
+    A request that failed is made again from the file's start. The client's own ways
+    would not do: one puts the content between marks, which it may hold itself; the
+    other goes on with parts where nobody knows whether the last one was taken.
+    """
+    fs, plain = filesystem(path)
     bucket, _, key = plain.partition("/")
-    fs.call(
-        "POST",
-        f"{fs._location}/upload/storage/v1/b/{bucket}/o",
-        uploadType="media",
-        name=key,
-        headers={"Content-Type": _SENT_AS},
-        data=UnclosableBytesIO(content),
-    )
+    with open(local, "rb", buffering=0) as raw:
+        _, answer = fs.call(
+            "POST",
+            f"{fs._location}/upload/storage/v1/b/{bucket}/o",
+            uploadType="media",
+            name=key,
+            headers={"Content-Type": _SENT_AS},
+            data=_Resent(raw),
+        )
+        raw.seek(0)
+        found = hashlib.file_digest(raw, _md5).digest()
+    own = base64.b64encode(found).decode()
+    if (there := json.loads(answer).get("md5Hash", own)) != own:
+        raise ConnectionError(f"md5Hash must be {own} as of what was sent, is {there}")
+
+
+def _md5() -> Any:
+    return hashlib.md5(usedforsecurity=False)
+
+
+class _Resent(io.BufferedReader):
+    """A file that stays open for another try when a request is done with it."""
+
+    def close(self) -> None:
+        """Goes back to the start."""
+        if not self.raw.closed:
+            self.seek(0)
 
 
 def remove(path: str) -> None:

@@ -14,11 +14,7 @@ from tests.buckets.conftest import Store
 from tests.buckets.proxy import FAULTS, Harm
 from transforms import checkpoint
 
-pytestmark = [
-    pytest.mark.buckets,
-    pytest.mark.timeout(1800),
-    pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning"),
-]
+pytestmark = [pytest.mark.buckets, pytest.mark.timeout(1800)]
 
 # What names paths, and what tells speeds.
 UNLIKE = ("units.jsonl", "metrics.jsonl")

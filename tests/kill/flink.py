@@ -92,13 +92,10 @@ class Flink:
         time.sleep(later)
         before = rounds.stamps(run)
         instant = time.monotonic() - begun
-        landed = not _ended(launcher)
-        if landed:
-            status = self._strike(target, launcher, draw)
-            if target == "launcher":
-                status = self._wait(local.start(lambda: cli.main(words), folder))
-        else:
-            status = 0
+        landed = not _ended(launcher) and self._strike(target, launcher, draw)
+        status = self._wait(launcher)
+        if landed and target == "launcher":
+            status = self._wait(local.start(lambda: cli.main(words), folder))
         self._await_quiet()
         left, now = rounds.orphans(run), rounds.stamps(run)
         same = status == 0 and rounds.contents(run) == expected
@@ -146,19 +143,22 @@ class Flink:
 
         _until(come, "the stage must come so far")
 
-    def _strike(self, target: str, launcher: int, draw: random.Random) -> int:
-        """Kills, and returns how the launcher ended."""
-        if target == "launcher":
-            os.kill(launcher, signal.SIGKILL)
-            return local.wait(launcher)
-        named = {
+    def _strike(self, target: str, launcher: int, draw: random.Random) -> bool:
+        """Kills one, unless all have ended since they were last seen."""
+        alive = {
             "taskmanager": self.cluster.taskmanagers,
             "worker": self.cluster.workers,
-        }
-        os.kill(draw.choice(named[target]()), signal.SIGKILL)
+            "launcher": lambda: [launcher],
+        }[target]()
+        if not alive:
+            return False
+        try:
+            os.kill(draw.choice(alive), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
         if target == "taskmanager":
             self.cluster.add_taskmanager()
-        return self._wait(launcher)
+        return True
 
     def _wait(self, launcher: int) -> int:
         _until(lambda: _ended(launcher), "the command must end")
