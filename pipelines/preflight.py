@@ -114,8 +114,8 @@ def _check_workers(where: Cluster) -> None:
     if where.pool is not None and not cluster.is_pool(where.pool):
         raise FusionError(
             f"a worker pool must answer at --environment_config={where.pool}, but none"
-            " does; start one (python -m apache_beam.runners.worker.worker_pool_main"
-            " --service_port=PORT), or mend the address"
+            " does; start one (deploy/flink/pool.py --service_port=PORT), or mend the"
+            " address"
         )
     if where.environment == "PROCESS":
         try:

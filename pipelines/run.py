@@ -140,7 +140,9 @@ def train_arm(plan: Recipe, arm: Arm, stage: _Stage) -> str:
     _adopt(trials[best], folder)
     costs = {f"{rate:g}": score for rate, score in scores.items()}
     choice = {"chosen": best, "dev_bits_per_byte": costs}
-    files.write_json(files.join(folder, CHOICE), choice)
+    place = files.join(folder, CHOICE)
+    if not files.exists(place) or files.read_json(place) != choice:
+        files.write_json(place, choice)
     return folder
 
 

@@ -1,11 +1,9 @@
 #!/usr/bin/env -S python3 -P
 """Starts a Python worker where a TaskManager asks for one, without a container.
 
-It is the command of Beam's PROCESS environment, and the executable of a worker pool:
+It is the command of Beam's PROCESS environment, and what pool.py starts:
 
     --environment_type=PROCESS --environment_config='{"command": "/opt/boot.py"}'
-    python -m apache_beam.runners.worker.worker_pool_main --service_port=50000 \
-        --container_executable=/opt/boot.py
 
 The Python is the first `python3` on PATH; FuseBeam must be installed there, in the
 version of the command that sent the job. Nothing is installed here. This file needs

@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HOME = ROOT / ".cache" / "flink" / VERSION / "pyflink"
 BOOT = HERE / "boot.py"
+POOL = HERE / "pool.py"
 HOST = "127.0.0.1"
 WAIT_S = 600.0
 SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
@@ -132,9 +133,8 @@ class Cluster:
     def add_pool(self) -> None:
         """Starts a pool, which starts Python workers when TaskManagers ask it to."""
         port = self._settle("pool")
-        module = "apache_beam.runners.worker.worker_pool_main"
-        words = [f"--service_port={port}", f"--container_executable={BOOT}"]
-        self._start("pool", [sys.executable, "-m", module, *words])
+        words = [sys.executable, "-P", str(POOL), f"--service_port={port}"]
+        self._start("pool", words)
         self._until(lambda: _answers(port), "the pool must listen")
 
     def add_job_server(self, jar: str | Path) -> None:

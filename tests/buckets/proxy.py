@@ -53,6 +53,7 @@ class Proxy:
         self.done: collections.Counter[str] = collections.Counter()
         self.requests: list[str] = []
         self._counted = 0
+        self._tasks: set[asyncio.Task[None] | None] = set()
         self._server_port = server_port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -102,6 +103,8 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Serves one connection, to which one of the server belongs."""
+        task = asyncio.current_task()
+        self._tasks.add(task)  # the loop alone would let go of one that waits
         back: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         try:
             while True:
@@ -133,6 +136,7 @@ class Proxy:
             for one in (writer, back[1] if back else None):
                 if one is not None:
                     one.close()
+            self._tasks.discard(task)
 
     async def _forward(
         self,

@@ -1,12 +1,24 @@
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
+from apache_beam.portability.api import (
+    beam_fn_api_pb2,
+    beam_fn_api_pb2_grpc,
+    endpoints_pb2,
+)
 
-from deploy.flink import boot, cluster, processes
+from deploy.flink import boot, cluster, pool, processes
 from deploy.flink.cluster import Cluster
 from pipelines import launch
 from pipelines.score import ScoreConfig
@@ -101,15 +113,19 @@ def test_a_lost_worker_does_not_end_the_job() -> None:
     assert given["restart-strategy.fixed-delay.attempts"] > 1
 
 
-def test_the_pool_of_the_kubernetes_example_starts_the_mounted_boot_script() -> None:
+def test_the_pool_of_the_kubernetes_example_is_mounted_with_its_boot_script() -> None:
     pod = parts()["Deployment", "flink-taskmanager"]["spec"]["template"]["spec"]
-    pool = containers("flink-taskmanager")["workers"]
-    (mount,) = pool["volumeMounts"]
+    workers = containers("flink-taskmanager")["workers"]
+    (mount,) = workers["volumeMounts"]
     (volume,) = pod["volumes"]
     assert mount["name"] == volume["name"]
-    assert volume["configMap"]["defaultMode"] & 0o111 == 0o111
-    started = flags(pool["command"])["container_executable"]
-    assert started == f"{mount['mountPath']}/{cluster.BOOT.name}"
+    assert workers["command"][1] == f"{mount['mountPath']}/{cluster.POOL.name}"
+    made = volume["configMap"]["name"]
+    command = (
+        f"kubectl create configmap {made} \\\n    --from-file=deploy/flink/pool.py"
+        " --from-file=deploy/flink/boot.py\n"
+    )
+    assert command in (cluster.ROOT / "docs" / "running.md").read_text()
 
 
 def test_all_versions_of_flink_are_one() -> None:
@@ -141,9 +157,85 @@ def test_the_job_server_of_the_pom_is_the_one_that_the_tests_take() -> None:
     assert there / f"{name}-{version}.jar" == road.JAR
 
 
-def test_the_boot_script_can_be_started_by_its_own_name() -> None:
-    assert cluster.BOOT.stat().st_mode & 0o111 == 0o111
-    assert cluster.BOOT.read_text().startswith("#!/usr/bin/env -S python3 -P\n")
+@pytest.mark.parametrize("program", [cluster.BOOT, cluster.POOL])
+def test_a_program_can_be_started_by_its_own_name(program: Path) -> None:
+    assert program.stat().st_mode & 0o111 == 0o111
+    assert program.read_text().startswith("#!/usr/bin/env -S python3 -P\n")
+
+
+class Workers:
+    """Programs that a pool starts, each of which notes its number and its runner."""
+
+    def __init__(self, folder: Path) -> None:
+        self.boot = folder / "boot.py"
+        self.boot.write_text(
+            "import os, sys, time\n"
+            f"open(f'{folder}/{{os.getpid()}}.pid', 'w').write(sys.argv[2])\n"
+            "time.sleep(600)\n"
+        )
+        self._folder = folder
+
+    def alive(self) -> list[str]:
+        """Returns the provision endpoints of the workers that live."""
+        found = [p for p in self._folder.glob("*.pid") if p.read_text()]
+        return sorted(
+            path.read_text().partition("=")[2]
+            for path in found
+            if Path(f"/proc/{path.stem}/cmdline").exists()
+        )
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_pool_ends_a_worker_that_nobody_listens_to_and_no_other_of_its_name(
+    tmp_path: Path,
+) -> None:
+    workers = Workers(tmp_path)
+    made = pool.Pool(workers.boot, grace_s=0.5)
+    server = pool.serve(made, port := cluster.free_port())
+    runners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    controls = [f"127.0.0.1:{runner.getsockname()[1]}" for runner in runners]
+    try:
+        with grpc.insecure_channel(f"localhost:{port}") as channel:
+            stub = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)
+            for control in controls:
+                at = endpoints_pb2.ApiServiceDescriptor(url=control)
+                told = stub.StartWorker(
+                    beam_fn_api_pb2.StartWorkerRequest(
+                        worker_id="1-1", control_endpoint=at, provision_endpoint=at
+                    )
+                )
+                assert not told.error
+            until(lambda: workers.alive() == sorted(controls))
+            stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"))
+            time.sleep(1.5)
+            assert workers.alive() == sorted(controls)
+            runners[0].close()
+            until(lambda: workers.alive() == [controls[1]])
+    finally:
+        made.end()
+        server.stop(None)
+        for runner in runners:
+            runner.close()
+    until(lambda: not workers.alive())
+
+
+def test_a_pool_needs_a_port_of_its_own_and_ends_when_told(tmp_path: Path) -> None:
+    port = cluster.free_port()
+    words = [sys.executable, str(cluster.POOL), f"--service_port={port}"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert f"localhost:{port}" in first.stdout.readline()
+        second = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert second.returncode == 1
+        assert f"error: --service_port={port} must be free" in second.stderr
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 0
 
 
 def test_the_boot_script_refuses_what_it_would_have_to_install() -> None:
