@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.flink.cluster import JOB_SERVER, Cluster
 from tests import tiny
 
 
@@ -36,3 +37,23 @@ def logs_stay_as_they_are() -> Iterator[None]:
 def out(tmp_path: Path) -> str:
     """Returns a folder to write to, as a string."""
     return str(tmp_path / "out")
+
+
+@pytest.fixture(scope="session")
+def jar() -> Path:
+    """Returns Beam's job server, which `make test-flink` puts together."""
+    assert JOB_SERVER.exists(), f"{JOB_SERVER} must be there; run make test-flink"
+    return JOB_SERVER
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, jar: Path) -> Iterator[Cluster]:
+    """Returns a cluster of two TaskManagers, with a pool and a job server."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        made.start()
+        made.add_pool()
+        made.add_job_server(jar)
+        yield made
+    finally:
+        made.stop()

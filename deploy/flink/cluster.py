@@ -4,7 +4,7 @@
     python -m deploy.flink.cluster start FOLDER          # JobManager, two TaskManagers
     python -m deploy.flink.cluster taskmanager FOLDER    # one more
     python -m deploy.flink.cluster pool FOLDER           # a pool of Python workers
-    python -m deploy.flink.cluster jobserver FOLDER JAR  # a job server that stays
+    python -m deploy.flink.cluster jobserver FOLDER      # a job server that stays
     python -m deploy.flink.cluster stop FOLDER           # ends exactly these
 
 Each prints the flags that lead a job there. All listen on loopback, at ports that were
@@ -35,6 +35,9 @@ PACKAGES = ("apache-flink", "apache-flink-libraries")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HOME = ROOT / ".cache" / "flink" / VERSION / "pyflink"
+JOB_SERVER = ROOT / ".cache/flink/jobserver/flink-1.19-job-server-2.70.0.jar"
+"""What `make flink` makes of pom.xml."""
+
 BOOT = HERE / "boot.py"
 POOL = HERE / "pool.py"
 HOST = "127.0.0.1"
@@ -137,7 +140,7 @@ class Cluster:
         self._start("pool", words)
         self._until(lambda: _answers(port), "the pool must listen")
 
-    def add_job_server(self, jar: str | Path) -> None:
+    def add_job_server(self, jar: str | Path = JOB_SERVER) -> None:
         """Starts a job server, so that jobs need not each start one of their own."""
         port = self._settle("jobserver")
         options = ["-Djava.io.tmpdir=" + str(self.folder / "tmp")]
@@ -236,7 +239,7 @@ class Cluster:
         self._until(known, f"{wanted} TaskManagers must be known to the JobManager")
 
     def _until(self, holds: Callable[[], bool], what: str) -> None:
-        """Waits until something holds, as long as nothing gave up."""
+        """Waits until something holds; ends all where it never will."""
         end = time.monotonic() + WAIT_S
         while not holds():
             # One that a signal ended was ended on purpose.
@@ -245,6 +248,7 @@ class Cluster:
                 why = (
                     f"a process ended with {gone[0].returncode}" if gone else "it hangs"
                 )
+                self.stop()
                 raise RuntimeError(f"{what}, but {why}; see {self.folder / 'log'}")
             time.sleep(0.2)
 
@@ -339,7 +343,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("folder", help="the cluster's folder")
     made["start"].add_argument("--taskmanagers", type=int, default=2)
     made["start"].add_argument("--slots", type=int, default=2, help="of each")
-    made["jobserver"].add_argument("jar", help="Beam's job server for Flink 1.19")
+    made["jobserver"].add_argument(
+        "jar",
+        nargs="?",
+        default=JOB_SERVER,
+        help="Beam's job server for Flink 1.19, where it is not that of make flink",
+    )
     return parser
 
 

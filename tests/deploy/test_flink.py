@@ -22,7 +22,6 @@ from deploy.flink import boot, cluster, pool, processes
 from deploy.flink.cluster import Cluster
 from pipelines import launch
 from pipelines.score import ScoreConfig
-from tests.flink import road
 
 KUBERNETES = Path(__file__).parent.parent.parent / "deploy" / "kubernetes"
 POM = cluster.HERE / "pom.xml"
@@ -154,7 +153,7 @@ def test_the_job_server_of_the_pom_is_the_one_that_the_tests_take() -> None:
     folder = pom.findtext("m:build/m:directory", namespaces=SPACE)
     assert folder is not None
     there = Path(folder.replace("${project.basedir}", str(POM.parent))).resolve()
-    assert there / f"{name}-{version}.jar" == road.JAR
+    assert there / f"{name}-{version}.jar" == cluster.JOB_SERVER
 
 
 @pytest.mark.parametrize("program", [cluster.BOOT, cluster.POOL])

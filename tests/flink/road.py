@@ -1,4 +1,4 @@
-"""The demo's tiny recipe in the small: the same stages, models made in a moment."""
+"""What runs on Flink: the demo's tiny recipe, and one that is smaller still."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples import demo
 from pipelines import recipe
 from pipelines.recipe import Recipe
 from schemas import files
@@ -13,12 +14,20 @@ from tests import small_run, tiny
 from tests.kill import local
 
 ROOT = Path(__file__).parent.parent.parent
-JAR = ROOT / ".cache" / "flink" / "jobserver" / "flink-1.19-job-server-2.70.0.jar"
 FILES = 8
 
 
+def make_demo(folder: Path) -> None:
+    """Writes what `make run DEMO=tiny` makes and fuses, and its recipe."""
+    made = str(folder / "demo")
+    demo.make_inputs(made, "tiny")
+    text = (ROOT / demo.RECIPES["tiny"]).read_text()
+    # Paths that workers understand wherever they run.
+    (folder / "recipe.toml").write_text(text.replace("runs/tiny", made))
+
+
 def make_inputs(folder: Path) -> None:
-    """Writes corpus, models and recipe."""
+    """Writes corpus, models that are made in a moment, and many small slices."""
     small_run.write_inputs(folder, FILES)
     tiny.llama(folder / "other", seed=2)
     text = small_run.recipe(
@@ -33,7 +42,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def read(inputs: Path, output: Path) -> Recipe:
-    """Reads the recipe, with paths that workers understand wherever they run."""
+    """Reads a recipe of these inputs."""
     return recipe.read(str(inputs / "recipe.toml"), str(output.absolute()))
 
 

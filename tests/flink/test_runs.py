@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.flink, pytest.mark.timeout(3600)]
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    road.make_inputs(folder)
+    road.make_demo(folder)
     return folder
 
 
@@ -44,7 +44,7 @@ def flags(environment: str, cluster: Cluster, jar: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("environment", ["LOOPBACK", "EXTERNAL", "PROCESS"])
-def test_a_run_on_flink_leaves_the_bytes_of_a_local_one(
+def test_the_tiny_demo_on_flink_leaves_the_bytes_of_a_local_run(
     environment: str,
     cluster: Cluster,
     jar: Path,

@@ -18,7 +18,7 @@ from transforms import ledger
 
 pytestmark = [pytest.mark.flink, pytest.mark.timeout(3600)]
 
-STALL_S = 240.0
+STALL_S = 120.0
 """Longer than a job takes to reach a cluster that does much else."""
 
 UNITS = 6
@@ -218,7 +218,7 @@ def test_a_job_without_any_known_cause_is_ended_and_says_where_to_look(
         ' name = code.split("worker_id=")[1].split(",")[0].strip(chr(34));'
         " stub = api.BeamFnControlStub(grpc.insecure_channel(place));"
         " wait = iter(lambda: time.sleep(3600), 1);"
-        ' stub.Control(wait, metadata=[("worker_id", name)])'
+        ' call = stub.Control(wait, metadata=[("worker_id", name)])'
         '; time.sleep(3600)\' "$@"\n'
     )
     at, _ = pool(own, tmp_path, deaf)

@@ -38,7 +38,7 @@ PERIOD_S = 0.1
 class Flink:
     """A cluster, a small recipe run locally on it, and the kills of its stages."""
 
-    def __init__(self, folder: Path, jar: Path = road.JAR) -> None:
+    def __init__(self, folder: Path) -> None:
         """Makes inputs and the undisturbed local run, and starts a cluster."""
         self._folder = folder
         self._reference = folder / "reference"
@@ -50,7 +50,7 @@ class Flink:
         self._contents = rounds.contents(self._reference / local.RUN)
         self.cluster = Cluster(folder / "cluster")
         self.cluster.start()
-        self.cluster.add_job_server(jar)
+        self.cluster.add_job_server()
         self.cluster.add_pool()
 
     def _run_all(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.flink.cluster import BOOT, Cluster
 from pipelines import fuse, prepare, score
 from pipelines.fuse import FuseConfig
 from pipelines.prepare import PrepareConfig
@@ -38,6 +39,18 @@ def direct_with_prism(request: pytest.FixtureRequest) -> list[str]:
     return ["--runner=DirectRunner", *prism(request)[1:]]
 
 
+def flink(request: pytest.FixtureRequest) -> list[str]:
+    cluster: Cluster = request.getfixturevalue("cluster")
+    return [
+        *("--runner=FlinkRunner", "--flink_version=1.19", "--parallelism=4"),
+        f"--flink_master={cluster.master}",
+        f"--job_endpoint={cluster.job_server}",
+        "--environment_type=PROCESS",
+        f'--environment_config={{"command": "{BOOT}"}}',
+        "--number_of_execution_retries=0",  # else a refusal is tried 20 times
+    ]
+
+
 RUNNERS: dict[str, Flags] = {
     "none": given(),
     "FnApiRunner": given("--runner=FnApiRunner"),
@@ -48,8 +61,10 @@ RUNNERS: dict[str, Flags] = {
     "BundleBasedDirectRunner": given("--runner=BundleBasedDirectRunner"),
     "PrismRunner": prism,
     "DirectRunner with Prism": direct_with_prism,
+    "FlinkRunner": flink,
 }
 MARKS = {
+    "FlinkRunner": [pytest.mark.flink, pytest.mark.timeout(1800)],
     "PrismRunner": pytest.mark.prism,
     "DirectRunner with Prism": pytest.mark.prism,
 }
