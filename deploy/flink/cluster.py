@@ -125,12 +125,12 @@ class Cluster:
         self._start("jobmanager", self._script("jobmanager.sh"))
         for _ in range(taskmanagers):
             self._start_taskmanager()
-        self._await_taskmanagers(taskmanagers)
+        self._await_taskmanagers()
 
     def add_taskmanager(self) -> int:
         """Starts one more TaskManager; returns its process's number."""
         pid = self._start_taskmanager()
-        self._await_taskmanagers(len(self.taskmanagers()))
+        self._await_taskmanagers()
         return pid
 
     def add_pool(self) -> None:
@@ -163,6 +163,13 @@ class Cluster:
     def workers(self) -> list[int]:
         """Lists the numbers of the Python workers' processes."""
         return [p.pid for p in self.processes() if not p.leads]
+
+    def is_settled(self) -> bool:
+        """Says whether the JobManager knows the TaskManagers that run, and no others.
+
+        It takes a lost one for there until `heartbeat.timeout`.
+        """
+        return self._started() == self._known()
 
     def ask(self, path: str) -> Any:
         """Returns what the JobManager answers to "/overview", "/jobs/overview", ..."""
@@ -211,7 +218,9 @@ class Cluster:
 
     def _start_taskmanager(self) -> int:
         number = 1 + len(list((self.folder / "log").glob("taskmanager-*.out")))
-        return self._start(f"taskmanager-{number}", self._script("taskmanager.sh"))
+        role = f"taskmanager-{number}"
+        named = f"-Dtaskmanager.resource-id={role}"
+        return self._start(role, [*self._script("taskmanager.sh"), named])
 
     def _start(self, role: str, command: Sequence[str]) -> int:
         given = os.environ.get("PYTHONPATH")
@@ -229,14 +238,23 @@ class Cluster:
         self._children.append(child)
         return child.pid
 
-    def _await_taskmanagers(self, wanted: int) -> None:
-        def known() -> bool:
-            try:
-                return bool(self.ask("/overview")["taskmanagers"] >= wanted)
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                return False
+    def _await_taskmanagers(self) -> None:
+        self._until(
+            lambda: self._started() <= self._known(),
+            "the TaskManagers must be known to the JobManager",
+        )
 
-        self._until(known, f"{wanted} TaskManagers must be known to the JobManager")
+    def _started(self) -> set[str]:
+        """Returns the names of the TaskManagers that run."""
+        roles = {p.role for p in self.processes() if p.leads}
+        return {role for role in roles if role.startswith("taskmanager")}
+
+    def _known(self) -> set[str]:
+        """Returns the names of those that the JobManager knows, the lost among them."""
+        try:
+            return {one["id"] for one in self.ask("/taskmanagers")["taskmanagers"]}
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return set()
 
     def _until(self, holds: Callable[[], bool], what: str) -> None:
         """Waits until something holds; ends all where it never will."""

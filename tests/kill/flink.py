@@ -172,7 +172,11 @@ class Flink:
     def _await_quiet(self) -> None:
         """Waits until no job runs and no worker is left, as a round must leave it."""
         _until(
-            lambda: not self._running() and not self.cluster.workers(),
+            lambda: (
+                not self._running()
+                and not self.cluster.workers()
+                and self.cluster.is_settled()
+            ),
             "jobs and workers must end when nobody waits for them",
         )
 
