@@ -38,7 +38,8 @@ def main() -> int:
         bench.kill, given.stage or local.STAGES, given.rounds, given.seed, given.log
     )
     seconds = rounds.shortest(given.log.with_suffix(".seconds.json"), bench.undisturbed)
-    print(rounds.table(done, seconds))
+    table = rounds.table(done, seconds)
+    print(table)
     if not all(made.sound for made in done):
         print(
             f"error: round {done[-1].round} is not sound: {done[-1]}; what it left is"
@@ -47,7 +48,7 @@ def main() -> int:
         )
         return 1
     if given.page is not None:
-        page.write(given.page, done, seconds, sys.argv[1:])
+        page.write(given.page, "kills", table, done, ["tests.kill", *sys.argv[1:]])
     shutil.rmtree(folder)
     return 0
 

@@ -24,7 +24,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 from deploy.flink.cluster import BOOT, Cluster
 from pipelines import cli
 from tests.flink import road
-from tests.kill import local, rounds
+from tests.kill import local, page, rounds
 from tests.kill.rounds import Round
 
 TARGETS = ("taskmanager", "worker", "launcher")
@@ -242,6 +242,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20, help="that landed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, default=Path("build/kill/flink.jsonl"))
+    parser.add_argument("--page", type=Path, help="write the table into this page")
     given = parser.parse_args()
     folder = given.log.absolute().with_suffix("")
     bench = Flink(folder)
@@ -263,6 +264,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    if given.page is not None:
+        command = ["tests.kill.flink", *sys.argv[1:]]
+        page.write(given.page, "flink kills", table(done), done, command)
     return 0
 
 

@@ -1,26 +1,30 @@
 """The page that the counts of the kills stand on."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from examples import results
-from tests.kill import rounds
 from tests.kill.rounds import Round
-
-PART = "kills"
 
 
 def write(
-    page: Path, done: Sequence[Round], undisturbed: Mapping[str, float], argv: list[str]
+    page: Path, part: str, table: str, done: Sequence[Round], command: Sequence[str]
 ) -> None:
-    """Puts the counts between the page's own two markers."""
-    landed = [made for made in done if made.landed]
-    late = len(done) - len(landed)
-    about = results.about(argv, "tests.kill")
-    command = shlex.join(["python", "-m", "tests.kill", *argv])
-    text = f"""{rounds.table(done, undisturbed)}
+    """Puts the counts between two of the page's own markers.
 
-{len(landed)} kills landed; {late} more came after the stage's end and do not count.
-`{command}`, {about["cores"]} cores of {about["cpu"]}."""
-    results.write_page(str(page), text, PART)
+    Args:
+      page: the page.
+      part: name of the markers.
+      table: the counts.
+      done: all rounds.
+      command: module that did them, and its flags.
+    """
+    landed = sum(made.landed for made in done)
+    about = results.about(list(command[1:]), command[0])
+    words = shlex.join(["python", "-m", *command])
+    text = f"""{table}
+
+{landed} kills landed; {len(done) - landed} more found nobody to kill, as the stage had
+ended, and do not count. `{words}`, {about["cores"]} cores of {about["cpu"]}."""
+    results.write_page(str(page), text, part)

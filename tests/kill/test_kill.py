@@ -114,7 +114,9 @@ def test_the_page_states_the_counts_of_each_stage(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text("<!-- kills: begin -->\n<!-- kills: end -->\n")
     done = [SOUND, dataclasses.replace(SOUND, landed=False)]
-    page.write(path, done, {"fuse": 2.25}, ["--rounds", "1"])
+    table = rounds.table(done, {"fuse": 2.25})
+    page.write(path, "kills", table, done, ["tests.kill", "--rounds", "1"])
     written = path.read_text()
     assert "| fuse | 2.2 | 1 | 0 / 1 | 1 of 1 | 1 of 1 | 0 | 2 | 0 |" in written
     assert "1 kills landed; 1 more" in written
+    assert "`python -m tests.kill --rounds 1`" in written
