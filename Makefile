@@ -34,7 +34,7 @@ tokenizers: $(STAMP)  ## fetch the real tokenizers that tests use, into .cache
 	-$(BIN)/python -m tests.real_tokenizers fetch
 
 test: $(STAMP) tokenizers  ## run the tests
-	$(PYTEST)
+	$(PYTEST) --numprocesses=2 --dist=loadfile
 
 # Prism must be of the same version as Beam's Python.
 PRISM := github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0

@@ -55,6 +55,7 @@ EXTRAS = {
         "pre-commit>=4,<5",
         "pytest>=8.3,<10",
         "pytest-timeout>=2.3,<3",
+        "pytest-xdist>=3.6,<4",
         "PyYAML>=6,<7",
         "ruff>=0.15,<0.18",
         "setuptools>=77",
