@@ -6,7 +6,7 @@ import pytest
 
 from pipelines import fuse, score, stage, verify
 from schemas import files, fused, manifest, plan, scores
-from tests import commands, deadly_slices
+from tests import commands, deadly_slices, ledgers
 from tests.deadly_work import Deadly, Harm
 from tests.pipelines.conftest import fuse_config, score_config
 from transforms import attempts, ledger, rows, slices
@@ -75,8 +75,7 @@ def given_up(
             name = f"{road}/scores/neox/{piece.output}"
             files.write_bytes(f"{config.output}/{piece.output}", files.read_bytes(name))
     lost = pieces[LOST]
-    path = files.join(ledger.folder(config.output), f"{lost.output}.dead.json")
-    ledger._write(path, lost.output, 1.0)
+    ledgers.leave_dead(config.output, lost.output)
     assert slices.do_slice(dead, lost, Guards(max_slice_attempts=1))
     made = score.score_windows(config)
     assert made is not None
