@@ -118,7 +118,7 @@ def run(
     Returns:
       None, or why the work was given up.
     """
-    suspicions = ledger.dead(output, name, beat_s=guards.beat_s)
+    suspicions = _suspicions(output, name, guards)
     if suspicions:
         # While it waits for its turn it gives signs of life: others may take long.
         with (
@@ -136,6 +136,15 @@ def run(
     if given_up is None:
         ledger.remove(output, suspicions)
     return given_up
+
+
+def _suspicions(output: str, name: str, guards: Guards) -> list[str]:
+    """Lists attempts at a file whose processes have died."""
+    if not ledger.left(output, name):
+        return []
+    # It may take a minute to know, in which this process must not look dead itself.
+    with ledger.attempt(output, name, beat_s=guards.beat_s):
+        return ledger.dead(output, name, beat_s=guards.beat_s)
 
 
 def _beside(

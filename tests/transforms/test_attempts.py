@@ -188,8 +188,15 @@ def test_an_attempt_elsewhere_that_gives_signs_of_life_is_no_suspicion(
 def test_an_attempt_elsewhere_that_is_silent_is_a_suspicion(
     out: str, calls: str
 ) -> None:
-    ledgers.leave_far(out, NAME, beat_s=0.1)
-    assert run(out, deadly.note, calls) is None
+    ledgers.leave_far(out, NAME, beat_s=1.0)
+    watching = threading.Thread(target=run, args=(out, deadly.note, calls))
+    watching.start()
+    deadline = time.monotonic() + 60
+    while len(ledger.left(out, NAME)) < 2:  # who waits gives signs of life
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not Path(calls).exists()
+    watching.join()
     assert processes(calls) != [os.getpid()]
     assert files.names(ledger.folder(out)) == []
 
