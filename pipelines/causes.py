@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -29,19 +29,21 @@ def explain(
       Causes that were found, and where to look for others.
     """
     where = cluster.of(options)
-    found, look = [], []
-    for entry in in_work:
-        look.append(
-            f"{entry['file']} was in work on {entry['host']}, process {entry['pid']},"
-            f" {entry['seconds']:g} seconds after its begin"
-        )
+    found: list[str] = []
+    look = [f"{worker(entry)} after its begin" for entry in in_work]
     if isinstance(result, portable_runner.PipelineResult):
-        found += _job_server(result)
+        causes, places = _asked(
+            "the job server", lambda: (_job_server(where, result), [])
+        )
+        found, look = found + causes, look + places
     if where.flink is not None:
-        causes, places = _flink(where, cluster.name_of(result))
+        causes, places = _asked(
+            f"Flink at {where.flink}", lambda: _flink(where, cluster.name_of(result))
+        )
         found, look = found + causes, look + places
     if where.pool is not None:
-        found += _pool(where)
+        causes, places = _asked(f"the pool at {where.pool}", lambda: (_pool(where), []))
+        found, look = found + causes, look + places
         look.append(f"the log of the worker pool at {where.pool}")
     if where.environment == "PROCESS" and where.portable:
         look.append("the logs of the TaskManagers, which hold what the workers print")
@@ -55,10 +57,45 @@ def explain(
     return found, look
 
 
+def worker(entry: Mapping[str, Any]) -> str:
+    """Says who is at work on a slice, of its attempt in the ledger."""
+    return (
+        f"{entry['file']} was in work on {entry['host']}, process {entry['pid']},"
+        f" {entry['seconds']:g} seconds"
+    )
+
+
+Answer = tuple[list[str], list[str]]
+
+
+def _asked(what: str, question: Callable[[], Answer]) -> Answer:
+    """Asks, and where that fails names what could not be asked.
+
+    Whatever it raises: who makes a diagnosis must live to tell the rest of it.
+    """
+    try:
+        return question()
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        return [], [f"{what}, which could not be asked ({told})"]
+
+
 _MISSING = re.compile(
     r"No module named '[\w.]+'|"
     r"Can't get attribute '\w+' on <module '(?:schemas|transforms|pipelines)[^>]*>"
 )
+
+
+_OTHER_BEAM = re.compile(
+    r"environment and pipeline runtime environment are not compatible"
+    r"(?s:.*?Submission environment: (\S+)\. Runtime environment: (\S+)\.)?"
+)
+
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""What a client is told of a server that is not there any more, or stands still."""
+
+_DETAILS = 400
+"""Characters of a job server's own words that are passed on."""
 
 
 def failure(
@@ -72,6 +109,8 @@ def failure(
     where = cluster.of(options)
     if not where.portable:
         return None
+    if isinstance(error, grpc.Call) and error.code() not in _GONE:
+        return _refused(where, error)
     if isinstance(error, grpc.RpcError):
         address = where.job_endpoint or "that this command started"
         return (
@@ -79,8 +118,16 @@ def failure(
             f" or is out of reach ({_code(error)}); was its process killed? A cluster"
             " may still work at the job. The same command does what is missing"
         )
+    place = where.pool or where.environment_config or where.environment
+    if found := _OTHER_BEAM.search(str(error)):
+        here, there = found[1] or "another", found[2] or "another"
+        return (
+            "workers must have the same minor Python and the same Beam as this command,"
+            f" which has {here}, but one of them has {there}; install there what is"
+            f" here, or start the command from what is there ({where.environment}:"
+            f" {place})"
+        )
     if found := _MISSING.search(str(error)):
-        place = where.pool or where.environment_config or where.environment
         return (
             "every worker must be able to import this version of FuseBeam, but one of"
             f" them cannot ({found[0]}); install the same package where the workers run"
@@ -89,11 +136,22 @@ def failure(
     return None
 
 
+def _refused(where: Cluster, error: grpc.Call) -> str:
+    """Tells what a job server says that lives, but does not do what it is asked."""
+    said = str(error.details() or "").partition("\n")[0][:_DETAILS]
+    address = where.job_endpoint or "that this command started"
+    return (
+        f"the job server {address} must do what it is asked, but answered"
+        f" {error.code().name}{f': {said}' if said else ''}; see the job server's log."
+        " The same command does what is missing"
+    )
+
+
 def _code(error: grpc.RpcError) -> str:
     return str(error.code().name) if isinstance(error, grpc.Call) else str(error)
 
 
-def _job_server(result: portable_runner.PipelineResult) -> list[str]:
+def _job_server(where: Cluster, result: portable_runner.PipelineResult) -> list[str]:
     """Asks the job server for the job; a thread, as a dead one may never answer."""
     told: list[Any] = []
 
@@ -108,6 +166,8 @@ def _job_server(result: portable_runner.PipelineResult) -> list[str]:
     asking.join(cluster.ANSWER_S)
     if told and not isinstance(told[0], Exception):
         return []
+    if told and isinstance(told[0], grpc.Call) and told[0].code() not in _GONE:
+        return [_refused(where, told[0])]
     return [
         "the job server died or does not answer: was its process killed? One that this"
         " command starts logs to --job_server_jvm_properties' targets and to standard"
@@ -116,7 +176,7 @@ def _job_server(result: portable_runner.PipelineResult) -> list[str]:
     ]
 
 
-def _flink(where: Cluster, name: str) -> tuple[list[str], list[str]]:
+def _flink(where: Cluster, name: str) -> Answer:
     assert where.flink is not None
     found, look = [], []
     try:
@@ -160,8 +220,9 @@ def _pool(where: Cluster) -> list[str]:
         ]
     if not cluster.pool_starts_workers(where.pool):
         return [
-            f"the worker pool at {where.pool} starts workers that do not report: its"
-            " `python`, the first on its PATH, must be able to import apache_beam and"
-            " this package; its log has the error"
+            f"the worker pool at {where.pool} starts workers that do not report: the"
+            " Python that runs pool.py (with Beam's own pool: the first `python` on its"
+            " PATH) must be able to import apache_beam and this package; its log has"
+            " the error"
         ]
     return []

@@ -32,8 +32,8 @@ def element_timeout() -> Any:
     """Declares the setting of that name."""
     return setting(
         _DEFAULTS.element_timeout,
-        help="seconds that a slice may take before its process is ended, which counts"
-        " as killing it; left out: as long as it takes",
+        help="seconds that a slice may take, once its model is loaded, before its"
+        " process is ended, which counts as killing it; left out: as long as it takes",
         shapes_output=False,
     )
 

@@ -18,11 +18,13 @@ from apache_beam.options import pipeline_options
 
 from pipelines import causes, cluster
 from schemas import files
-from schemas.errors import FusionError
 from transforms import ledger
 
 _NOTICE_S = 120.0
 """Seconds of silence after which a likely cause is told."""
+
+_NAMED = 5
+"""How many slices in work are named where it is told that none is finished."""
 
 _RESTS = 20
 """How often as long as a look it rests: the output of a large job is long to list."""
@@ -48,9 +50,13 @@ class Watch:
     output: str
     stall_timeout: float
 
-    def sign(self) -> list[Any]:
-        """Returns what changes when anything moves."""
-        return [files.stamps(at) for at in (*self.folders, ledger.folder(self.output))]
+    def finished(self) -> list[Any]:
+        """Returns what changes when anything is finished."""
+        return [files.stamps(at) for at in self.folders]
+
+    def sign(self) -> tuple[list[Any], Any]:
+        """Returns that, and what changes when anything is in work."""
+        return self.finished(), files.stamps(ledger.folder(self.output))
 
 
 class Stalled(BaseException):
@@ -96,12 +102,14 @@ class Watchdog:
         limit = self._watch.stall_timeout
         period = min(_GRACE_S, max(0.2, limit / 10))
         last, since, told = self._sign(None), time.monotonic(), False
+        slow = _Slowness(self._watch)
         rest = period
         while not self._over.wait(rest):
             begun = time.monotonic()
             now = self._sign(last)
             took = time.monotonic() - begun
             rest = min(max(period, _RESTS * took), max(period, limit / 4))
+            slow.look(now, self._over)
             if now != last:
                 last, since, told = now, time.monotonic(), False
                 continue
@@ -120,7 +128,7 @@ class Watchdog:
         assert self._watch is not None
         try:
             return self._watch.sign()
-        except (OSError, FusionError):
+        except Exception:  # whatever a client of buckets raises: who guards must live
             return last
 
     def _notice(self, still: float) -> None:
@@ -135,13 +143,18 @@ class Watchdog:
             )
 
     def _causes(self) -> tuple[list[str], list[str]]:
+        """Asks for causes; an error of that is told as one: the guard must live."""
         assert self._watch is not None
         try:
             in_work = ledger.in_work(self._watch.output)
-        except OSError as error:
-            unseen = [f"{self._watch.output} cannot be listed from here ({error})"]
-            return unseen, []
-        return causes.explain(self._options, self.result, in_work)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            return [f"{self._watch.output} cannot be listed from here ({told})"], []
+        try:
+            return causes.explain(self._options, self.result, in_work)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            return [], [f"what takes part, which could not be asked ({told})"]
 
     def _verdict(self, still: float) -> str:
         assert self._watch is not None
@@ -181,8 +194,52 @@ class Watchdog:
         with contextlib.suppress(Exception):
             self.result.cancel()
         if (master := cluster.of(self._options).flink) is not None:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(Exception):
                 cluster.end_flink_job(master, cluster.name_of(self.result))
+
+
+class _Slowness:
+    """Tells when nothing is finished for long, though workers give signs of life.
+
+    A thread renews the attempt of a slice that hangs in foreign code; so no sign is
+    missing, and nobody but people can tell whether a slice takes that long.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._finished: Any = None
+        self._since = time.monotonic()
+        self._next = watch.stall_timeout
+
+    def look(self, now: Any, over: threading.Event) -> None:
+        """Takes the signs of life, and tells; after ever longer pauses."""
+        finished = None if now is None else now[0]
+        if finished != self._finished:
+            self._finished, self._since = finished, time.monotonic()
+            self._next = self._watch.stall_timeout
+            return
+        still = time.monotonic() - self._since
+        if still <= self._next:
+            return
+        self._next = 2 * still
+        if (told := self._told()) and not over.is_set():
+            print(
+                f"{self._watch.name}: workers give signs of life, but nothing was"
+                f" finished for {still:.0f} seconds: {told}. If one hangs, end its"
+                " process, and give --element_timeout, which does so from then on",
+                file=sys.stderr,
+            )
+
+    def _told(self) -> str:
+        """Names the slices that are in work for longest; empty where there is none."""
+        try:
+            in_work = ledger.in_work(self._watch.output)
+            in_work.sort(key=lambda entry: -entry["seconds"])
+            told = [causes.worker(entry) for entry in in_work[:_NAMED]]
+        except Exception as error:  # the guard must live
+            return f"what is in work cannot be read ({type(error).__name__}: {error})"
+        more = len(in_work) - len(told)
+        return "; ".join([*told, f"and {more} more"] if more else told)
 
 
 def leave_for_certain() -> None:

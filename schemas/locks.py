@@ -4,6 +4,7 @@ They tell whether a process of this machine is at work on a file, however it may
 ended: no pid is looked up, so containers that share a folder see each other's, too.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -19,6 +20,18 @@ _OWN_DISKS = frozenset(
     )
 )
 """Filesystems that no other machine writes to."""
+
+
+def open_for_all(path: Path) -> int:
+    """Opens a file that processes of any user may lock; makes it if need be."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    with contextlib.suppress(FileNotFoundError):
+        # Without O_CREAT, which the kernel refuses for others' files in /tmp.
+        return os.open(path, flags)
+    file = os.open(path, flags | os.O_CREAT, 0o666)
+    with contextlib.suppress(PermissionError):
+        os.fchmod(file, 0o666)  # whatever the umask
+    return file
 
 
 def take(file: int) -> bool:

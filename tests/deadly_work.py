@@ -48,6 +48,9 @@ class Deadly:
     def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:
         self.work.give_up(piece, tables, reason)
 
+    def load(self) -> None:
+        self.work.load()
+
     def release(self) -> None:
         self.work.release()
 

@@ -106,6 +106,9 @@ class CountSlices:
         _write(tables, cooccurrence.tally([]))
         tables.footer.update(windows=0, failed=piece.windows, tokens=0)
 
+    def load(self) -> None:
+        """There is nothing to load that would take long."""
+
     def release(self) -> None:
         """There is nothing to let go of."""
 

@@ -104,7 +104,7 @@ class Claims:
             self._files.clear()
 
     def _take(self, gpu: Gpu) -> bool:
-        file = _open(self._path(gpu))
+        file = locks.open_for_all(self._path(gpu))
         if not locks.take(file):
             os.close(file)
             return False
@@ -131,18 +131,6 @@ class Claims:
         with contextlib.suppress(OSError):
             return self._path(gpu).read_text() or "unknown"
         return "unknown"
-
-
-def _open(path: Path) -> int:
-    """Opens a file that processes of any user may lock; makes it if need be."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    with contextlib.suppress(FileNotFoundError):
-        # Without O_CREAT, which the kernel refuses for others' files in /tmp.
-        return os.open(path, flags)
-    file = os.open(path, flags | os.O_CREAT, 0o666)
-    with contextlib.suppress(PermissionError):
-        os.fchmod(file, 0o666)  # whatever the umask
-    return file
 
 
 _CLAIMS = Claims()

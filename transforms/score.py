@@ -105,6 +105,10 @@ class ScoreSlices:
         """Digests all that shapes the file of a slice."""
         return files.digest([scores.STAGE, self.identity, piece.digest])
 
+    def load(self) -> None:
+        """Loads the model, which the process keeps."""
+        shared_scorer(self.settings, self.model, self.tokenizer)
+
     def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
         """Scores a slice; a row group of scores for each row group of windows."""
         groups = list(windows.read_slice(self.windows, piece))

@@ -6,6 +6,7 @@ or retried job does only what is missing, on any runner, or with none.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -58,6 +59,12 @@ class SliceWork(Protocol):
     def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:
         """Does as `fill` where every window failed, without looking closer at any."""
 
+    def load(self) -> None:
+        """Loads what this process holds in memory to fill slices, if it is not there.
+
+        How long that takes does not count as the slice's time.
+        """
+
     def release(self) -> None:
         """Lets go of what this process holds in memory to fill slices."""
 
@@ -76,8 +83,9 @@ def do_slice(work: SliceWork, piece: Slice, guards: Guards | None = None) -> boo
       SchemaError: if a file of other settings is in the way.
       FusionError: if not even errors could be written; names the slice.
     """
-    path = files.join(work.output, piece.output)
-    if parquet.done(path, work.fingerprint(piece), overwrite=work.overwrite):
+    guards = guards or Guards()
+    done = functools.partial(_done, work, piece)
+    if done():
         return False
     reason = attempts.run(
         make,
@@ -85,16 +93,31 @@ def do_slice(work: SliceWork, piece: Slice, guards: Guards | None = None) -> boo
         piece,
         output=work.output,
         name=piece.output,
-        guards=guards or Guards(),
+        guards=guards,
+        load=work.load,
         release=work.release,
+        done=done,
     )
-    if reason is not None:
-        _quarantine(work, piece, reason)
+    if reason is not None and not done():
+        _quarantine(work, piece, reason, guards)
     return True
+
+
+def _done(work: SliceWork, piece: Slice) -> bool:
+    """Says whether the file of a slice is there, whoever has made it."""
+    path = files.join(work.output, piece.output)
+    return parquet.done(path, work.fingerprint(piece), overwrite=work.overwrite)
+
+
+class _SuperfluousError(Exception):
+    """Another command has published the same file; never leaves this module."""
 
 
 def make(work: SliceWork, piece: Slice, given_up: str | None = None) -> None:
     """Writes the file of a slice.
+
+    If another command has written it meanwhile, that one stays: a finished file is
+    never touched, and errors never take the place of scores.
 
     Args:
       work: what to do with it.
@@ -104,20 +127,28 @@ def make(work: SliceWork, piece: Slice, given_up: str | None = None) -> None:
     path = files.join(work.output, piece.output)
     fingerprint = work.fingerprint(piece)
     footer = {"fingerprint": fingerprint, "slice": piece.index, "digest": piece.digest}
-    with parquet.writer(path, work.schema, footer, **work.options) as tables:
-        if given_up is None:
-            work.fill(piece, tables)
-        else:
-            work.give_up(piece, tables, given_up)
-            tables.footer[QUARANTINED] = given_up
+    try:
+        with parquet.writer(path, work.schema, footer, **work.options) as tables:
+            if given_up is None:
+                work.fill(piece, tables)
+            else:
+                work.give_up(piece, tables, given_up)
+                tables.footer[QUARANTINED] = given_up
+            if _done(work, piece):
+                raise _SuperfluousError
+    except _SuperfluousError:
+        return
     assert tables.entry is not None
     manifest.remove_other(work.output, work.identity)
     manifest.note_entry(work.output, tables.entry, fingerprint)
 
 
-def _quarantine(work: SliceWork, piece: Slice, reason: str) -> None:
+def _quarantine(work: SliceWork, piece: Slice, reason: str, guards: Guards) -> None:
     """Publishes a slice as errors; its windows are read where they can harm nobody."""
-    death = attempts.in_own_process(make, work, piece, reason)
+    with ledger.attempt(work.output, piece.output, beat_s=guards.beat_s):
+        death = attempts.in_own_process(
+            make, work, piece, reason, timeout_s=guards.element_timeout
+        )
     if death is not None:
         raise FusionError(
             f"slice {piece.index} cannot be quarantined: {reason}; and when its windows"
@@ -129,17 +160,36 @@ def _quarantine(work: SliceWork, piece: Slice, reason: str) -> None:
 
 
 class _DoSlice(beam.DoFn):
-    """Calls `do_slice` and counts what it did."""
+    """Calls `do_slice` and counts what it did.
+
+    A slice that somebody else is at, or has died of, is left till the end of the
+    bundle: so commands that work at once in one folder share the slices.
+    """
 
     def __init__(self, work: SliceWork, guards: Guards) -> None:
         self._work, self._guards = work, guards
 
+    def start_bundle(self) -> None:
+        """Has left nothing yet."""
+        self._later: list[Slice] = []
+
     def process(self, line: str) -> Iterator[str]:
         piece = plan.from_line(line)
+        if ledger.left(self._work.output, piece.output):
+            self._later.append(piece)
+        else:
+            yield self._do(piece)
+
+    def finish_bundle(self) -> Iterator[beam.utils.windowed_value.WindowedValue]:
+        """Does what was left."""
+        for piece in self._later:
+            yield beam.transforms.window.GlobalWindows.windowed_value(self._do(piece))
+
+    def _do(self, piece: Slice) -> str:
         done = do_slice(self._work, piece, self._guards)
         name = "slices_done" if done else "slices_skipped"
         beam.metrics.Metrics.counter(type(self._work), name).inc()
-        yield piece.output
+        return piece.output
 
 
 @dataclasses.dataclass

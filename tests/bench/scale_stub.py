@@ -92,6 +92,9 @@ def _put_gold(
 class StubSlices(ScoreSlices):
     """Does what `ScoreSlices` does, but for the model."""
 
+    def load(self) -> None:
+        """There is no model to load."""
+
     def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
         """Makes up the scores of a slice, all of them before the first is written."""
         groups = list(windows.read_slice(self.windows, piece))

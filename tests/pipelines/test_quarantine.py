@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import fuse, score, stage, verify
-from schemas import files, fused, manifest, plan, scores
-from tests import commands, deadly_slices
+from schemas import files, fused, manifest, parquet, plan, scores
+from schemas.plan import Slice
+from tests import commands, deadly_slices, ledgers
 from tests.deadly_work import Deadly, Harm
 from tests.pipelines.conftest import fuse_config, score_config
 from transforms import attempts, ledger, rows, slices
@@ -60,6 +61,108 @@ def test_a_slice_whose_process_was_killed_from_outside_is_not_given_up(
     assert not Path(ledger.folder(out)).exists()
 
 
+def test_a_slice_that_hangs_is_ended_in_time_given_up_and_named(
+    road: str, out: str
+) -> None:
+    lost = f"slice-{LOST:06d}.parquet"
+    copy_but(f"{road}/fused", out, lost)  # the first fusion compiles, for seconds
+    assert fuse_in_a_process(road, out, "hang") == 1
+    told = Path(f"{out}.log").read_text()
+    assert f"{lost} must be done within --element_timeout=1 seconds" in told
+    assert fuse_in_a_process(road, out, "hang") == 0
+    made = manifest.read(out, fused.STAGE)
+    assert list(made.quarantined) == [lost]
+    assert "took longer than 1 seconds: 2 of 2 times" in made.quarantined[lost]
+    assert not Path(ledger.folder(out)).exists()
+
+
+def copy_but(made: str, out: str, lost: str) -> None:
+    """Copies the files of a folder's slices, all but one."""
+    for name in files.names(made, ".parquet"):
+        if name != lost:
+            files.write_bytes(f"{out}/{name}", files.read_bytes(f"{made}/{name}"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overtaken(Deadly):
+    """Does the work of another, which a second command finishes a moment before."""
+
+    made: str
+
+    def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
+        self._publish(piece)
+        self.work.fill(piece, tables)
+
+    def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:
+        self._publish(piece)
+        self.work.give_up(piece, tables, reason)
+
+    def _publish(self, piece: Slice) -> None:
+        there = files.read_bytes(f"{self.made}/{piece.output}")
+        files.write_bytes(f"{self.output}/{piece.output}", there)
+        stamps = files.stamps(self.output, ".parquet")
+        files.write_json(f"{self.output}/stamps", stamps)
+
+
+@pytest.mark.parametrize("reason", [None, "its process was killed"])
+def test_what_another_command_has_finished_is_not_touched(
+    reason: str | None, road: str, out: str
+) -> None:
+    config = fuse_config(road, out)
+    work = fuse.work_of(config, fuse.inputs_of(config), fuse.tokenizers_of(config))
+    fuse.write_maps(config, fuse.tokenizers_of(config))
+    overtaken = Overtaken(work=work, harm="none", slice=LOST, made=f"{road}/fused")
+    piece = plan.read(config.windows)[LOST]
+    slices.make(overtaken, piece, reason)
+    stamps = files.read_json(f"{out}/stamps")
+    assert files.digest(files.stamps(out, ".parquet")) == files.digest(stamps)
+    assert files.checksum(f"{out}/{piece.output}") == files.checksum(
+        f"{road}/fused/{piece.output}"
+    )
+
+
+def test_a_slice_that_another_command_has_finished_is_not_given_up(
+    road: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fuse_config(road, out)
+    own = fuse.tokenizers_of(config)
+    work = fuse.work_of(config, fuse.inputs_of(config), own)
+    piece = plan.read(config.windows)[LOST]
+
+    def run(*_: object, **__: object) -> str:
+        made = files.read_bytes(f"{road}/fused/{piece.output}")
+        files.write_bytes(f"{out}/{piece.output}", made)
+        return "its process was killed"
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it must not be given up")
+
+    monkeypatch.setattr(attempts, "run", run)
+    monkeypatch.setattr(attempts, "in_own_process", never)
+    slices.do_slice(work, piece)
+    assert slices.QUARANTINED not in parquet.footer(f"{out}/{piece.output}")
+
+
+def test_to_give_up_a_slice_has_a_limit_of_time_and_gives_signs_of_life(
+    road: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fuse_config(road, out)
+    own = fuse.tokenizers_of(config)
+    work = fuse.work_of(config, fuse.inputs_of(config), own)
+    piece = plan.read(config.windows)[LOST]
+    seen: list[tuple[float, int]] = []
+
+    def look(*_: object, timeout_s: float, **__: object) -> str:
+        seen.append((timeout_s, len(ledger.left(out, piece.output))))
+        return f"took longer than {timeout_s:g} seconds"
+
+    monkeypatch.setattr(attempts, "run", lambda *_, **__: "its process was killed")
+    monkeypatch.setattr(attempts, "in_own_process", look)
+    with pytest.raises(ValueError, match="the process took longer than 7 seconds"):
+        slices.do_slice(work, piece, Guards(element_timeout=7.0))
+    assert seen == [(7.0, 1)]
+
+
 @pytest.fixture(scope="module")
 def given_up(
     road: str, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
@@ -75,8 +178,7 @@ def given_up(
             name = f"{road}/scores/neox/{piece.output}"
             files.write_bytes(f"{config.output}/{piece.output}", files.read_bytes(name))
     lost = pieces[LOST]
-    path = files.join(ledger.folder(config.output), f"{lost.output}.dead.json")
-    ledger._write(path, lost.output, 1.0)
+    ledgers.leave_dead(config.output, lost.output)
     assert slices.do_slice(dead, lost, Guards(max_slice_attempts=1))
     made = score.score_windows(config)
     assert made is not None

@@ -1,5 +1,6 @@
 """Jobs that cannot make progress, each with real servers and workers on loopback."""
 
+import concurrent.futures
 import contextlib
 import http.server
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import grpc
 import pytest
 
 from pipelines import cluster, launch, watchdog
@@ -256,6 +258,93 @@ def test_a_slice_in_work_keeps_its_job_alive(out: str) -> None:
         assert guard.stalled is None
 
 
+def test_a_slice_in_work_for_too_long_is_named_with_the_cure(
+    out: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files.write_bytes(f"{out}/slice-000000.parquet", b"")
+    options = launch.pipeline_options.PipelineOptions([])
+    told = ""
+    with (
+        ledger.attempt(out, "slice-000001.parquet", beat_s=0.1),
+        watchdog.Watchdog(Watch("test", (out,), out, 1.0), options) as guard,
+    ):
+        begun = time.monotonic()
+        while time.monotonic() - begun < 4.5:
+            told += capfd.readouterr().err
+            time.sleep(0.1)
+        assert guard.stalled is None
+    lines = told.splitlines()
+    assert 1 <= len(lines) <= 2  # after one second, after two more
+    assert "nothing was finished for " in lines[0]
+    where = f"slice-000001.parquet was in work on {socket.gethostname()}"
+    assert f"{where}, process {os.getpid()}, " in lines[0]
+    assert "--element_timeout" in lines[0]
+
+
+def test_slices_that_are_finished_are_no_reason_for_a_notice(
+    out: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = launch.pipeline_options.PipelineOptions([])
+    with (
+        ledger.attempt(out, "slice-000099.parquet", beat_s=0.1),
+        watchdog.Watchdog(Watch("test", (out,), out, 2.0), options),
+    ):
+        for number in range(10):
+            files.write_bytes(f"{out}/slice-{number:06d}.parquet", b"")
+            time.sleep(0.3)
+    assert capfd.readouterr().err == ""
+
+
+class ClientError(Exception):
+    """An error that no module of ours knows."""
+
+
+def refuse(*_: object) -> Any:
+    raise ClientError("no token")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "said"),
+    [
+        (ledger, "in_work", "cannot be listed from here (ClientError: no token)"),
+        (watchdog.causes, "explain", "could not be asked (ClientError: no token)"),
+        (cluster, "ask_flink", "could not be asked (ClientError: no token)"),
+    ],
+)
+def test_a_diagnosis_that_fails_ends_no_guard_and_is_told(
+    module: Any, name: str, said: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, refuse)
+    words = ["--runner=FlinkRunner", "--flink_master=localhost:1"]
+    assert said in str(stalled_of(out, words))
+
+
+def test_output_that_cannot_be_listed_for_a_while_ends_no_guard(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamps, failed = files.stamps, []
+
+    def flaky(*args: str) -> Any:
+        if len(failed) < 3:
+            failed.append(1)
+            refuse()
+        return stamps(*args)
+
+    monkeypatch.setattr(files, "stamps", flaky)
+    assert "no worker gave a sign of life" in str(stalled_of(out, []))
+    assert len(failed) == 3
+
+
+def stalled_of(out: str, words: list[str]) -> str | None:
+    """Returns the verdict on a job that does nothing."""
+    options = launch.pipeline_options.PipelineOptions(words)
+    with watchdog.Watchdog(Watch("test", (out,), out, 1.0), options) as guard:
+        deadline = time.monotonic() + 60
+        while guard.stalled is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return guard.stalled
+
+
 def test_what_was_in_work_is_named_with_its_host(out: str) -> None:
     path = files.join(ledger.folder(out), "slice-000003.parquet.dead.json")
     ledger._write(path, "slice-000003.parquet", 12.0)
@@ -442,3 +531,67 @@ def test_too_few_slots_are_named_as_the_cause(flink: Callable[..., str]) -> None
     assert "too few slots: 3 tasks wait for one" in found[0]
     assert "has 4, 0 of them free, on 2 TaskManagers" in found[0]
     assert "#/job/running/abc/exceptions, where the job is RUNNING: no slot" in look[0]
+
+
+PORTABLE = ["--runner=PortableRunner", "--job_endpoint=there:8099"]
+POOL = [*PORTABLE, "--environment_type=EXTERNAL", "--environment_config=pool:50000"]
+
+
+def answer(code: grpc.StatusCode, details: str) -> grpc.RpcError:
+    """Returns the error of a call that a server answers so."""
+
+    class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, _: Any) -> Any:
+            return grpc.unary_unary_rpc_method_handler(
+                lambda _, context: context.abort(code, details)
+            )
+
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1), [Handler()])
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    try:
+        with (
+            grpc.insecure_channel(f"localhost:{port}") as channel,
+            pytest.raises(grpc.RpcError) as raised,
+        ):
+            channel.unary_unary("/job/ask")(b"")
+        return raised.value
+    finally:
+        server.stop(None)
+
+
+def failure(error: Exception, words: list[str]) -> str:
+    options = launch.pipeline_options.PipelineOptions(words)
+    return str(launch.causes.failure(error, options))
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED"])
+def test_a_job_server_that_does_not_answer_is_told_as_dead(code: str) -> None:
+    told = failure(answer(grpc.StatusCode[code], "gone"), PORTABLE)
+    assert "it died or is out of reach" in told
+    assert code in told
+
+
+def test_a_job_server_that_answers_with_an_error_is_told_in_its_own_words() -> None:
+    error = answer(grpc.StatusCode.INTERNAL, "no room for the job\nat X.java")
+    told = failure(error, PORTABLE)
+    assert "job server there:8099 must do what it is asked" in told
+    assert "answered INTERNAL: no room for the job; see the job server's log" in told
+    assert "died" not in told
+    assert "X.java" not in told
+
+
+def test_workers_of_another_python_or_beam_are_named_with_the_cure() -> None:
+    error = RuntimeError(
+        "Pipeline construction environment and pipeline runtime environment are not"
+        " compatible. If you use a custom container image, check that the Python"
+        " interpreter minor version and the Apache Beam version in your image match the"
+        " versions used at pipeline construction time. Submission environment:"
+        " beam:version:sdk_base:apache/beam_python3.11_sdk:2.77.0. Runtime environment:"
+        " beam:version:sdk_base:apache/beam_python3.12_sdk:2.77.0."
+    )
+    told = failure(error, POOL)
+    assert "the same minor Python and the same Beam as this command" in told
+    assert "which has beam:version:sdk_base:apache/beam_python3.11_sdk:2.77.0," in told
+    assert "one of them has beam:version:sdk_base:apache/beam_python3.12" in told
+    assert "EXTERNAL: pool:50000" in told

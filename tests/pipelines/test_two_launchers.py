@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, verify
-from schemas import files, manifest
+from pipelines import cli, fuse, verify
+from schemas import files, manifest, plan
 from schemas.errors import FusionError
-from tests import commands
+from schemas.plan import Slice
+from tests import commands, ledgers
+from tests.pipelines.conftest import fuse_config
+from transforms import ledger, slices
+from transforms.attempts import Guards
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -86,6 +90,36 @@ def test_two_preparations_of_the_same_settings_end_with_the_same_bytes(
     ended = at_once.end()
     assert [status for status, _ in ended] == [0, 0, 0], ended
     assert contents(f"{out}/both") == contents(alone)
+
+
+def test_a_slice_that_somebody_else_is_at_comes_last(
+    road: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fuse_config(road, out)
+    work = fuse.work_of(config, fuse.inputs_of(config), fuse.tokenizers_of(config))
+    order: list[str] = []
+
+    def do(_: object, piece: Slice, __: object) -> bool:
+        order.append(piece.output)
+        return True
+
+    monkeypatch.setattr(slices, "do_slice", do)
+    steps = slices._DoSlice(work, Guards())
+    lines = files.read_bytes(f"{road}/windows/fusion/{plan.NAME}").decode().splitlines()
+    names = [plan.from_line(line).output for line in lines]
+    steps.start_bundle()
+    with ledger.attempt(out, names[0], beat_s=20.0):
+        made = [name for line in lines for name in steps.process(line)]
+    last = [told.value for told in steps.finish_bundle()]
+    assert order == [*made, *last] == [*names[1:], names[0]]
+
+
+def test_a_runner_does_slices_that_come_last(
+    road: str, out: str, contents: Contents
+) -> None:
+    ledgers.leave_dead(out, "slice-000000.parquet")
+    fuse.fuse_scores(fuse_config(road, out))
+    assert contents(out) == contents(f"{road}/fused")
 
 
 def proven_or_unfinished(folder: str) -> None:

@@ -6,6 +6,10 @@ import time
 from pathlib import Path
 
 
+def nothing() -> None:
+    """Does nothing."""
+
+
 def note(path: str) -> int:
     """Adds a line with this process's id; returns how many there are now."""
     with open(path, "a") as file:
