@@ -36,7 +36,7 @@ def explain(
             f" {entry['seconds']:g} seconds after its begin"
         )
     if isinstance(result, portable_runner.PipelineResult):
-        found += _job_server(result)
+        found += _job_server(where, result)
     if where.flink is not None:
         causes, places = _flink(where, cluster.name_of(result))
         found, look = found + causes, look + places
@@ -48,7 +48,7 @@ def explain(
     google = options.view_as(pipeline_options.GoogleCloudOptions)
     if where.runner == "DataflowRunner" and google.project:
         look.append(f"the job's page in the console of project {google.project}")
-    if not where.portable and where.runner != "DataflowRunner":
+    if where.prism or not (where.portable or where.runner == "DataflowRunner"):
         look.append(
             "whether a process of this command was killed (dmesg: out of memory)"
         )
@@ -73,6 +73,12 @@ def failure(
     if not where.portable:
         return None
     if isinstance(error, grpc.RpcError):
+        if where.prism and where.job_endpoint is None:
+            return (
+                "Prism must live until the job has ended, but it died or is out of"
+                f" reach ({_code(error)}); was its process killed? The same command"
+                " does what is missing"
+            )
         address = where.job_endpoint or "that this command started"
         return (
             f"the job server {address} must live until the job has ended, but it died"
@@ -93,7 +99,7 @@ def _code(error: grpc.RpcError) -> str:
     return str(error.code().name) if isinstance(error, grpc.Call) else str(error)
 
 
-def _job_server(result: portable_runner.PipelineResult) -> list[str]:
+def _job_server(where: Cluster, result: portable_runner.PipelineResult) -> list[str]:
     """Asks the job server for the job; a thread, as a dead one may never answer."""
     told: list[Any] = []
 
@@ -108,6 +114,8 @@ def _job_server(result: portable_runner.PipelineResult) -> list[str]:
     asking.join(cluster.ANSWER_S)
     if told and not isinstance(told[0], Exception):
         return []
+    if where.prism:
+        return ["Prism died or does not answer: was its process killed?"]
     return [
         "the job server died or does not answer: was its process killed? One that this"
         " command starts logs to --job_server_jvm_properties' targets and to standard"
@@ -151,7 +159,7 @@ def _flink(where: Cluster, name: str) -> tuple[list[str], list[str]]:
 def _pool(where: Cluster) -> list[str]:
     """Tries the worker pool, where it is on this machine as all else."""
     assert where.pool is not None
-    if not where.is_here:
+    if not cluster.is_here(where):
         return []
     if not cluster.is_pool(where.pool):
         return [
