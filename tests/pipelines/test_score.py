@@ -193,6 +193,15 @@ def test_duckdb_computes_the_bits_per_byte_that_the_manifest_files_hold(
     assert files.exists(f"{road}/scores/neox/manifest.json")
 
 
+def test_slices_that_are_done_here_are_for_no_runner(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    config = score_config(road, models, "llama", output=out, slices="0")
+    with pytest.raises(ValueError, match=r"--slices.*no flag of a runner.*--runner=Fl"):
+        score.score_windows(config, ["--runner=FlinkRunner"])
+    assert not Path(out).exists()
+
+
 def test_slices_of_other_settings_never_come_under_one_manifest(
     road: str, models: dict[str, str], out: str
 ) -> None:
