@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import pytest
 
 from pipelines import cli, launch
@@ -105,6 +106,16 @@ def test_flags_that_java_alone_knows_stand_behind_two_hyphens() -> None:
             launch.parse(
                 ScoreConfig, [w for w in words if w != "--"], prog="", description=""
             )
+
+
+def test_the_versions_that_the_page_names_are_those_of_the_project() -> None:
+    assert f"of Beam ({beam.__version__})" in PAGE
+    pinned = (ROOT / "tests" / "buckets" / "requirements.txt").read_text()
+    clients = [line for line in pinned.splitlines() if not line.startswith("#")]
+    assert f"RUN pip install --no-cache-dir {' '.join(clients)}\n" in PAGE
+    images = (ROOT / "deploy" / "dataflow" / "cuda.Dockerfile").read_text()
+    assert "FROM python:3.11-" in images
+    assert "the images have Python 3.11" in PAGE
 
 
 def test_the_places_that_the_page_leads_to_are_there() -> None:
