@@ -246,7 +246,7 @@ def test_a_slice_that_cannot_be_read_is_written_anew_on_request(
 def test_a_job_that_ends_without_a_slice_is_an_error(
     road: str, models: dict[str, str], out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "run", lambda build, flags, watch: None)
+    monkeypatch.setattr(launch, "run", lambda *_, **__: None)
     with pytest.raises(FusionError, match=r"slices must be in .* but only 0 are"):
         score.score_windows(score_config(road, models, "llama", output=out))
 
