@@ -50,7 +50,7 @@ def explain(
     google = options.view_as(pipeline_options.GoogleCloudOptions)
     if where.runner == "DataflowRunner" and google.project:
         look.append(f"the job's page in the console of project {google.project}")
-    if not where.portable and where.runner != "DataflowRunner":
+    if where.prism or not (where.portable or where.runner == "DataflowRunner"):
         look.append(
             "whether a process of this command was killed (dmesg: out of memory)"
         )
@@ -112,6 +112,12 @@ def failure(
     if isinstance(error, grpc.Call) and error.code() not in _GONE:
         return _refused(where, error)
     if isinstance(error, grpc.RpcError):
+        if where.prism and where.job_endpoint is None:
+            return (
+                "Prism must live until the job has ended, but it died or is out of"
+                f" reach ({_code(error)}); was its process killed? The same command"
+                " does what is missing"
+            )
         address = where.job_endpoint or "that this command started"
         return (
             f"the job server {address} must live until the job has ended, but it died"
@@ -168,6 +174,8 @@ def _job_server(where: Cluster, result: portable_runner.PipelineResult) -> list[
         return []
     if told and isinstance(told[0], grpc.Call) and told[0].code() not in _GONE:
         return [_refused(where, told[0])]
+    if where.prism:
+        return ["Prism died or does not answer: was its process killed?"]
     return [
         "the job server died or does not answer: was its process killed? One that this"
         " command starts logs to --job_server_jvm_properties' targets and to standard"
@@ -211,7 +219,7 @@ def _flink(where: Cluster, name: str) -> Answer:
 def _pool(where: Cluster) -> list[str]:
     """Tries the worker pool, where it is on this machine as all else."""
     assert where.pool is not None
-    if not where.is_here:
+    if not cluster.is_here(where):
         return []
     if not cluster.is_pool(where.pool):
         return [

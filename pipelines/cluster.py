@@ -7,6 +7,8 @@ whether a worker pool can do it, one worker.
 import concurrent.futures
 import dataclasses
 import json
+import re
+import socket
 import threading
 import urllib.error
 import urllib.parse
@@ -30,7 +32,16 @@ START_S = 45.0
 """Seconds that an answer may take, and the start of a worker."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
-_PORTABLE = ("FlinkRunner", "PortableRunner", "SparkRunner")
+_PRISM = ("PrismRunner", "DirectRunner", "SwitchingDirectRunner")
+"""Runners that are Prism: of the last two those that `runners.settle` lets pass."""
+
+_PORTABLE = ("FlinkRunner", "PortableRunner", "SparkRunner", *_PRISM)
+_OPTIONS = {
+    "DOCKER": "docker_container_image",
+    "EXTERNAL": "external_service_address",
+    "PROCESS": "process_command",
+}
+"""Of --environment_options, what stands for --environment_config."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +53,8 @@ class Cluster:
       flink: address of Flink's JobManager, http://host:port, or None.
       flink_version: of the job server, as in 1.19.
       parallelism: slots that the job takes, or None where the cluster decides.
-      environment: how workers are started: EXTERNAL, PROCESS, DOCKER, LOOPBACK.
+      environment: how workers are started: EXTERNAL, PROCESS, DOCKER, LOOPBACK; what
+        Beam takes where no flag says it.
       environment_config: the address, command or image for that.
       job_endpoint: address of a job server that is there already, or None.
     """
@@ -61,6 +73,11 @@ class Cluster:
         return self.runner in _PORTABLE
 
     @property
+    def prism(self) -> bool:
+        """Whether Beam's own local runner is asked for: one other process, here."""
+        return self.runner in _PRISM
+
+    @property
     def runs_elsewhere(self) -> bool:
         """Whether workers run in another folder, or on another machine, than this."""
         return self.runner == "DataflowRunner" or (
@@ -73,12 +90,6 @@ class Cluster:
         is_pool = self.portable and self.environment == "EXTERNAL"
         return self.environment_config if is_pool else None
 
-    @property
-    def is_here(self) -> bool:
-        """Whether all of it runs on this machine."""
-        at = [self.flink, self.job_endpoint]
-        return all(_is_loopback(address) for address in at if address)
-
 
 def of(options: pipeline_options.PipelineOptions) -> Cluster:
     """Reads the flags of a job."""
@@ -90,17 +101,79 @@ def of(options: pipeline_options.PipelineOptions) -> Cluster:
     there = runner == "FlinkRunner" and not master.startswith("[") and master
     if there and "://" not in master:
         master = f"http://{master}"
+    environment = portable.environment_type or _default(runner, options)
     return Cluster(
         runner=runner,
         flink=master.rstrip("/") if there else None,
         flink_version=flink.flink_version,
         parallelism=flink.parallelism if flink.parallelism > 0 else None,
-        environment=portable.environment_type or "DOCKER",
-        environment_config=portable.environment_config or "",
+        environment=environment,
+        environment_config=portable.environment_config or _named(portable, environment),
         job_endpoint=portable.job_endpoint
         if portable.job_endpoint != "embed"
         else None,
     )
+
+
+def _default(runner: str, options: pipeline_options.PipelineOptions) -> str:
+    """Returns the environment that Beam takes where no flag names one."""
+    flink = options.view_as(pipeline_options.FlinkRunnerOptions).flink_master
+    spark = options.view_as(pipeline_options.SparkRunnerOptions).spark_master_url
+    inside = runner in _PRISM
+    if runner == "FlinkRunner":
+        inside = (flink or "[auto]").strip() in ("[auto]", "[local]")
+    elif runner == "SparkRunner":
+        inside = re.match(r"^local(\[.+\])?$", spark) is not None
+    return "LOOPBACK" if inside else "DOCKER"
+
+
+def _named(portable: pipeline_options.PortableOptions, environment: str) -> str:
+    """Returns what --environment_options say, as --environment_config would."""
+    found = portable.lookup_environment_option(_OPTIONS.get(environment, "")) or ""
+    return (
+        json.dumps({"command": found}) if found and environment == "PROCESS" else found
+    )
+
+
+def is_here(where: Cluster) -> bool:
+    """Says whether what starts a job's workers is on this machine for certain.
+
+    A loopback address may be the end of a tunnel (ssh, kubectl port-forward). So a
+    Flink is asked for its TaskManagers: they are here if each has an address of this
+    machine, and answers at it.
+    """
+    at = [where.flink, where.job_endpoint]
+    if not all(_is_loopback(address) for address in at if address):
+        return False
+    if where.flink is None:
+        return True
+    try:
+        found = ask_flink(where.flink, "taskmanagers")["taskmanagers"]
+        paths = [str(one["path"]) for one in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(paths) and all(_answers_here(path) for path in paths)
+
+
+def _answers_here(path: str) -> bool:
+    """Says whether an address is this machine's, and something listens there.
+
+    Args:
+      path: as Flink writes it, pekko.tcp://flink@host:port/user/rpc/taskmanager_0.
+    """
+    try:
+        parts = urllib.parse.urlsplit(path)
+        host, port = parts.hostname, parts.port
+        if not host or not port:
+            return False
+        at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = at[0]
+        with socket.socket(family, kind, protocol) as own:
+            own.bind((address[0], 0))  # an address of another machine is refused
+        socket.create_connection((host, port), timeout=ANSWER_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _is_loopback(address: str) -> bool:

@@ -252,13 +252,20 @@ def write_maps(
       config: the settings.
       own: from `tokenizers_of`. The target's map onto itself tells what its tokens
         spell.
-      runner_flags: Beam's, for the job that counts co-occurrences.
+      runner_flags: Beam's, for the job that counts co-occurrences. In a dry run none
+        is written: workers read them, and the job names only their folder.
     """
     made, counted = _maps(config, own), _counted(config, own)
+    dry = launch.is_dry(runner_flags)
     for name, tokenizer in own.items():
         if name in counted:
-            maps.count(counted[name], runner_flags, slices=config.slices)
-        made.write(name, tokenizer, counted.get(name))
+            # Counts that are written anew lose their manifest first.
+            there = dataclasses.replace(
+                counted[name], overwrite=config.overwrite and not dry
+            )
+            maps.count(there, runner_flags, slices=config.slices)
+        if not dry:
+            made.write(name, tokenizer, counted.get(name))
 
 
 def _maps(config: FuseConfig, own: Mapping[str, Tokenizer]) -> Maps:
@@ -325,9 +332,11 @@ def fuse_scores(
       SchemaError: if maps or slices of other work are in the way and `config.overwrite`
         is off.
     """
+    launch.check(config.output, runner_flags, config.slices)
+    dry = launch.is_dry(runner_flags)
     inputs, shaped = inputs_of(config), shaping(config)
     if stage.whole(
-        config.output, fused.STAGE, shaped, inputs, overwrite=config.overwrite
+        config.output, fused.STAGE, shaped, inputs, overwrite=config.overwrite, dry=dry
     ):
         return manifest.read(config.output, fused.STAGE)
     own = tokenizers_of(config)
@@ -348,7 +357,7 @@ def fuse_scores(
         guards=guards.of(config),
     )
     # Not part of the description: workers need not have the models' tokenizers.
-    if whole or launch.left_alone(runner_flags):
+    if whole or (launch.left_alone(runner_flags) and not dry):
         _maps(config, own).remove_others(own, _counted(config, own))
     return describe() if whole else None
 
@@ -411,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for line in (*manifest.losses(config.output, made), *slips(config, counts)):
             print(line)
-    elif config.maps_only:
+    elif config.maps_only and not launch.is_dry(runner_flags):
         print(f"{files.join(config.output, fuse.MAPS)} is written; no slice was done")
     else:
         print(stage.unfinished(config.slices, runner_flags))

@@ -73,7 +73,11 @@ def refuse_unknown(words: Sequence[str], ours: Sequence[str]) -> None:
     parser = _beam_parser()
     known = {s.removeprefix("--") for s in parser._option_string_actions}
     for word in parser.parse_known_args(list(words))[1]:
-        settings.refuse_flag(word, [*ours, *known])
+        try:
+            settings.refuse_flag(word, [*ours, *known])
+        except SystemExit as refused:
+            cure = "; a flag of the runner's Java side goes behind --"
+            raise SystemExit(f"{refused}{cure}") from None
 
 
 def part_runner_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -116,17 +120,47 @@ def left_alone(runner_flags: Sequence[str]) -> bool:
     starts it once this program has ended; with `--dry_run` nothing starts it.
     """
     options = pipeline_options.PipelineOptions(list(runner_flags))
-    runner = options.view_as(pipeline_options.StandardOptions).runner or DEFAULT_RUNNER
-    return runner.split(".")[-1] == "DataflowRunner" and bool(
-        options.view_as(pipeline_options.GoogleCloudOptions).template_location
-        or options.view_as(pipeline_options.TestOptions).dry_run
-    )
+    google = options.view_as(pipeline_options.GoogleCloudOptions)
+    on_dataflow = cluster.of(options).runner == "DataflowRunner"
+    return on_dataflow and bool(google.template_location or is_dry(runner_flags))
+
+
+def is_dry(runner_flags: Sequence[str]) -> bool:
+    """Says whether a job is translated and nothing else: then nothing is written."""
+    options = pipeline_options.PipelineOptions(list(runner_flags))
+    return bool(options.view_as(pipeline_options.TestOptions).dry_run)
+
+
+def check(output: str, runner_flags: Sequence[str], slices: str | None = None) -> None:
+    """Checks what flags alone tell, before anything is read or written.
+
+    Args:
+      output: folder that the job writes to.
+      runner_flags: Beam's own.
+      slices: those that are done without a runner; None where it is asked.
+
+    Raises:
+      ValueError: if the flags do not go together.
+      FusionError: if workers cannot write there.
+    """
+    if slices is not None and runner_flags:
+        raise ValueError(
+            "--slices are done in this process, so no flag of a runner may be given"
+            f" with them, got {' '.join(runner_flags)}; leave out one or the other"
+        )
+    options = pipeline_options.PipelineOptions(list(runner_flags))
+    runner = cluster.of(options).runner or DEFAULT_RUNNER
+    if is_dry(runner_flags) and runner != "DataflowRunner":
+        raise ValueError(
+            "--dry_run must be left out but with --runner=DataflowRunner, which alone"
+            f" translates a job without doing it, got --runner={runner}"
+        )
+    preflight.check_output(options, output)
 
 
 def parting_words(runner_flags: Sequence[str]) -> str:
     """Returns what to say of a job that was left alone."""
-    options = pipeline_options.PipelineOptions(list(runner_flags))
-    if options.view_as(pipeline_options.TestOptions).dry_run:
+    if is_dry(runner_flags):
         return "dry run: the job was translated, and not started"
     return "the job is written down; the service starts it, and it ends the folder"
 

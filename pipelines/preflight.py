@@ -6,6 +6,7 @@ worker pools beside far TaskManagers, is left to the watchdog.
 
 import json
 import os
+import re
 import shutil
 import urllib.error
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ from apache_beam.options import pipeline_options
 from pipelines import cluster
 from pipelines.cluster import Cluster
 from schemas.errors import FusionError
+
+_BEAMS_OWN = re.compile(r"(^|/)apache/beam_[\w.]+_sdk(:|@|$)")
+"""Names of images that hold Beam, and nothing of ours."""
 
 
 def check(
@@ -36,10 +40,11 @@ def check(
     where = cluster.of(options)
     if where.runs_elsewhere:
         # What is not there may be a model's name on a hub.
-        _check_paths(path for path in reads if os.path.exists(path))
-        _check_paths([output] if output else [])
+        _check_paths(where, (path for path in reads if os.path.exists(path)))
+    check_output(options, output)
     if not where.portable:
         return
+    _check_image(where, options)
     if where.flink is not None:
         _check_flink(where)
     if where.runner == "FlinkRunner" and where.job_endpoint is None:
@@ -50,19 +55,61 @@ def check(
             f" nothing there speaks gRPC within {cluster.ANSWER_S:g} seconds; start it,"
             " or mend the address"
         )
-    if where.is_here:
+    if cluster.is_here(where):
         _check_workers(where)
 
 
-def _check_paths(paths: Iterable[str]) -> None:
+def check_output(options: pipeline_options.PipelineOptions, output: str | None) -> None:
+    """Checks that a job's workers can write to a folder, as far as its name tells.
+
+    Raises:
+      FusionError: if they cannot.
+    """
+    where = cluster.of(options)
+    if output is None or "://" in output or not where.runs_elsewhere:
+        return
+    _check_paths(where, [output])
+    dry = options.view_as(pipeline_options.TestOptions).dry_run
+    if where.runner == "DataflowRunner" and not dry:
+        raise FusionError(
+            "--output must be in a bucket, as Dataflow's workers share no disk with"
+            f" this machine, got {output}; give gs://BUCKET/..."
+        )
+
+
+def _check_paths(where: Cluster, paths: Iterable[str]) -> None:
     """Refuses paths that name another place to every process."""
     for path in paths:
-        if "://" not in path and not os.path.isabs(path):
-            raise FusionError(
-                "paths must be absolute, or of a bucket, where workers run in other"
-                f" folders than this command; got {path}; give {os.path.abspath(path)},"
-                " if that is the same place to all of them, or copy it to a bucket"
+        if "://" in path or os.path.isabs(path):
+            continue
+        cure = (
+            f"give {os.path.abspath(path)}, if that is the same place to all of them,"
+            " or copy it to a bucket"
+        )
+        if where.runner == "DataflowRunner":
+            cure = (
+                "give gs://BUCKET/..., or of a model that is in the workers' image its"
+                " place there"
             )
+        raise FusionError(
+            "paths must be absolute, or of a bucket, where workers run in other"
+            f" folders than this command; got {path}; {cure}"
+        )
+
+
+def _check_image(where: Cluster, options: pipeline_options.PipelineOptions) -> None:
+    """Refuses containers without FuseBeam, as Beam's default is."""
+    built = options.view_as(pipeline_options.SetupOptions).prebuild_sdk_container_engine
+    image = where.environment_config
+    if where.environment != "DOCKER" or built:
+        return
+    if not image or _BEAMS_OWN.search(image):
+        raise FusionError(
+            "workers must have FuseBeam, but --environment_type=DOCKER, the default of"
+            f" {where.runner}, starts Beam's own image, which has not; take"
+            " --environment_type=PROCESS, EXTERNAL or LOOPBACK, or name an image with"
+            " FuseBeam by --environment_config"
+        )
 
 
 def _check_flink(where: Cluster) -> None:

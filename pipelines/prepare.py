@@ -215,18 +215,20 @@ def prepare_corpus(
       FusionError: if more documents were rejected than `max_reject_fraction` allows;
         names the reasons and where the rejects are listed.
     """
+    launch.check(config.output, runner_flags)
+    dry = launch.is_dry(runner_flags)
     units = units_of(config)
     inputs = inputs_of(config, units)
     cut = cut_of(config, inputs, units)
     folders = {split: cut.folder(split) for split in cut.splits}
     # A list, for each split is looked at: what is not whole must lose its manifest.
-    whole = [_whole(config, folder, split, inputs) for split, folder in folders.items()]
+    whole = [_whole(config, at, split, inputs, dry) for split, at in folders.items()]
     if all(whole):
         return {s: manifest.read(f, windows.STAGE) for s, f in folders.items()}
     listed = files.join(config.output, UNITS)
-    files.write_bytes(
-        listed, "".join(u.to_line(cut.fingerprint) + "\n" for u in units).encode()
-    )
+    if not dry:  # the job names the list, and its workers read it
+        text = "".join(u.to_line(cut.fingerprint) + "\n" for u in units)
+        files.write_bytes(listed, text.encode())
     describe = functools.partial(_describe, config, inputs)
     last, guarded = list(folders.values())[-1], guards.of(config)
     places = (*folders.values(), files.join(config.output, prepare.INDEX))
@@ -290,7 +292,7 @@ def _settings(config: PrepareConfig, split: str) -> dict[str, Any]:
 
 
 def _whole(
-    config: PrepareConfig, folder: str, split: str, inputs: Mapping[str, Any]
+    config: PrepareConfig, folder: str, split: str, inputs: Mapping[str, Any], dry: bool
 ) -> bool:
     return stage.whole(
         folder,
@@ -298,6 +300,7 @@ def _whole(
         _settings(config, split),
         inputs,
         overwrite=config.overwrite,
+        dry=dry,
     )
 
 

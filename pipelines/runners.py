@@ -14,9 +14,17 @@ Where Prism is not on this machine, Beam would download and start it, waiting wi
 limit for a network that drops what is sent. A job's result does not depend on that.
 """
 
+_LISTENING = (*_EITHER, "PrismRunner", "PortableRunner")
+"""Runners that hear of a job's end through a request that is made before its begin.
+
+Beam gives that request --job_server_timeout, 300 seconds unless set: Prism, and other
+job servers that keep a job's first name, seemed to have failed where a job took longer.
+"""
+_TIMEOUT_S = 10 * 365 * 24 * 3600  # gRPC and Python take no more than some decades
+
 
 def settle(flags: Sequence[str], default: str) -> list[str]:
-    """Returns Beam's flags with a runner that is there.
+    """Returns Beam's flags with a runner that is there, and time for any job.
 
     Args:
       flags: Beam's flags, as they were typed.
@@ -27,6 +35,8 @@ def settle(flags: Sequence[str], default: str) -> list[str]:
     named = options.view_as(pipeline_options.StandardOptions).runner
     if named is None or (named.split(".")[-1] in _EITHER and not _has_prism(options)):
         return [*flags, f"--runner={default}"]  # of two, the last counts
+    if named.split(".")[-1] in _LISTENING:
+        return [f"--job_server_timeout={_TIMEOUT_S}", *flags]
     return list(flags)
 
 

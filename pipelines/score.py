@@ -166,10 +166,16 @@ def score_windows(
       The manifest, or None where slices outside `config.slices` are missing, or
       nobody awaits the job.
     """
+    launch.check(config.output, runner_flags, config.slices)
     inputs = inputs_of(config)
     shaped = shaping(config)
     if stage.whole(
-        config.output, scores.STAGE, shaped, inputs, overwrite=config.overwrite
+        config.output,
+        scores.STAGE,
+        shaped,
+        inputs,
+        overwrite=config.overwrite,
+        dry=launch.is_dry(runner_flags),
     ):
         return manifest.read(config.output, scores.STAGE)
     describe = functools.partial(_describe, config, inputs, shaped)

@@ -27,8 +27,11 @@ def whole(
     inputs: Mapping[str, Any],
     *,
     overwrite: bool,
+    dry: bool = False,
 ) -> bool:
     """Says whether a folder is finished and was made by these settings and inputs.
+
+    One that will be written anew loses its manifest, unless this is a dry run.
 
     Raises:
       SchemaError: if it was made by others and `overwrite` is off.
@@ -41,8 +44,9 @@ def whole(
         return True
     if not overwrite:
         manifest.refuse_other(folder, found, {**settings, **inputs})
-    # What follows is written beside old files: the folder is not whole till the end.
-    files.remove_tree(files.join(folder, manifest.NAME))
+    if not dry:
+        # What follows is written beside old files: it is not whole till the end.
+        files.remove_tree(files.join(folder, manifest.NAME))
     return False
 
 

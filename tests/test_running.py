@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import pytest
 
 from pipelines import cli, launch
@@ -33,10 +34,12 @@ FOREIGN = {
     *("--staging-location", "--additional-experiments", "--max-workers"),  # gcloud
     *("--project", "--region", "--build-arg"),
     *("--service_port", "--container_executable"),  # Beam's worker pool
-    # Flink's, which Beam's job server knows
-    *("--number_of_execution_retries", "--execution_retry_delay"),
+    *("--constraint", "--no-cache-dir"),  # pip
 }
 """Flags of other programs."""
+
+JAVAS = {"--number_of_execution_retries", "--execution_retry_delay"}
+"""Flags of Flink's runner, which its Java side alone knows."""
 
 # A flag of a command's own parser, and no field of settings.
 OWN = {"--help", "--output", "--dry_run", "--older_than"}
@@ -85,7 +88,34 @@ def test_the_flags_that_the_page_names_are_there() -> None:
     beams = set(launch._beam_parser()._option_string_actions)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", PAGE))
     slips = {"--tpo_k"}  # the page shows one, and what is said of it
-    assert named - ours - beams - FOREIGN - OWN == slips
+    assert named - ours - beams - FOREIGN - JAVAS - OWN == slips
+
+
+def test_flags_that_java_alone_knows_stand_behind_two_hyphens() -> None:
+    behind = re.findall(r"`-- (--[^`]*)`", PAGE)
+    named = re.findall(rf"{'|'.join(JAVAS)}", PAGE)
+    assert set(named) == JAVAS
+    assert sorted(named) == sorted(
+        word.partition("=")[0] for flags in behind for word in flags.split()
+    )
+    for flags in behind:
+        words = ["--windows=w", "--model=m", "--output=o", "--", *flags.split()]
+        _, runner = launch.parse(ScoreConfig, words, prog="", description="")
+        assert runner == flags.split()
+        with pytest.raises(SystemExit, match="Java side goes behind --"):
+            launch.parse(
+                ScoreConfig, [w for w in words if w != "--"], prog="", description=""
+            )
+
+
+def test_the_versions_that_the_page_names_are_those_of_the_project() -> None:
+    assert f"of Beam ({beam.__version__})" in PAGE
+    pinned = (ROOT / "tests" / "buckets" / "requirements.txt").read_text()
+    clients = [line for line in pinned.splitlines() if not line.startswith("#")]
+    assert f"RUN pip install --no-cache-dir {' '.join(clients)}\n" in PAGE
+    images = (ROOT / "deploy" / "dataflow" / "cuda.Dockerfile").read_text()
+    assert "FROM python:3.11-" in images
+    assert "the images have Python 3.11" in PAGE
 
 
 def test_the_places_that_the_page_leads_to_are_there() -> None:

@@ -116,7 +116,8 @@ def load_model(
 
     Raises:
       FileNotFoundError: if a path does not exist.
-      ValueError: if there are no weights that may be read.
+      ValueError: if there are no weights that may be read, or the device has no room
+        for them.
     """
     import transformers  # takes seconds
     from safetensors import SafetensorError
@@ -142,7 +143,14 @@ def load_model(
             f"{model} must hold whole safetensors weights, but they cannot be read"
             f" ({error}); copy or fetch them again"
         ) from error
-    return loaded.to(device).eval()
+    try:
+        return loaded.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        told, kind = str(error).partition("\n")[0], str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{device} must have room for {model} in {kind}, but has not ({told}); pass"
+            " --dtype=bfloat16, or start one process a GPU"
+        ) from error
 
 
 def longest_input(model: Any) -> int | None:

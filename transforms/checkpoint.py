@@ -93,9 +93,11 @@ def fetch(
             snapshot_download(model, revision=revision, allow_patterns=list(patterns))
         )
     except (OSError, HFValidationError, HfHubHTTPError) as error:
+        told = " ".join([line for line in str(error).splitlines() if line.strip()][:2])
         raise FileNotFoundError(
             f"{law}: there is no such folder here, and the hub did not give it"
-            f" ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+            f" ({type(error).__name__}: {told}); a gated model needs HF_TOKEN or hf"
+            " auth login"
         ) from error
     return Checkpoint(folder=folder, commit=folder.name)
 

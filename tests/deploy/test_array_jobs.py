@@ -1,3 +1,4 @@
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,29 @@ def test_an_index_of_the_kubernetes_job_is_tried_again_alone_and_not_as_root() -
     user = pod["securityContext"]["runAsUser"]
     image = (DEPLOY / "dataflow" / "cuda.Dockerfile").read_text()
     assert f"useradd --uid {user} " in image
+
+
+@pytest.mark.parametrize(
+    ("conditions", "ends"),
+    [
+        ("SuccessCriteriaMet Complete", True),
+        ("FailureTarget Failed", True),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("example", ["score.yaml", "flink.yaml"])
+def test_who_waits_for_a_job_hears_of_either_end(
+    example: str, conditions: str, ends: bool, tmp_path: Path
+) -> None:
+    page = DEPLOY.parent.joinpath("docs", "running.md").read_text()
+    told = DEPLOY.joinpath("kubernetes", example).read_text()
+    (wait,) = re.findall(r"^#   (until .*\n#  .*)$", told, re.MULTILINE)
+    wait = wait.replace("\n#  ", "\n  ")
+    assert " ".join(wait.split()) in " ".join(page.split())
+    tool = tmp_path / "kubectl"
+    tool.write_text(f"#!/bin/sh\necho '{conditions}'\n")
+    tool.chmod(0o755)
+    once = wait.replace("do sleep 10; done", "do exit 3; done")
+    assert once != wait
+    done = call(["bash", "-c", once], tmp_path)
+    assert done.returncode == (0 if ends else 3)

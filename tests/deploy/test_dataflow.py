@@ -1,18 +1,21 @@
 """Jobs as they go to Dataflow: translated, never sent."""
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 
-from pipelines import cli, fuse, launch, prepare, score
+from pipelines import cli, fuse, launch, prepare, score, stage
 from schemas import plan
 from schemas.errors import FusionError
 from schemas.plan import Slice
-from tests.pipelines.conftest import fuse_config, score_config
+from tests.pipelines.conftest import fuse_config, prepare_config, score_config
 
 IMAGE = "registry.example/fusebeam/cuda:0.1.0"
 FLAGS = [
@@ -27,7 +30,9 @@ FLAGS = [
     f"--sdk_container_image={IMAGE}",
 ]
 HINTS = {
-    "accelerator": "type:nvidia-l4;count:1;install-nvidia-driver",
+    "accelerator": (
+        "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
+    ),
     "min_ram": "32GB",
     "cpu_count": "8",
     "max_active_bundles_per_worker": "1",
@@ -59,6 +64,19 @@ STEPS = {
         "Describe/Call",
     ],
 }
+WORK = {
+    "prepare": {
+        "List units/Read",
+        "Index/Do units",
+        "Then/List units",
+        "Cut/Do units",
+        "Describe/Call",
+    },
+    "score": {"score out/Read plan/Read", "score out/Do slices", "Describe/Call"},
+    "fuse": {"fuse/Read plan/Read", "fuse/Do slices", "Describe/Call"},
+}
+"""Steps that call our own code: all of them."""
+
 TINY = {"beam:coder:string_utf8:v1", "beam:coder:varint:v1"}
 LIMIT_BYTES = 100_000  # Dataflow's own limit is 10 MB
 
@@ -186,17 +204,59 @@ def test_a_shuffle_parts_scoring_from_what_any_worker_can_do(
     assert found["score out/Spread slices"].spec.urn == "beam:transform:reshuffle:v1"
 
 
+PARDO = "beam:transform:pardo:v1"
+BEAMS = re.compile(
+    r"/Name/(FlatMap\(<lambda at core\.py:\d+>\)|Map\(decode\))$|"
+    r"/Spread (units|slices)/|/Await all/"
+)
+"""Steps inside those that Beam composes: of Create, Reshuffle and Count."""
+
+
+def working(job: Job) -> dict[str, beam_runner_api_pb2.PTransform]:
+    """Returns the steps that call code and are not Beam's own."""
+    return {
+        name: step
+        for name, step in steps(job).items()
+        if step.spec.urn == PARDO and not BEAMS.search(name)
+    }
+
+
+def of_rows(job: Job) -> list[str]:
+    """Returns the steps of ours that give anything but names and counts."""
+    coders = job.components.coders
+    return [
+        name
+        for name, step in working(job).items()
+        for given in step.outputs.values()
+        if coders[job.components.pcollections[given].coder_id].spec.urn not in TINY
+    ]
+
+
 @pytest.mark.parametrize("stage", STEPS)
 def test_between_steps_travel_names_and_counts_alone(
     stage: str, translate: Translate, words: dict[str, list[str]]
 ) -> None:
     job = translate(stage, *words[stage])
-    found = steps(job)
-    given = [out for name in STEPS[stage] for out in found[name].outputs.values()]
-    assert given
-    for name in given:
-        coder = job.components.pcollections[name].coder_id
-        assert job.components.coders[coder].spec.urn in TINY
+    assert set(working(job)) == WORK[stage]
+    assert of_rows(job) == []
+
+
+def as_row(name: str) -> dict[str, list[float]]:
+    return {name: [0.0] * 50}
+
+
+def test_a_step_that_gives_rows_would_be_seen(
+    translate: Translate, words: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = stage.ending
+
+    def ending(names: Any, *more: Any) -> Any:
+        return end(names | "Look" >> beam.Map(as_row) | "Name" >> beam.Map(min), *more)
+
+    monkeypatch.setattr(stage, "ending", ending)
+    job = translate("score", *words["score"])
+    assert {"Look", "Name"} <= set(working(job))
+    assert "Look" in of_rows(job)
 
 
 def test_a_request_does_not_grow_with_the_slices(
@@ -259,6 +319,42 @@ def test_a_dry_run_says_that_nothing_was_started(
     assert not Path(out).exists()
 
 
+def state(folder: str) -> dict[str, tuple[int, bytes]]:
+    """Returns what stands in every file of a folder, and when it was written."""
+    found = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {str(at): (at.stat().st_mtime_ns, at.read_bytes()) for at in found}
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_a_dry_run_writes_and_removes_nothing(
+    stage: str,
+    translate: Translate,
+    road: str,
+    models: dict[str, str],
+    corpus: list[str],
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(road, run)
+    before = state(str(run))
+    # Other settings than those of the finished folders.
+    words = {
+        "prepare": ["--inputs", *corpus, "--max_bytes=200", f"--output={run}/windows"],
+        "score": [
+            *(f"--windows={run}/windows/fusion", f"--model={models['llama']}"),
+            *(f"--output={run}/scores/llama", "--top_k=3"),
+        ],
+        "fuse": [
+            *(f"--windows={run}/windows/fusion", f"--target={run}/scores/llama"),
+            *(f"--sources=neox={run}/scores/neox", f"--output={run}/fused"),
+            *("--top_k=3", "--strategy=mined"),
+        ],
+    }
+    words["prepare"].append("--splits=fusion=.8,dev=.2")
+    translate(stage, *words[stage], "--overwrite")
+    assert state(str(run)) == before
+
+
 def test_a_job_that_nobody_awaits_describes_its_folders_itself(
     road: str,
     models: dict[str, str],
@@ -269,20 +365,7 @@ def test_a_job_that_nobody_awaits_describes_its_folders_itself(
 ) -> None:
     # As the service would do it, once the launcher of a template has ended.
     monkeypatch.setattr(launch, "left_alone", lambda flags: True)
-    shown = prepare.prepare_corpus(
-        prepare.PrepareConfig(
-            inputs=tuple(corpus),
-            output=f"{out}/windows",
-            models=tuple(models.values()),
-            max_bytes=300,
-            id_field="name",
-            domain_field="kind",
-            splits="fusion=.8,dev=.2",
-            group_windows=8,
-            slice_bytes=4000,
-        )
-    )
-    assert shown == {}
+    assert prepare.prepare_corpus(prepare_config(out, corpus, models)) == {}
     for name in models:
         assert score.score_windows(score_config(out, models, name)) is None
     assert fuse.fuse_scores(fuse_config(out, f"{out}/fused")) is None
@@ -295,6 +378,11 @@ def test_counts_that_a_job_needs_before_its_own_are_not_left_out(
     config = fuse_config(road, out, strategy="statistics")
     with pytest.raises(FusionError, match="needs its counts before its own job"):
         fuse.fuse_scores(config, FLAGS)
+
+
+def test_the_hint_of_the_docs_is_the_one_that_is_tested() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "running.md").read_text()
+    assert page.count(f"accelerator={HINTS['accelerator']}") == 2
 
 
 @pytest.mark.parametrize(

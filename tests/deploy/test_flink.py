@@ -1,8 +1,11 @@
+import http.server
+import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -104,6 +107,54 @@ def test_there_are_as_many_slots_as_the_job_asks_for() -> None:
     replicas = parts()["Deployment", "flink-taskmanager"]["spec"]["replicas"]
     slots = replicas * each["taskmanager.numberOfTaskSlots"]
     assert slots == int(flags(job())["parallelism"])
+
+
+def waiting() -> dict[str, Any]:
+    """Returns the container that the command of the Job is begun after."""
+    (one,) = parts()["Job", "fusebeam-score"]["spec"]["template"]["spec"][
+        "initContainers"
+    ]
+    return one
+
+
+def test_the_job_begins_once_there_are_its_slots_and_its_job_server(
+    tmp_path: Path,
+) -> None:
+    (slots,) = waiting()["env"]
+    assert slots == {"name": "SLOTS", "value": flags(job())["parallelism"]}
+    python, option, program = waiting()["command"]
+    assert (python, option) == ("python", "-c")
+    assert f"http://{flags(job())['flink_master']}/overview" in program
+    host, _, port = flags(job())["job_endpoint"].partition(":")
+    assert f'("{host}", {port})' in program
+
+    there = {"slots-total": 3}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(there).encode())
+            there["slots-total"] += 1
+
+        def log_message(self, *_: object) -> None:
+            """Stays silent."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        at = f"127.0.0.1:{server.server_port}"
+        mended = program.replace(flags(job())["flink_master"], at)
+        mended = mended.replace(f'("{host}", {port})', f"{server.server_address!r}")
+        done = subprocess.run(
+            [sys.executable, "-c", mended.replace("sleep(10)", "sleep(0.1)")],
+            env={"SLOTS": "4"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        server.shutdown()
+    assert done.stdout == "3 of 4 slots are there\n"
 
 
 def test_a_lost_worker_does_not_end_the_job() -> None:

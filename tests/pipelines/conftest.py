@@ -18,23 +18,27 @@ def road(
 ) -> str:
     """Returns a run's folder: windows, scores of both models, and fused rows."""
     out = str(tmp_path_factory.mktemp("road"))
-    prepare.prepare_corpus(
-        PrepareConfig(
-            inputs=tuple(corpus),
-            output=f"{out}/windows",
-            models=tuple(models.values()),
-            max_bytes=300,
-            id_field="name",
-            domain_field="kind",
-            splits="fusion=.8,dev=.2",
-            group_windows=8,
-            slice_bytes=4000,
-        )
-    )
+    prepare.prepare_corpus(prepare_config(out, corpus, models))
     for name in models:
         score.score_windows(score_config(out, models, name))
     fuse.fuse_scores(fuse_config(out, f"{out}/fused"))
     return out
+
+
+def prepare_config(
+    road: str, corpus: list[str], models: dict[str, str]
+) -> PrepareConfig:
+    return PrepareConfig(
+        inputs=tuple(corpus),
+        output=f"{road}/windows",
+        models=tuple(models.values()),
+        max_bytes=300,
+        id_field="name",
+        domain_field="kind",
+        splits="fusion=.8,dev=.2",
+        group_windows=8,
+        slice_bytes=4000,
+    )
 
 
 def score_config(

@@ -260,6 +260,18 @@ def test_a_bad_setting_is_refused_before_any_work(
         fuse_config("road", "out", **more)
 
 
+@pytest.mark.parametrize("strategy", ["spans", "statistics"])
+def test_slices_that_are_done_here_are_for_no_runner(
+    strategy: str, road: str, out: str
+) -> None:
+    config = fuse_config(road, out, strategy=strategy, slices="0")
+    with pytest.raises(
+        ValueError, match=r"--slices.*no flag of a runner.*--direct_num"
+    ):
+        fuse.fuse_scores(config, ["--direct_num_workers=2"])
+    assert not Path(out).exists()
+
+
 def test_an_infinite_temperature_is_the_plain_mean(road: str, out: str) -> None:
     config = fuse_config(road, out, fusion="avgce", temperature=float("inf"))
     made = fuse.fuse_scores(config)

@@ -75,6 +75,29 @@ def test_a_flag_that_nobody_knows_is_refused_with_a_suggestion() -> None:
         parse("--windows=w", "--flink_mastr=x")
 
 
+def test_a_flag_of_the_runners_java_side_is_told_where_to_stand() -> None:
+    with pytest.raises(SystemExit, match=r"runner's Java side goes behind --$"):
+        parse("--windows=w", "--number_of_execution_retries=3")
+    _, flags = parse("--windows=w", "--", "--number_of_execution_retries=3")
+    assert flags == ["--number_of_execution_retries=3"]
+
+
+def test_a_dry_run_is_refused_by_runners_that_would_do_the_job() -> None:
+    for flags in (["--dry_run=True"], ["--dry_run=True", "--runner=FlinkRunner"]):
+        with pytest.raises(
+            ValueError, match=r"--dry_run must be left out but with --ru"
+        ):
+            launch.check("out", flags)
+    launch.check("gs://b/out", ["--dry_run=True", "--runner=DataflowRunner"])
+
+
+def test_a_folder_that_workers_cannot_write_to_is_refused_before_any_work() -> None:
+    with pytest.raises(
+        FusionError, match=r"--output must be in a bucket.*got /disk/out"
+    ):
+        launch.check("/disk/out", ["--runner=DataflowRunner"])
+
+
 def test_a_misspelt_flag_of_ours_is_refused_with_a_suggestion() -> None:
     with pytest.raises(SystemExit, match=r"--topk.*did you mean --top_k"):
         parse("--windows=w", "--topk=x")

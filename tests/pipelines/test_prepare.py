@@ -289,7 +289,7 @@ def test_no_split_keeps_its_manifest_while_it_is_written_anew(
 ) -> None:
     folders = prepare.prepare_corpus(config(corpus, out))
 
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare.launch, "run", die)

@@ -193,6 +193,15 @@ def test_duckdb_computes_the_bits_per_byte_that_the_manifest_files_hold(
     assert files.exists(f"{road}/scores/neox/manifest.json")
 
 
+def test_slices_that_are_done_here_are_for_no_runner(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    config = score_config(road, models, "llama", output=out, slices="0")
+    with pytest.raises(ValueError, match=r"--slices.*no flag of a runner.*--runner=Fl"):
+        score.score_windows(config, ["--runner=FlinkRunner"])
+    assert not Path(out).exists()
+
+
 def test_slices_of_other_settings_never_come_under_one_manifest(
     road: str, models: dict[str, str], out: str
 ) -> None:
@@ -237,7 +246,7 @@ def test_a_slice_that_cannot_be_read_is_written_anew_on_request(
 def test_a_job_that_ends_without_a_slice_is_an_error(
     road: str, models: dict[str, str], out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "run", lambda build, flags, watch: None)
+    monkeypatch.setattr(launch, "run", lambda *_, **__: None)
     with pytest.raises(FusionError, match=r"slices must be in .* but only 0 are"):
         score.score_windows(score_config(road, models, "llama", output=out))
 

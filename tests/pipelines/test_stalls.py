@@ -352,6 +352,12 @@ def test_what_was_in_work_is_named_with_its_host(out: str) -> None:
         run(out, [], stall_timeout=2.0)
 
 
+def managers(*ports: int, host: str = "127.0.0.1") -> dict[str, Any]:
+    """Returns what Flink says of TaskManagers."""
+    paths = [f"pekko.tcp://flink@{host}:{n}/user/rpc/taskmanager_0" for n in ports]
+    return {"taskmanagers": [{"id": path, "path": path} for path in paths]}
+
+
 class Flink:
     """Answers as Flink's REST interface does."""
 
@@ -368,6 +374,7 @@ class Flink:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.master = f"localhost:{self._server.server_port}"
+        answers.setdefault("taskmanagers", managers(self._server.server_port))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -431,7 +438,8 @@ def test_relative_paths_are_refused_where_workers_have_another_folder(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "windows").mkdir()
     options = launch.pipeline_options.PipelineOptions(words)
-    with pytest.raises(FusionError, match=rf"absolute.*got out; give {tmp_path}/out,"):
+    cure = "gs://BUCKET/" if "DataflowRunner" in words[0] else f"{tmp_path}/out,"
+    with pytest.raises(FusionError, match=rf"absolute.*got out; give {cure}"):
         launch.preflight.check(options, output="out")
     with pytest.raises(FusionError, match=r"absolute.*got windows; give"):
         launch.preflight.check(options, reads=["windows"], output="gs://b/out")
@@ -451,6 +459,42 @@ def test_relative_paths_and_names_on_a_hub_are_taken_where_they_mean_the_same(
     for here in ([], ["--direct_running_mode=multi_processing"], loopback):
         options = launch.pipeline_options.PipelineOptions(here)
         launch.preflight.check(options, reads=["windows"], output="out")
+
+
+@pytest.mark.parametrize("master", [[], ["--flink_master=[local]"]])
+def test_a_flink_inside_the_job_server_has_its_workers_in_this_process(
+    master: list[str],
+) -> None:
+    words = ["--runner=FlinkRunner", *master]
+    where = cluster.of(launch.pipeline_options.PipelineOptions(words))
+    assert where.environment == "LOOPBACK"
+    assert not where.runs_elsewhere
+
+
+@pytest.mark.parametrize("config", [[], ["apache/beam_python3.11_sdk:2.77.0"]])
+def test_containers_of_beam_alone_are_refused_before_the_job(
+    config: list[str], flink: Callable[..., str]
+) -> None:
+    words = ["--runner=FlinkRunner", f"--flink_master={flink()}"]
+    words += [f"--environment_config={image}" for image in config]
+    words += ["--flink_version=1.19", f"--job_server_java_launcher={sys.executable}"]
+    options = launch.pipeline_options.PipelineOptions(words)
+    with pytest.raises(FusionError, match=r"must have FuseBeam.*=PROCESS, EXTERNAL or"):
+        launch.preflight.check(options)
+    options = launch.pipeline_options.PipelineOptions(
+        [*words, "--environment_config=registry.example/fusebeam/cpu:0.1.0"]
+    )
+    launch.preflight.check(options)
+
+
+def test_the_output_of_a_job_on_dataflow_must_be_in_a_bucket(out: str) -> None:
+    words = ["--runner=DataflowRunner"]
+    options = launch.pipeline_options.PipelineOptions(words)
+    with pytest.raises(FusionError, match=rf"in a bucket.*got {out}; give gs://BUCKET"):
+        launch.preflight.check(options, output=out)
+    launch.preflight.check(options, reads=["/models/in/the/image"], output="gs://b/o")
+    options = launch.pipeline_options.PipelineOptions([*words, "--dry_run=True"])
+    launch.preflight.check(options, output=out)
 
 
 def test_more_parallelism_than_slots_is_refused_before_the_job(
@@ -521,6 +565,49 @@ def test_a_process_that_cannot_be_started_is_refused_before_the_job(
             "--environment_type=PROCESS",
             f"--environment_config={config}",
         )
+
+
+NOT_HERE = {
+    "none": lambda: managers(),
+    "on another machine": lambda: managers(6122, host="192.0.2.7"),
+    "at the far end of a tunnel": lambda: managers(free_port(), host="localhost"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_HERE)
+@pytest.mark.parametrize(
+    "workers",
+    [
+        ["--environment_type=EXTERNAL", "--environment_config=localhost:1"],
+        [
+            "--environment_type=PROCESS",
+            '--environment_config={"command": "/opt/boot.py"}',
+        ],
+    ],
+)
+def test_what_starts_workers_on_other_machines_is_not_looked_for_here(
+    name: str, workers: list[str], flink: Callable[..., str]
+) -> None:
+    words = ["--flink_version=1.19", f"--job_server_java_launcher={sys.executable}"]
+    check(flink(taskmanagers=NOT_HERE[name]()), *words, *workers)
+    with pytest.raises(
+        FusionError, match=r"a worker pool must answer|must be a progra"
+    ):
+        check(flink(), *words, *workers)
+
+
+def test_a_pool_on_other_machines_is_not_told_as_the_cause(
+    flink: Callable[..., str],
+) -> None:
+    def found(**more: Any) -> list[str]:
+        words = ["--runner=FlinkRunner", f"--flink_master={flink(**more)}"]
+        words += ["--environment_type=EXTERNAL", "--environment_config=localhost:1"]
+        options = launch.pipeline_options.PipelineOptions(words)
+        return launch.causes.explain(options, None, [])[0]
+
+    told = "no worker pool answers at --environment_config=localhost:1"
+    assert any(told in one for one in found())
+    assert not any(told in one for one in found(taskmanagers=managers()))
 
 
 def test_too_few_slots_are_named_as_the_cause(flink: Callable[..., str]) -> None:

@@ -2,6 +2,7 @@ import functools
 from pathlib import Path
 
 import apache_beam as beam
+import grpc
 import pytest
 from apache_beam.options import pipeline_options
 
@@ -130,6 +131,37 @@ def test_beams_own_local_runner_takes_a_prism_that_is_here(no_prism: Path) -> No
     no_prism.mkdir()
     (no_prism / "apache_beam-v2.77.0-prism-linux-amd64").touch()
     assert settled("--runner=DirectRunner") == "DirectRunner"
+
+
+def awaited_s(*flags: str) -> int:
+    """Returns the seconds that Beam listens for the end of a job."""
+    made = pipeline_options.PipelineOptions(runners.settle(flags, "FnApiRunner"))
+    return int(made.view_as(pipeline_options.PortableOptions).job_server_timeout)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--runner=PrismRunner"],
+        ["--runner=DirectRunner", "--prism_location=x"],
+        ["--runner", "SwitchingDirectRunner", "--prism_location=x"],
+        ["--runner=PortableRunner", "--job_endpoint=localhost:1"],
+    ],
+)
+def test_a_job_may_take_years_where_beam_would_listen_for_minutes(
+    flags: list[str],
+) -> None:
+    assert 365 * 24 * 3600 < awaited_s(*flags) < 2**31  # gRPC takes no more
+    assert awaited_s(*flags, "--job_server_timeout=7") == 7
+    assert awaited_s("--job-server-timeout=7", *flags) == 7
+
+
+def test_a_prism_that_dies_is_told_by_name() -> None:
+    for flags in (["--runner=PrismRunner"], ["--runner=DirectRunner"]):
+        options = pipeline_options.PipelineOptions(flags)
+        told = launch.causes.failure(grpc.RpcError("closed"), options)
+        assert told is not None
+        assert told.startswith("Prism must live until the job has ended, but it died")
 
 
 def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:

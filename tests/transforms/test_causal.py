@@ -1,5 +1,7 @@
+import huggingface_hub
 import pytest
 import torch
+import transformers
 
 from tests import causal_models
 from transforms import causal
@@ -92,3 +94,31 @@ def test_loaded_weights_have_the_asked_for_type(models) -> None:
     loaded = causal.load_model(models["neox"], dtype=torch.bfloat16, device=cpu)
     assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
     assert not loaded.training
+
+
+def test_a_model_without_room_on_its_device_is_named_with_the_cure(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object, device: torch.device) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nand more")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "to", fail)
+    law = r"^cuda:3 must have room for .*llama in float32, but has not \(CUDA out of"
+    with pytest.raises(ValueError, match=law + r" memory\. Tried 2 GiB\.\); pass --dt"):
+        causal.load_model(
+            models["llama"], dtype=torch.float32, device=torch.device("cuda:3")
+        )
+
+
+def test_what_the_hub_says_of_a_gated_model_is_told_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("401 Client Error.\n\nCannot access gated repo.\nSee the page.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    told = r"\(OSError: 401 Client Error\. Cannot access gated repo\.\); a gated model"
+    with pytest.raises(FileNotFoundError, match=told + " needs HF_TOKEN or hf auth"):
+        causal.load_model(
+            "maker/gated", dtype=torch.float32, device=torch.device("cpu")
+        )
