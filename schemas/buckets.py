@@ -73,11 +73,9 @@ def _client(kind: str, _: int) -> Any:
             fs = S3FileSystem(use_listings_cache=False)
             fs.retries = 1  # `ask` calls again, and not for lost connections alone
             return fs
-        import aiohttp
-
         # Not the class that fsspec would take: that one asks another service, by
         # another protocol, for the kind of the bucket before every request.
-        from gcsfs.core import GCSFileSystem
+        from gcsfs.core import GCSFileSystem, aiohttp
 
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_S, sock_read=_SILENT_S

@@ -33,6 +33,7 @@ FOREIGN = {
     *("--staging-location", "--additional-experiments", "--max-workers"),  # gcloud
     *("--project", "--region", "--build-arg"),
     *("--service_port", "--container_executable"),  # Beam's worker pool
+    "--nproc_per_node",  # torchrun
     # Flink's, which Beam's job server knows
     *("--number_of_execution_retries", "--execution_retry_delay"),
 }

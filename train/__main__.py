@@ -1,4 +1,4 @@
-"""`python -m train`: the trainer's command line; also under torchrun and accelerate."""
+"""`python -m train`: the trainer's command line; also under torchrun."""
 
 import sys
 from collections.abc import Sequence

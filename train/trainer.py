@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from schemas import manifest, settings
 from schemas.errors import SchemaError
@@ -109,7 +109,7 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
         _check_tokenizer(run)
         with contextlib.ExitStack() as held:
             metrics = _finish(run, held)
-        result = _result(config, skipped=False, metrics=metrics)
+        result = _result(config, skipped=metrics is None, metrics=metrics or {})
     gc.collect()  # the Trainer and its model refer to each other
     return result
 
@@ -181,12 +181,16 @@ def _steps(config: TrainConfig, rows: int) -> int:
     return config.max_steps or math.ceil(config.epochs * rows / config.batch_size)
 
 
-def _finish(run: _Run, held: contextlib.ExitStack) -> Line:
+def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
     """Trains from wherever the run stands to its end, and publishes the model.
 
     Args:
       run: what to do.
       held: is given the locks of the folders that the run works in.
+
+    Returns:
+      The last line of metrics; None if another command finished the run before these
+      locks could be had.
     """
     config, work = run.config, run.work
     args = loop.arguments(
@@ -197,12 +201,8 @@ def _finish(run: _Run, held: contextlib.ExitStack) -> Line:
         dtype=run.settings["dtype"],
     )
     first = args.process_index == 0
-    if first:
-        for folder in run.folders:
-            held.enter_context(checkpoints.hold(folder))
-        checkpoints.open_work(work, run.identity, anew=config.overwrite)
-        checkpoints.rewind_metrics(work, checkpoints.latest(work))
-    PartialState().wait_for_everyone()
+    if not _begin(run, held, first=first):
+        return None
     resume = checkpoints.latest(work)
     target = models.load(resume or run.source)
     traits = models.probe(target)
@@ -219,6 +219,24 @@ def _finish(run: _Run, held: contextlib.ExitStack) -> Line:
         _publish(run, trainer, target, state)
     trainer.accelerator.wait_for_everyone()
     return trainer.last_line
+
+
+def _begin(run: _Run, held: contextlib.ExitStack, *, first: bool) -> bool:
+    """Takes the work folder, and says whether the run is still to do."""
+    done = False
+    if first:
+        for folder in run.folders:
+            held.enter_context(checkpoints.hold(folder))
+        config = run.config
+        done = publish.finished(config.output, run.identity, overwrite=config.overwrite)
+        if done:
+            for folder in run.folders:
+                checkpoints.discard(folder)
+        else:
+            checkpoints.open_work(run.work, run.identity, anew=config.overwrite)
+            checkpoints.rewind_metrics(run.work, checkpoints.latest(run.work))
+    [done] = broadcast_object_list([done])  # the others wait for it
+    return not done
 
 
 def _objective(config: TrainConfig) -> Objective:

@@ -60,9 +60,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_told(
         with files.open_input(path) as file:
             assert file.read(1 << 20) == b"o" * (1 << 20)
             files.write_bytes(path, b"n" * size)
-            with pytest.raises(
-                FusionError, match="/a must not change while"
-            ):
+            with pytest.raises(FusionError, match="/a must not change while"):
                 file.raw.readall()
         with files.open_input(path) as file:
             assert file.read() == b"n" * size

@@ -230,6 +230,19 @@ def test_of_two_commands_on_one_output_the_second_is_refused(
     assert not any(place.exists() for place in held)
 
 
+def test_a_run_that_another_command_finishes_meanwhile_is_not_done_again(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = dataclasses.replace(config, max_steps=1)
+    trainer.train(run, silent)
+    at = Path(config.output, "model.safetensors").stat().st_mtime_ns
+    found = iter([False, True])
+    monkeypatch.setattr(publish, "finished", lambda *_, **more: next(found))
+    assert trainer.train(run, silent).skipped
+    assert Path(config.output, "model.safetensors").stat().st_mtime_ns == at
+    assert not Path(config.output + ".partial").exists()
+
+
 def test_a_folder_of_checkpoints_that_holds_files_of_others_is_refused(
     config: TrainConfig, tmp_path: Path
 ) -> None:
