@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         result = trainer.train(config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     state = "was trained already" if result.skipped else "is trained"
