@@ -11,7 +11,8 @@ the work of an interrupted training (`*.partial`), with which the same command g
 How it knows that no running command needs a file:
 
     on this machine's disks   whoever writes a file holds a lock on it, which the kernel
-                              drops when the process ends, however it ends
+                              drops when the process ends, however it ends; but not
+                              on a disk that it exports by NFS
     on buckets, NFS and such  other machines may write there, whose locks cannot be
                               seen: the file has not changed for --older_than hours
 
@@ -21,6 +22,8 @@ every few seconds while it works, are given up after ten minutes without a sign.
 """
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -48,7 +51,11 @@ def orphans(folder: str) -> list[str]:
         raise FileNotFoundError(f"a folder to clean must be there, got {folder!r}")
     fs, plain = files.filesystem(folder)
     below = len(plain.rstrip("/"))
-    there = buckets.ask(folder, fs.find, plain)
+    if _local(folder):
+        # Beside a running job; fsspec leaves out a folder one of whose files vanishes.
+        there = [f"{top}/{name}" for top, _, names in os.walk(plain) for name in names]
+    else:
+        there = buckets.ask(folder, fs.find, plain)
     found = [p for p in there if files.TEMPORARY in p[below:].split("/")[:-1]]
     return sorted(files.address(fs, path) for path in found)
 
@@ -131,10 +138,12 @@ def clean(
     now = time.time()
     for folder in folders:
         for path in orphans(folder):
-            if (needs := needed_by(path, older_than_s, now)) is not None:
-                left[path] = needs
-            elif dry_run or remove(path):
-                removed.append(path)
+            # What its writer has published or removed meanwhile is nobody's orphan.
+            with contextlib.suppress(FileNotFoundError):
+                if (needs := needed_by(path, older_than_s, now)) is not None:
+                    left[path] = needs
+                elif dry_run or remove(path):
+                    removed.append(path)
         if not dry_run:
             files.tidy(folder)
     return removed, left

@@ -29,7 +29,7 @@ from schemas.errors import FusionError
 from schemas.manifest import Manifest
 from schemas.plan import Slice
 from schemas.settings import setting
-from transforms import ledger, lines, prepare, tokenizer
+from transforms import ledger, lines, prepare, rejects, tokenizer
 from transforms.attempts import Guards
 from transforms.functional import splits
 from transforms.prepare import AwaitUnits, Cut, DoUnits, Unit
@@ -313,8 +313,9 @@ def _rejects(config: PrepareConfig, cut: Cut, units: Sequence[Unit]) -> Counter[
     folder = files.join(config.output, prepare.REJECTS)
     reasons: Counter[str] = Counter()
     lists = [files.join(folder, unit.rejects) for unit in units]
-    for listed in files.each(files.read_bytes, lists):
-        reasons.update(prepare.reason_of(line) for line in listed.splitlines())
+    contents = files.each(files.read_bytes, lists)
+    for content in contents:
+        reasons.update(rejects.reason_of(line) for line in content.splitlines())
     parts = [
         files.join(config.output, split, unit.part)
         for split in config.shares()
@@ -322,8 +323,9 @@ def _rejects(config: PrepareConfig, cut: Cut, units: Sequence[Unit]) -> Counter[
     ]
     footers = files.each(parquet.footer, parts)
     own = [cut.unit_fingerprint(unit) for _ in config.shares() for unit in units]
-    for part, footer, wanted in zip(parts, footers, own, strict=True):
-        if footer["fingerprint"] != wanted:
+    beside = [content for _ in config.shares() for content in contents]
+    for part, footer, wanted, listed in zip(parts, footers, own, beside, strict=True):
+        if footer["fingerprint"] != wanted or not rejects.belongs(listed, footer):
             raise FusionError(
                 f"{part} must be of this command's settings when its folder is"
                 " described, but another command wrote it anew meanwhile; give each its"

@@ -9,7 +9,6 @@ or an object's description is never remembered, as other processes write, too.
 
 import base64
 import contextlib
-import errno
 import functools
 import hashlib
 import io
@@ -21,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from schemas import faults
 from schemas.errors import FusionError
 
 Result = TypeVar("Result")
@@ -31,30 +31,15 @@ EXTRAS = {"s3": "aws", "s3a": "aws", "gs": "gcp", "gcs": "gcp"}
 _TRIES = 4
 _MIB = 1 << 20
 _PART_BYTES = 16 * _MIB
-"""Larger files are sent in parts of this size, unless there would be too many."""
+"""Larger files are sent to S3 in parts of this size, unless there would be too many;
+GCS gets each file in one request."""
 _PARTS = 5_000
 _PARTS_AT_ONCE = 4
-_BLOCK_BYTES = 4 * _MIB
-_REQUEST_BYTES = 64 * _MIB
 _SENT_AS = "application/octet-stream"
+_OPEN_FILES = "/proc/self/fd"
 
-_DEFINITE = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
-_PASSING = (ConnectionError, TimeoutError)
-# Of libraries that may not be there, so by name: what no second try would mend is left
-# out. gcsfs has requests' errors for one status, aiohttp's for lost connections.
-_PASSING_NAMES = {
-    "HTTPClientError",
-    "ResponseParserError",
-    "IncompleteReadError",
-    "ClientConnectionError",
-    "ClientPayloadError",
-    "RequestException",
-    "TransportError",
-    "ChecksumError",
-}
-_PASSING_STATUS = {408, 429, 500, 501, 502, 503, 504}
-_PASSING_ERRNO = {errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO)}
-_REFUSED_NAMES = {"NoCredentialsError", "PartialCredentialsError", "GoogleAuthError"}
+_CONNECT_S, _SILENT_S = 30.0, 60.0
+"""How long GCS may take to let us in, and to send something: gcsfs sets no limit."""
 
 
 def protocol(path: str) -> str | None:
@@ -90,9 +75,12 @@ def _client(kind: str, _: int) -> Any:
             return fs
         # Not the class that fsspec would take: that one asks another service, by
         # another protocol, for the kind of the bucket before every request.
-        from gcsfs.core import GCSFileSystem
+        from gcsfs.core import GCSFileSystem, aiohttp
 
-        return GCSFileSystem(use_listings_cache=False)
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_S, sock_read=_SILENT_S
+        )
+        return GCSFileSystem(use_listings_cache=False, requests_timeout=limits)
     except ImportError as error:
         raise FusionError(
             f"{kind}:// paths need a client that is not installed ({error}); install"
@@ -126,7 +114,8 @@ def ask(
       **kwargs: of the call.
 
     Raises:
-      FusionError: if the bucket refuses to open itself to us; names path and cure.
+      FusionError: if the bucket refuses to open itself to us, or cannot do what is
+        asked; names path and cure.
       FileNotFoundError: if there is no such object or bucket.
       ConnectionError: if the bucket does not answer as it should, try after try.
     """
@@ -136,10 +125,13 @@ def ask(
         try:
             return call(*args, **kwargs)
         except Exception as error:
-            _refuse(path, error)
             expected, last = isinstance(error, also), attempt == _TRIES - 1
-            if not (expected or _may_pass(error)) or (expected and last):
+            if expected and last:
                 raise
+            if not (expected or faults.may_pass(error)):
+                if (told := faults.told(path, error, _credentials(path))) is error:
+                    raise
+                raise told from error
             if last:
                 raise ConnectionError(
                     f"{path} must be reachable, but {_TRIES} tries failed, the last"
@@ -151,38 +143,15 @@ def ask(
     raise AssertionError("unreachable")
 
 
-def _names(error: BaseException) -> set[str]:
-    return {cls.__name__ for cls in type(error).__mro__}
+def speaks_s3(path: str) -> bool:
+    """Says whether a path is of S3, or of what speaks its protocol."""
+    return (protocol(path) or "").startswith("s3")
 
 
-def _may_pass(error: Exception) -> bool:
-    """Says whether the same call may succeed a moment later."""
-    if isinstance(error, _DEFINITE):
-        return False
-    if isinstance(error, _PASSING) or _names(error) & _PASSING_NAMES:
-        return True
-    status = str(getattr(error, "code", ""))
-    return (status.isdigit() and int(status) in _PASSING_STATUS) or (
-        isinstance(error, OSError) and error.errno in _PASSING_ERRNO
-    )
-
-
-def _refuse(path: str, error: Exception) -> None:
-    """Tells what must be mended before any further try, whatever the client says."""
-    kind = protocol(path) or ""
-    # gcsfs says 403 by a plain OSError, without a number.
-    barred = isinstance(error, PermissionError) or str(error).startswith("Forbidden")
-    if barred or _names(error) & _REFUSED_NAMES:
-        given = (
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
-            if kind.startswith("s3")
-            else "GOOGLE_APPLICATION_CREDENTIALS, gcloud's login, or a service account"
-        )
-        raise FusionError(
-            f"{path} must be open to this process, but the bucket refused it"
-            f" ({type(error).__name__}: {error}); give it credentials that may read,"
-            f" write, list and delete there, by {given}"
-        ) from error
+def _credentials(path: str) -> str:
+    if speaks_s3(path):
+        return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
+    return "GOOGLE_APPLICATION_CREDENTIALS, gcloud's login, or a service account"
 
 
 def info(path: str) -> dict[str, Any]:
@@ -197,87 +166,30 @@ def info(path: str) -> dict[str, Any]:
 
 def checksum(path: str) -> str | None:
     """Returns what a bucket says of an object's content, if it says anything."""
-    known = info(path)
+    return content(info(path))
+
+
+def content(details: dict[str, Any]) -> str | None:
+    """Returns what `info` says of an object's content, if it says anything."""
     for key in ("ETag", "md5Hash", "crc32c", "etag"):
-        if known.get(key):
-            return f"{key}:{known[key]}:{known['size']}"
+        if details.get(key):
+            return f"{key}:{details[key]}:{details['size']}"
     return None
-
-
-def opened(path: str) -> io.BufferedReader:
-    """Opens an object for reading.
-
-    Raises:
-      FileNotFoundError: if it is not there, or is a folder.
-    """
-    found = info(path)
-    if found["type"] != "file":
-        raise FileNotFoundError(f"{path} must be a file, it is a folder")
-    return _Opened(found, _Object(path, int(found["size"])))
-
-
-class _Opened(io.BufferedReader):
-    """An object open for reading; `details` is what the bucket said of it."""
-
-    def __init__(self, details: dict[str, Any], raw: "_Object") -> None:
-        super().__init__(raw, _BLOCK_BYTES)
-        self.details = details
-
-
-class _Object(io.RawIOBase):
-    """Reads an object by ranges."""
-
-    def __init__(self, path: str, size: int) -> None:
-        self._path, self._size, self._at = path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}
-        if (place := start[whence] + offset) < 0:
-            raise ValueError(f"an offset must be at least 0, got {place}")
-        self._at = place
-        return place
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), _REQUEST_BYTES)
-        stop = min(self._at + wanted, self._size)
-        if stop <= self._at:
-            return 0
-        block = ask(self._path, self._range, self._at, stop)
-        buffer[: len(block)] = block
-        self._at = stop
-        return len(block)
-
-    def readall(self) -> bytes:
-        # What is inherited would ask for eight kilobytes at a time.
-        rest = bytearray(max(0, self._size - self._at))
-        done = 0
-        while done < len(rest):
-            done += self.readinto(memoryview(rest)[done:])
-        return bytes(rest)
-
-    def _range(self, start: int, stop: int) -> bytes:
-        fs, plain = filesystem(self._path)
-        block: bytes = fs.cat_file(plain, start=start, end=stop)
-        if len(block) != stop - start:
-            raise ConnectionError(f"{stop - start} bytes wanted, {len(block)} came")
-        return block
 
 
 @contextlib.contextmanager
 def sending(path: str) -> Iterator[Any]:
     """Opens a local file that is sent to `path` when the block ends without error.
 
-    So what was computed is not lost with a connection, and an object is sent whole.
+    So what was computed is not lost with a connection, and an object is sent whole. On
+    Linux the file has no name, so that nothing is left of it if the process is killed.
     """
+    if os.path.isdir(_OPEN_FILES):
+        with tempfile.TemporaryFile(prefix="fusebeam-") as nameless:
+            yield nameless
+            nameless.flush()
+            send(f"{_OPEN_FILES}/{nameless.fileno()}", path)
+        return
     with tempfile.NamedTemporaryFile(prefix="fusebeam-") as file:
         yield file
         file.flush()
@@ -296,7 +208,7 @@ def send(local: str, path: str) -> None:
     size = os.path.getsize(local)
     # An upload whose end was answered, but whose answer was lost, is not there twice:
     # the store then knows no such upload, and the file is sent once more.
-    s3 = (protocol(path) or "").startswith("s3")
+    s3 = speaks_s3(path)
     in_parts = s3 and size > _PART_BYTES
     also = (FileNotFoundError,) if in_parts else ()
     try:
@@ -331,7 +243,7 @@ def _send_to_s3(local: str, path: str) -> None:
 
 
 def _send_to_gcs(local: str, path: str) -> None:
-    """Sends a file as one request, and compares checksums.
+    """Sends a file as one request, and compares what the store says that it holds.
 
     A request that failed is made again from the file's start. The client's own ways
     would not do: one puts the content between marks, which it may hold itself; the
@@ -339,6 +251,7 @@ def _send_to_gcs(local: str, path: str) -> None:
     """
     fs, plain = filesystem(path)
     bucket, _, key = plain.partition("/")
+    wanted = _held(local, key)
     with open(local, "rb", buffering=0) as raw:
         _, answer = fs.call(
             "POST",
@@ -348,11 +261,29 @@ def _send_to_gcs(local: str, path: str) -> None:
             headers={"Content-Type": _SENT_AS},
             data=_Resent(raw),
         )
-        raw.seek(0)
-        found = hashlib.file_digest(raw, _md5).digest()
-    own = base64.b64encode(found).decode()
-    if (there := json.loads(answer).get("md5Hash", own)) != own:
-        raise ConnectionError(f"md5Hash must be {own} as of what was sent, is {there}")
+    found = json.loads(answer)
+    for name, value in wanted.items():
+        # Of an object that was composed of others a store knows no MD5.
+        there = found.get(name, value if name == "md5Hash" else None)
+        if str(there) != value:
+            raise ConnectionError(
+                f"{name} must be {value} as of what was sent, is {there}"
+            )
+
+
+def _held(local: str, key: str) -> dict[str, str]:
+    """Returns what GCS must answer once it holds a file.
+
+    The file is read by a handle of its own: the request's may be moved by a thread of
+    an earlier try.
+    """
+    with open(local, "rb") as file:
+        found = hashlib.file_digest(file, _md5).digest()
+    return {
+        "name": key,
+        "size": str(os.path.getsize(local)),
+        "md5Hash": base64.b64encode(found).decode(),
+    }
 
 
 def _md5() -> Any:
@@ -360,12 +291,14 @@ def _md5() -> Any:
 
 
 class _Resent(io.BufferedReader):
-    """A file that stays open for another try when a request is done with it."""
+    """A file that stays open, and where it is, when a request is done with it.
+
+    The client closes it in a thread, some time later: the next try, for which it goes
+    back to the start, may then be under way.
+    """
 
     def close(self) -> None:
-        """Goes back to the start."""
-        if not self.raw.closed:
-            self.seek(0)
+        """Does nothing: who opened the file closes it."""
 
 
 def remove(path: str) -> None:

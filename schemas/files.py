@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas import buckets, locks
+from schemas import buckets, locks, objects
 from schemas.counted import CountedFile
 from schemas.errors import FusionError, SchemaError
 
@@ -205,7 +205,7 @@ def open_input(path: str) -> Any:
     """Opens a file for reading bytes, as it is: nothing is decompressed."""
     fs, plain = filesystem(path)
     try:
-        return buckets.opened(path) if buckets.holds(fs) else fs.open(plain, "rb")
+        return objects.opened(path) if buckets.holds(fs) else fs.open(plain, "rb")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such file: {path}") from error
 

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 _UNKNOWN = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -19,7 +20,10 @@ _OWN_DISKS = frozenset(
         *("tmpfs", "ramfs", "overlay", "aufs", "apfs", "hfs"),
     )
 )
-"""Filesystems that no other machine writes to."""
+"""Filesystems that no other machine writes to, unless this one exports them."""
+
+_EXPORTS = ("/proc/fs/nfsd/exports", "/var/lib/nfs/etab", "/etc/exports")
+"""Where the kernel's NFS server and its tools list what other machines may mount."""
 
 
 def open_for_all(path: Path) -> int:
@@ -61,9 +65,26 @@ def seen_by_all(path: str) -> bool:
     """Says whether every process that may write a file takes its locks on this machine.
 
     Other machines' locks are seen on some network filesystems only, by how they are
-    mounted: of those nothing is believed.
+    mounted: of those nothing is believed. Nor of a disk that this machine exports by
+    NFS: its clients' locks are of a kind that does not meet ours.
     """
-    return _filesystem_of(Path(path).resolve()) in _OWN_DISKS
+    place = Path(path).resolve()
+    return _filesystem_of(place) in _OWN_DISKS and not _exported(place)
+
+
+def _exported(path: Path, lists: Sequence[str] = _EXPORTS) -> bool:
+    """Says whether a path is in or below a folder that a list of exports names."""
+    for listed in map(Path, lists):
+        if not listed.is_file():
+            continue
+        for line in listed.read_text().splitlines():
+            place = line.strip().split("\t")[0].split(" ")[0].strip('"')
+            # The kernel adds folders above an export, of which nothing can be written.
+            if place.startswith("/") and "v4root" not in line:
+                top = Path(_unescaped(place))
+                if top == path or top in path.parents:
+                    return True
+    return False
 
 
 def _filesystem_of(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:

@@ -35,6 +35,7 @@ FOREIGN = {
     *("--project", "--region", "--build-arg"),
     *("--service_port", "--container_executable"),  # Beam's worker pool
     *("--constraint", "--no-cache-dir"),  # pip
+    "--nproc_per_node",  # torchrun
 }
 """Flags of other programs."""
 

@@ -1,4 +1,4 @@
-"""`python -m train`: the trainer's command line; also under torchrun and accelerate."""
+"""`python -m train`: the trainer's command line; also under torchrun."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         result = trainer.train(config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     state = "was trained already" if result.skipped else "is trained"

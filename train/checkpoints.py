@@ -6,37 +6,111 @@ While a run trains, all it writes lies in one local folder beside its output::
     OUTPUT.partial/metrics.jsonl             one line a logged step
     OUTPUT.partial/checkpoints/checkpoint-N  whole once it holds complete.json
     OUTPUT.partial/model                     the output, before it is renamed
+    OUTPUT.partial/old                       what it replaces, until that is done
+    OUTPUT.partial/lock                      is locked by the command that is at work
+
+With checkpoints elsewhere the last three stay beside the output, on its disk, and the
+other folder has a lock of its own.
 
 A checkpoint is whole when its marker is there; the one before it is removed after that.
 So a run killed at any instant goes on from the last whole one.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
 import sys
+import time
+from collections.abc import Iterator
 
-from schemas import files
+from schemas import files, locks
 from schemas.errors import SchemaError
 
 MARKER = "complete.json"
 METRICS = "metrics.jsonl"
+MODEL = "model"
+OLD = "old"
+WAIT_S = 10.0
+"""How long the readers of a command that was killed may take to end after it."""
+
 _SETTINGS = "settings.json"
+_FOLDER = "checkpoints"
 _PREFIX = "checkpoint-"
+_LOCK = "lock"
+_OURS = frozenset((_SETTINGS, METRICS, _FOLDER, MODEL, OLD, files.TEMPORARY))
+_POLL_S = 0.25
+
+
+@contextlib.contextmanager
+def hold(folder: pathlib.Path) -> Iterator[None]:
+    """Makes a work folder if need be, and keeps other commands out of it.
+
+    Raises:
+      SchemaError: if another command has it; names the folder.
+    """
+    end = time.monotonic() + WAIT_S
+    while (lock := _taken(folder)) is None:
+        if time.monotonic() >= end:
+            raise SchemaError(
+                f"{folder} must be of one command at a time, but another one is"
+                " training there; wait until it has ended, or choose another output"
+            )
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _taken(folder: pathlib.Path) -> int | None:
+    """Locks a work folder; None where another command has it, or just removed it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        return None
+    if locks.take_new(lock):
+        return lock
+    os.close(lock)
+    return None
+
+
+def discard(folder: pathlib.Path) -> None:
+    """Removes a work folder that is held, but nothing in it that is not ours."""
+    _clear(folder)
+    (folder / _LOCK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others' files, or the next command's lock
+        folder.rmdir()
+
+
+def discard_left(folder: pathlib.Path) -> None:
+    """Removes what a finished run left, unless another command is at work there."""
+    if folder.exists() and (lock := _taken(folder)) is not None:
+        discard(folder)
+        os.close(lock)
+
+
+def _clear(folder: pathlib.Path) -> None:
+    for name in _OURS:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def open_work(work: pathlib.Path, identity: dict[str, object], *, anew: bool) -> None:
-    """Makes the work folder, or goes on in that of an interrupted run.
+    """Lays out the work folder, or goes on in that of an interrupted run.
 
     Args:
-      work: the folder.
+      work: the folder, which is held.
       identity: settings and inputs of the run, flat.
       anew: whether to remove what a run of other settings left.
 
     Raises:
       SchemaError: if another run left it and `anew` is off; names the first key that
-        differs.
+        differs. If it holds files of others, which would be in danger.
     """
     path = work / _SETTINGS
     if path.exists():
@@ -52,15 +126,20 @@ def open_work(work: pathlib.Path, identity: dict[str, object], *, anew: bool) ->
                 f" it is {identity.get(key)!r}; choose another output, or pass"
                 " --overwrite to start anew"
             )
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "checkpoints").mkdir(parents=True)
+    elif others := sorted({entry.name for entry in work.iterdir()} - _OURS - {_LOCK}):
+        raise SchemaError(
+            f"{work} must be a folder for checkpoints alone, but holds {others[0]!r};"
+            " give a folder that is new or empty as --checkpoints"
+        )
+    _clear(work)
+    (work / _FOLDER).mkdir(parents=True)
     files.write_json(str(path), identity)
 
 
 def latest(work: pathlib.Path) -> pathlib.Path | None:
     """Returns the last whole checkpoint, and removes those that are not whole."""
     whole = []
-    for folder in sorted((work / "checkpoints").glob(f"{_PREFIX}*"), key=step_of):
+    for folder in sorted((work / _FOLDER).glob(f"{_PREFIX}*"), key=step_of):
         if (folder / MARKER).exists():
             whole.append(folder)
         else:

@@ -51,6 +51,14 @@ def _mark(output: str) -> str:
     return files.join(output, files.TEMPORARY, "model")
 
 
+def beside(output: str) -> pathlib.Path | None:
+    """Returns the folder beside the output where it is made; None if it is remote.
+
+    It is on the output's own disk, from where alone a rename leads there.
+    """
+    return None if "://" in output else pathlib.Path(output.rstrip("/") + ".partial")
+
+
 def write_model(
     folder: pathlib.Path,
     model: Any,
@@ -225,17 +233,25 @@ def _scores_of(source: str) -> str:
 
 
 def publish(folder: pathlib.Path, output: str) -> None:
-    """Moves a described folder to its final name.
+    """Moves a described folder to its final name, beside which it lies.
 
-    What is remote has no such moment: it is whole once its manifest is there, which
-    comes last, and goes first where a model is replaced.
+    What it replaces is moved aside before that, and removed after it. What is remote
+    has no such moment: it is whole once its manifest is there, which comes last, and
+    goes first where a model is replaced.
     """
     if "://" in output:
         files.write_bytes(_mark(output), b"")
         copies.replace_tree(str(folder), output, last=manifest.NAME)
         return
     final = pathlib.Path(files.filesystem(output)[1])
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if final.exists():  # empty, or to be overwritten
-        shutil.rmtree(final)
-    os.rename(folder, final)
+    old = folder.with_name(checkpoints.OLD)
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if final.exists():  # empty, or to be overwritten
+            os.rename(final, old)
+        os.rename(folder, final)
+    except BaseException:
+        if old.exists() and not final.exists():
+            os.rename(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from schemas import manifest, settings
 from schemas.errors import SchemaError
@@ -61,7 +61,8 @@ class _Run:
       dataset: what it is trained on.
       settings: those that shape the weights, what was left to us made definite.
       inputs: fingerprints of what the run starts from.
-      work: folder of all that is written on the way.
+      work: folder of all that is written on the way, but for the model.
+      made: folder in which the model is made before it is published.
       report: is given one line a logged step.
     """
 
@@ -71,7 +72,13 @@ class _Run:
     settings: dict[str, Any]
     inputs: dict[str, str]
     work: pathlib.Path
+    made: pathlib.Path
     report: Report
+
+    @property
+    def folders(self) -> list[pathlib.Path]:
+        """What no other command may be at work in, each once."""
+        return [self.work, *([self.made] if self.made != self.work else [])]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -96,10 +103,13 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
     with _threads(config.threads), causal.quiet():
         run = _resolve(config, progress or _print_line)
         if publish.finished(config.output, run.identity, overwrite=config.overwrite):
-            shutil.rmtree(run.work, ignore_errors=True)
+            for folder in run.folders:
+                checkpoints.discard_left(folder)
             return _result(config, skipped=True, metrics={})
         _check_tokenizer(run)
-        result = _result(config, skipped=False, metrics=_finish(run))
+        with contextlib.ExitStack() as held:
+            metrics = _finish(run, held)
+        result = _result(config, skipped=metrics is None, metrics=metrics or {})
     gc.collect()  # the Trainer and its model refer to each other
     return result
 
@@ -122,6 +132,9 @@ def _resolved(config: TrainConfig) -> dict[str, Any]:
 def _resolve(config: TrainConfig, report: Report) -> _Run:
     source = models.folder_of(config.model)
     dataset = FusedDataset(config.data)
+    beside = publish.beside(config.output)
+    work = pathlib.Path(config.checkpoints) if config.checkpoints else beside
+    assert work is not None, "TrainConfig wants checkpoints where the output is remote"
     return _Run(
         config=config,
         source=source,
@@ -134,7 +147,8 @@ def _resolve(config: TrainConfig, report: Report) -> _Run:
             "data": dataset.fingerprint,
             "model": scorer.model_fingerprint(str(source)),
         },
-        work=pathlib.Path(config.checkpoints or config.output.rstrip("/") + ".partial"),
+        work=work,
+        made=beside or work,
         report=report,
     )
 
@@ -167,8 +181,17 @@ def _steps(config: TrainConfig, rows: int) -> int:
     return config.max_steps or math.ceil(config.epochs * rows / config.batch_size)
 
 
-def _finish(run: _Run) -> Line:
-    """Trains from wherever the run stands to its end, and publishes the model."""
+def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
+    """Trains from wherever the run stands to its end, and publishes the model.
+
+    Args:
+      run: what to do.
+      held: is given the locks of the folders that the run works in.
+
+    Returns:
+      The last line of metrics; None if another command finished the run before these
+      locks could be had.
+    """
     config, work = run.config, run.work
     args = loop.arguments(
         config,
@@ -178,10 +201,8 @@ def _finish(run: _Run) -> Line:
         dtype=run.settings["dtype"],
     )
     first = args.process_index == 0
-    if first:
-        checkpoints.open_work(work, run.identity, anew=config.overwrite)
-        checkpoints.rewind_metrics(work, checkpoints.latest(work))
-    PartialState().wait_for_everyone()
+    if not _begin(run, held, first=first):
+        return None
     resume = checkpoints.latest(work)
     target = models.load(resume or run.source)
     traits = models.probe(target)
@@ -195,13 +216,27 @@ def _finish(run: _Run) -> Line:
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if first:
         target.config.use_cache = models.uses_cache(run.source)
-        folder = work / "model"
-        publish.write_model(folder, target, state, source=run.source)
-        _describe(run, trainer, folder)
-        publish.publish(folder, config.output)
-        shutil.rmtree(work)
+        _publish(run, trainer, target, state)
     trainer.accelerator.wait_for_everyone()
     return trainer.last_line
+
+
+def _begin(run: _Run, held: contextlib.ExitStack, *, first: bool) -> bool:
+    """Takes the work folder, and says whether the run is still to do."""
+    done = False
+    if first:
+        for folder in run.folders:
+            held.enter_context(checkpoints.hold(folder))
+        config = run.config
+        done = publish.finished(config.output, run.identity, overwrite=config.overwrite)
+        if done:
+            for folder in run.folders:
+                checkpoints.discard(folder)
+        else:
+            checkpoints.open_work(run.work, run.identity, anew=config.overwrite)
+            checkpoints.rewind_metrics(run.work, checkpoints.latest(run.work))
+    [done] = broadcast_object_list([done])  # the others wait for it
+    return not done
 
 
 def _objective(config: TrainConfig) -> Objective:
@@ -211,6 +246,18 @@ def _objective(config: TrainConfig) -> Objective:
         tail=config.tail,
         label_smoothing=config.label_smoothing,
     )
+
+
+def _publish(
+    run: _Run, trainer: FusionTrainer, target: Any, state: dict[str, torch.Tensor]
+) -> None:
+    """Makes the model, gives it its final name, and tidies up."""
+    folder = run.made / checkpoints.MODEL
+    publish.write_model(folder, target, state, source=run.source)
+    _describe(run, trainer, folder)
+    publish.publish(folder, run.config.output)
+    for left in run.folders:
+        checkpoints.discard(left)
 
 
 def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:

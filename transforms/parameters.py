@@ -9,12 +9,16 @@ import dataclasses
 import json
 import math
 import struct
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from schemas import buckets, files
 from schemas.errors import SchemaError
 from transforms import causal, checkpoint
 
+_INDEX = "model.safetensors.index.json"
 _LENGTH = struct.Struct("<Q")
 _LONGEST_HEADER = 100_000_000  # as the format itself bounds it
 
@@ -49,9 +53,24 @@ def count(model: str) -> Parameters:
     found = checkpoint.fetch(model, [checkpoint.CONFIG])
     if found.gguf_file is not None:
         return _of_gguf(found.folder / found.gguf_file)
-    if found.commit is None and (weights := sorted(found.folder.glob(checkpoint.SAFE))):
+    weights = sorted(found.folder.glob(checkpoint.SAFE))
+    if found.commit is None and weights and not _missing(model, weights):
         return _of_headers(weights)
     return _of_config(model, found.folder)
+
+
+def _missing(model: str, weights: Sequence[Path]) -> set[str]:
+    """Names the files of weights that are not there, as of what lists all of them.
+
+    Of a model in a bucket some may have been fetched, before it was stopped.
+    """
+    there = {path.name for path in weights}
+    if buckets.protocol(model):
+        held = files.names(model)
+        return {name for name in held if fnmatchcase(name, checkpoint.SAFE)} - there
+    index = weights[0].parent / _INDEX
+    listed = files.read_json(str(index))["weight_map"] if index.is_file() else {}
+    return set(listed.values()) - there
 
 
 def _of_headers(paths: list[Path]) -> Parameters:

@@ -11,7 +11,7 @@ import functools
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -22,7 +22,7 @@ from schemas import documents, files, manifest, parquet, windows
 from schemas.documents import Document, Fields, Reject
 from schemas.errors import FusionError, SchemaError
 from schemas.windows import Window
-from transforms import attempts, tokenizer
+from transforms import attempts, rejects, tokenizer
 from transforms.attempts import Guards
 from transforms.functional import splits
 from transforms.functional import windows as cutting
@@ -175,9 +175,10 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
         parquet.done(path, fingerprint, overwrite=cut.overwrite)
         for path in paths.values()
     ]
-    if all(done):
+    listed = files.join(cut.output, REJECTS, unit.rejects)
+    if all(done) and _listed(listed, paths.values()):
         return False
-    lines: list[str] = []
+    left_out: list[Reject] = []
     with contextlib.ExitStack() as stack:
         parts = {
             name: _Part(
@@ -190,21 +191,28 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
         }
         for record in _placed(cut, unit):
             if isinstance(record, Reject):
-                lines.append(json.dumps(dataclasses.asdict(record)) + "\n")
+                left_out.append(record)
             else:
                 split, document = record
                 parts[split].add(cut_document(document, cut))
-        for part in parts.values():
-            part.close()
         # Before the parts are published: a unit whose parts are there is whole.
-        rejects = files.join(cut.output, REJECTS, unit.rejects)
-        files.write_bytes(rejects, "".join(lines).encode())
+        told = rejects.write(listed, left_out)
+        for part in parts.values():
+            part.close(told)
     for split, part in parts.items():
         assert part.tables.entry is not None
         if split in cut.identities:
             manifest.remove_other(cut.folder(split), cut.identities[split])
         manifest.note_entry(cut.folder(split), part.tables.entry, fingerprint)
     return True
+
+
+def _listed(path: str, parts: Iterable[str]) -> bool:
+    """Says whether a list of rejects is there, and that of these parts."""
+    if not files.exists(path):
+        return False
+    content = files.read_bytes(path)
+    return all(rejects.belongs(content, parquet.footer(part)) for part in parts)
 
 
 def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
@@ -262,11 +270,6 @@ def cut_document(document: Document, cut: Cut) -> list[Window]:
     return made
 
 
-def reason_of(line: bytes) -> str:
-    """Returns the reason of a line of a rejects file."""
-    return str(json.loads(line)["reason"])
-
-
 class _Part:
     """The windows file of one split, written a row group at a time."""
 
@@ -285,10 +288,11 @@ class _Part:
             self._flush(self._waiting[: self._size])
             self._waiting = self._waiting[self._size :]
 
-    def close(self) -> None:
-        """Writes what waits, and the footer."""
+    def close(self, told: str) -> None:
+        """Writes what waits, and the footer; `told` is the digest of the rejects."""
         if self._waiting:
             self._flush(self._waiting)
+        self.tables.footer[rejects.KEY] = told
         self.tables.footer.update(
             documents=self._counts["documents"],
             windows=self.tables.rows,

@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
-from schemas import files
+from schemas import buckets, files
 from tests.buckets.proxy import Proxy
 
 BIN = Path(__file__).parents[2] / ".cache" / "bin"
 KEY, SECRET = "fusebeam", "not-a-secret"
 BUCKET = "fuse-beam"
 DEADLINE_S = 60.0
+SILENT_S = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,10 @@ def environment() -> Iterator[pytest.MonkeyPatch]:
         for name in list(os.environ):
             if name.startswith(("AWS_", "GOOGLE_", "GCSFS_", "STORAGE_")):
                 patch.delenv(name)
+        # Else a request that is never answered takes its minute.
+        patch.setattr(buckets, "_SILENT_S", SILENT_S)
+        patch.setattr(s3fs.S3FileSystem, "read_timeout", SILENT_S)
+        buckets._client.cache_clear()
         yield patch
 
 

@@ -17,9 +17,9 @@ ERROR = (
 )
 STATUS = {500: b"Internal Server Error", 503: b"Service Unavailable"}
 
-FAULTS = ("500", "503", "reset", "lost", "cut")
+FAULTS = ("500", "503", "reset", "lost", "cut", "silent")
 """Answered with 500 or 503; cut off before the server hears of it; done by the server,
-whose answer is lost; its answer cut in the middle."""
+whose answer is lost; its answer cut in the middle; taken, and never answered."""
 
 
 @dataclasses.dataclass
@@ -116,6 +116,9 @@ class Proxy:
                     writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 if fault == "reset":
                     writer.transport.abort()
+                    return
+                if fault == "silent":
+                    await reader.read()  # until the client gives up
                     return
                 if fault in ("500", "503"):
                     await _copy_body(reader, head, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas import buckets, copies, corpora, files
+from schemas import buckets, copies, corpora, files, objects
 from schemas.errors import FusionError
 from tests.buckets.conftest import Store
 from tests.buckets.proxy import FAULTS, Harm
@@ -48,6 +48,35 @@ def test_any_part_of_a_file_is_read(folder: str) -> None:
             assert file.read(stop - start) == content[start:stop]
         assert file.seek(-4, os.SEEK_END) == len(content) - 4
         assert file.read() == content[-4:]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_told(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{folder}/a"
+    monkeypatch.setattr(objects, "_REQUEST_BYTES", 1 << 20)
+    for size in (3 << 20, 1 << 19):  # as long, and shorter than the next range
+        files.write_bytes(path, b"o" * (3 << 20))
+        with files.open_input(path) as file:
+            assert file.read(1 << 20) == b"o" * (1 << 20)
+            files.write_bytes(path, b"n" * size)
+            with pytest.raises(FusionError, match="/a must not change while"):
+                file.raw.readall()
+        with files.open_input(path) as file:
+            assert file.read() == b"n" * size
+
+
+def test_a_file_that_is_written_again_with_its_content_is_read_on(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{folder}/a"
+    content = os.urandom(3 << 20)
+    monkeypatch.setattr(objects, "_REQUEST_BYTES", 1 << 20)
+    files.write_bytes(path, content)
+    with files.open_input(path) as file:
+        start = file.raw.read(1 << 20)
+        files.write_bytes(path, content)
+        assert start + file.raw.readall() == content
 
 
 def test_a_failed_write_leaves_the_old_file(folder: str) -> None:
@@ -217,3 +246,19 @@ def test_wrong_credentials_are_told_with_the_cure(
     monkeypatch.setattr(buckets, "_client", lambda *_: stranger)
     with pytest.raises(FusionError, match=r"/a must be open .*AWS_ACCESS_KEY_ID"):
         files.read_bytes(s3.folder("a"))
+
+
+def test_a_store_that_holds_something_else_than_was_sent_is_told(
+    gcs: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gcs.proxy.spare()
+    monkeypatch.setattr(buckets.time, "sleep", lambda s: None)
+    own = buckets._held
+    for name, wrong in (("name", "b"), ("size", "2"), ("md5Hash", "x")):
+        monkeypatch.setattr(
+            buckets,
+            "_held",
+            lambda *args, name=name, wrong=wrong: {**own(*args), name: wrong},
+        )
+        with pytest.raises(ConnectionError, match=f"/a must be reachable.*{name} must"):
+            files.write_bytes(gcs.folder("held/a"), b"x")

@@ -100,6 +100,24 @@ def test_a_file_that_is_published_while_cleaning_is_no_loss(tmp_path: Path) -> N
     assert not clean.remove(str(tmp_path / ".tmp" / "gone"))
 
 
+@pytest.mark.parametrize("name", ["slice.f00d", f"{ledger.FOLDER}/slice.1.json"])
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_vanishes_while_cleaning_is_neither_removed_nor_left(
+    name: str, seen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanish(path: str, older_than_s: float, now: float) -> str | None:
+        if path == str(gone):
+            gone.unlink()
+        return own(path, older_than_s, now)
+
+    own = clean.needed_by
+    gone, other = orphan(tmp_path, name), orphan(tmp_path, "zeal.f00d")
+    monkeypatch.setattr(locks, "seen_by_all", lambda path: seen)
+    monkeypatch.setattr(clean, "needed_by", vanish)
+    removed, left = clean.clean([str(tmp_path)], older_than_s=0.0, dry_run=False)
+    assert (removed, left) == ([str(other)], {})
+
+
 def test_notes_of_finished_slices_stay_till_their_folder_is_finished(
     tmp_path: Path,
 ) -> None:

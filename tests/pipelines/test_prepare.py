@@ -213,6 +213,23 @@ def test_allowed_rejects_are_counted_and_listed_without_text(
     assert "document" not in listed
 
 
+@pytest.mark.parametrize("content", [b"", b'{"reason": "empty_text"}\n', None])
+def test_rejects_of_other_settings_are_not_counted_but_written_anew(
+    content: bytes | None, tmp_path: Path, out: str
+) -> None:
+    # A command of other settings was stopped before it wrote the windows anew, too.
+    made = config(bad_corpus(tmp_path), out, splits="train=1", max_reject_fraction=0.5)
+    whole = prepare.prepare_corpus(made)["train"]
+    listed = Path(out, "rejects/part-000000.jsonl")
+    had = listed.read_bytes()
+    Path(out, "train", manifest.NAME).unlink()
+    listed.unlink()
+    if content is not None:
+        listed.write_bytes(content)
+    assert prepare.prepare_corpus(made)["train"].counts == whole.counts
+    assert listed.read_bytes() == had
+
+
 def test_files_of_one_name_give_documents_of_different_ids(
     tmp_path: Path, out: str
 ) -> None:

@@ -36,6 +36,29 @@ def test_where_mounts_are_not_told_no_lock_is_believed(tmp_path: Path) -> None:
     assert locks._filesystem_of(tmp_path, tmp_path / "nothing") == ""
 
 
+@pytest.mark.parametrize(
+    ("line", "exported"),
+    [
+        ("{}\t*(rw,sync)", True),
+        ("{}/run 10.0.0.0/8(rw) 10.1.0.1(ro)", True),
+        ('"{}" *(rw)', True),
+        ("/\t*(ro,v4root,fsid=0)", False),
+        ("{}/other *(rw)", False),
+        ("# {} *(rw)", False),
+        ("", False),
+    ],
+)
+def test_no_lock_is_believed_on_a_disk_that_this_machine_exports(
+    line: str, exported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = [f"{tmp_path}/nothing", f"{tmp_path}/exports"]
+    Path(lists[1]).write_text(f"# Version 1.1\n{line.format(tmp_path)}\n")
+    own = locks._exported
+    monkeypatch.setattr(locks, "_exported", lambda path: own(path, lists))
+    monkeypatch.setattr(locks, "_filesystem_of", lambda path: "ext4")
+    assert locks.seen_by_all(f"{tmp_path}/run/.tmp/slice") is not exported
+
+
 def test_a_lock_is_had_by_one_and_ends_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with path.open("w") as one, path.open("w") as other:

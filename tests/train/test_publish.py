@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,29 @@ def model(tmp_path: Path) -> Path:
     for name in (manifest.NAME, "a.safetensors", "runs/events"):
         (folder / name).write_text(name)
     return folder
+
+
+def test_what_a_model_replaces_comes_back_where_its_name_cannot_be_had(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.safetensors").write_text("old")
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(source) == model:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        with pytest.raises(OSError, match="cross-device"):
+            publish.publish(model, str(out))
+    assert (out / "a.safetensors").read_text() == "old"
+    publish.publish(model, str(out))
+    assert (out / "a.safetensors").read_text() == "a.safetensors"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_a_remote_model_holds_what_the_folder_holds_and_nothing_else(

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -174,6 +175,83 @@ def test_a_run_killed_between_naming_and_tidying_up_is_finished(
     assert trainer.train(config, silent).skipped
     assert not Path(config.output + ".partial").exists()
     assert weights(config.output) == undisturbed
+
+
+def test_checkpoints_may_lie_on_another_disk_than_the_output(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def rename(source: Any, target: Any) -> None:
+        crossing = str(source).startswith(str(disk)) != str(target).startswith(
+            str(disk)
+        )
+        if crossing:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        original(source, target)
+
+    original, disk = os.rename, tmp_path / "disk"
+    monkeypatch.setattr(os, "rename", rename)
+    config = dataclasses.replace(config, checkpoints=str(disk), max_steps=2)
+    trainer.train(config, silent)
+    again = dataclasses.replace(config, seed=1, overwrite=True)
+    before = weights(config.output)
+    trainer.train(again, silent)
+    assert weights(config.output) != before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("checkpoints_in", [None, "disk"])
+def test_of_two_commands_on_one_output_the_second_is_refused(
+    config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    checkpoints_in: str | None,
+) -> None:
+    def try_another(folder: Path) -> None:
+        for place in held:
+            with (
+                pytest.raises(SchemaError, match="must be of one command at a time"),
+                checkpoints.hold(place),
+            ):
+                raise AssertionError("two commands in one folder")
+        original(folder)
+        tried.append(folder)
+
+    original, tried = checkpoints.complete, []
+    held, run = [Path(f"{config.output}.partial")], config
+    if checkpoints_in is not None:
+        held.append(tmp_path / checkpoints_in)
+        run = dataclasses.replace(config, checkpoints=str(held[1]))
+    monkeypatch.setattr(checkpoints, "WAIT_S", 0.0)
+    with checkpoints.hold(held[0]), pytest.raises(SchemaError, match=r"out\.partial"):
+        trainer.train(run, silent)
+    monkeypatch.setattr(checkpoints, "complete", try_another)
+    trainer.train(dataclasses.replace(run, max_steps=2), silent)
+    assert len(tried) == 1
+    assert not any(place.exists() for place in held)
+
+
+def test_a_run_that_another_command_finishes_meanwhile_is_not_done_again(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = dataclasses.replace(config, max_steps=1)
+    trainer.train(run, silent)
+    at = Path(config.output, "model.safetensors").stat().st_mtime_ns
+    found = iter([False, True])
+    monkeypatch.setattr(publish, "finished", lambda *_, **more: next(found))
+    assert trainer.train(run, silent).skipped
+    assert Path(config.output, "model.safetensors").stat().st_mtime_ns == at
+    assert not Path(config.output + ".partial").exists()
+
+
+def test_a_folder_of_checkpoints_that_holds_files_of_others_is_refused(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("x")
+    run = dataclasses.replace(config, checkpoints=str(tmp_path / "home"))
+    with pytest.raises(SchemaError, match=r"home must be .* but holds 'letter\.txt'"):
+        trainer.train(run, silent)
+    assert (tmp_path / "home" / "letter.txt").exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import os
 import signal
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,6 +38,18 @@ def test_a_process_too_many_is_refused_and_told_who_has_them(process: Process) -
         process().claim(TWO)
     with pytest.raises(ValueError, match=rf"cuda:1 by process {os.getpid()}.*=2"):
         process().claim(TWO)
+
+
+def test_where_locks_lie_is_the_same_whatever_folder_is_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("one", "other"):
+        monkeypatch.setenv("TMPDIR", f"{tmp_path}/{name}")
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        (tmp_path / name).mkdir()
+        found.append(Claims()._path(TWO[0]))
+    assert found[0] == found[1]
 
 
 def test_a_process_keeps_to_one_gpu_for_all_its_models(process: Process) -> None:

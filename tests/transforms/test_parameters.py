@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from schemas import files
 from schemas.errors import SchemaError
-from transforms import parameters
+from transforms import checkpoint, parameters
 
 
 @pytest.fixture(params=["llama", "neox"])
@@ -36,6 +37,32 @@ def test_the_configuration_alone_tells_the_same(folder: Path) -> None:
     found = parameters.count(str(folder))
     assert (found.count, found.source) == (with_weights.count, "config.json")
     assert found.stored_bytes == with_weights.stored_bytes
+
+
+def test_a_part_of_the_weights_is_not_taken_for_all(folder: Path) -> None:
+    whole = parameters.count(str(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="50KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert parameters.count(str(folder)).source == whole.source
+    shards[0].unlink()
+    found = parameters.count(str(folder))
+    assert (found.count, found.source) == (whole.count, "config.json")
+
+
+def test_a_model_that_was_fetched_in_part_is_counted_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = ["config.json", "model.safetensors"]
+    monkeypatch.setattr(
+        checkpoint, "fetch", lambda *_: checkpoint.Checkpoint(folder=folder)
+    )
+    monkeypatch.setattr(files, "names", lambda _: held)
+    assert parameters.count("s3://b/model").source == "weights' headers"
+    held.append("model-00002-of-00002.safetensors")
+    assert parameters.count("s3://b/model").source == "config.json"
 
 
 def test_a_gguf_file_tells_by_its_header(tmp_path: Path) -> None:
