@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from schemas import buckets, files
 from tests.buckets.proxy import Proxy
@@ -75,7 +74,7 @@ def environment() -> Iterator[pytest.MonkeyPatch]:
                 patch.delenv(name)
         # Else a request that is never answered takes its minute.
         patch.setattr(buckets, "_SILENT_S", SILENT_S)
-        patch.setattr(s3fs.S3FileSystem, "read_timeout", SILENT_S)
+        patch.setattr("s3fs.S3FileSystem.read_timeout", SILENT_S)
         buckets._client.cache_clear()
         yield patch
 
