@@ -1,10 +1,16 @@
-"""Worker processes of the local runner: a dead one ends the job with an error.
+"""Workers that Beam starts on this machine: what it does not see to, or does wrong.
+
+A dead worker process of the local runner ends the job with an error.
 
 With `--direct_running_mode=multi_processing` Beam starts worker processes, asks them to
 do bundles, and waits for their answers. It does not look whether they live: the job of
 a worker that was killed, as the kernel does where memory runs out, would wait for ever.
 Here its death answers all that it was asked, with an error, and the other workers are
 ended too: else the error would come when they have done their whole shares.
+
+With LOOPBACK, TaskManagers ask this process for workers, which Beam tells by names that
+each TaskManager gives anew: it would end one's worker when another's is done. Here they
+end by themselves, as whoever asked for them hangs up.
 """
 
 import contextlib
@@ -25,6 +31,7 @@ from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability import local_job_service
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
+from apache_beam.runners.worker import worker_pool_main
 
 _TOLD_TWICE_S = 0.5
 """A question that was being asked when the worker died is answered after that."""
@@ -33,9 +40,14 @@ _KILLED = re.compile(r"return code -(\d+)$")
 
 
 def attend() -> None:
-    """Lets Beam's local runner attend to its worker processes, from now on."""
+    """Lets Beam attend to the workers of this process's jobs, from now on."""
     register = worker_handlers.WorkerHandler.register_environment
     register(python_urns.SUBPROCESS_SDK, bytes)(Attended)
+    worker_pool_main.BeamFnExternalWorkerPoolServicer.StopWorker = _let_be
+
+
+def _let_be(pool: Any, request: Any, context: Any) -> Any:
+    return beam_fn_api_pb2.StopWorkerResponse()
 
 
 class Attended(worker_handlers.SubprocessSdkWorkerHandler):

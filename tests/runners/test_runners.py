@@ -1,10 +1,14 @@
 import functools
+import queue
+import types
 from pathlib import Path
 
 import apache_beam as beam
 import grpc
 import pytest
 from apache_beam.options import pipeline_options
+from apache_beam.portability.api import beam_fn_api_pb2
+from apache_beam.runners.worker import worker_pool_main
 
 from pipelines import fuse, launch, prepare, runners, score, verify, workers
 from schemas.errors import FusionError
@@ -162,6 +166,15 @@ def test_a_prism_that_dies_is_told_by_name() -> None:
         told = launch.causes.failure(grpc.RpcError("closed"), options)
         assert told is not None
         assert told.startswith("Prism must live until the job has ended, but it died")
+
+
+def test_a_loopback_worker_is_not_ended_when_its_namesake_is_done() -> None:
+    workers.attend()
+    asked: queue.SimpleQueue[object] = queue.SimpleQueue()
+    pool = worker_pool_main.BeamFnExternalWorkerPoolServicer()
+    pool._worker_threads["1-1"] = types.SimpleNamespace(_responses=asked)
+    pool.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), None)
+    assert asked.empty()
 
 
 def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:
