@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.flink.cluster import SHORT_LIVED, Cluster, free_port
+from deploy.flink.cluster import Cluster, free_port
 from schemas import files
 from tests import tiny
 from tests.flink import road
@@ -166,36 +166,40 @@ def test_a_job_server_that_is_killed_ends_the_job_by_name(
     until(lambda: not jobs(own, "RUNNING"))
 
 
-def local_flags(cluster: Cluster, jar: Path, parallelism: int) -> list[str]:
+def loopback(cluster: Cluster, parallelism: int, server: str) -> list[str]:
     return [
         f"--flink_master={cluster.master}",
         f"--parallelism={parallelism}",
         "--environment_type=LOOPBACK",
-        f"--flink_job_server_jar={jar}",
-        *(f"--job_server_jvm_properties={word}" for word in SHORT_LIVED.split()),
+        server,
     ]
 
 
 def test_more_parallelism_than_slots_is_refused_by_name(
     own: Cluster, jar: Path, words: list[str]
 ) -> None:
-    told = error_of(start([*words, *local_flags(own, jar, 5)]))
+    flags = loopback(own, 5, f"--flink_job_server_jar={jar}")
+    told = error_of(start([*words, *flags]))
     assert "must have a slot for each of --parallelism=5, it has 4" in told
 
 
+@pytest.mark.usefixtures("ends")
 def test_slots_that_other_jobs_hold_are_named_as_the_cause(
     own: Cluster, jar: Path, words: list[str], tmp_path: Path
 ) -> None:
+    # A job server of the cluster's: a command that is killed would leave its own.
+    own.add_job_server(jar)
+    flags = loopback(own, 4, f"--job_endpoint={own.job_server}")
     # A command whose slice gives signs of life holds all slots as long as it is there.
     other = [
         w.replace(str(tmp_path / "windows"), str(tmp_path / "other")) for w in words
     ]
-    holder = start([*other, "--stall_timeout=inf", *local_flags(own, jar, 4)])
+    holder = start([*other, "--stall_timeout=inf", *flags])
     try:
         until(lambda: jobs(own, "RUNNING"))
         until(lambda: own.ask("/overview")["slots-available"] == 0)
         holder.send_signal(signal.SIGSTOP)
-        told = error_of(start([*words, *local_flags(own, jar, 4)]))
+        told = error_of(start([*words, *flags]))
     finally:
         holder.kill()
         holder.communicate()
