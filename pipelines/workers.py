@@ -6,7 +6,9 @@ With `--direct_running_mode=multi_processing` Beam starts worker processes, asks
 do bundles, and waits for their answers. It does not look whether they live: the job of
 a worker that was killed, as the kernel does where memory runs out, would wait for ever.
 Here its death answers all that it was asked, with an error, and the other workers are
-ended too: else the error would come when they have done their whole shares.
+ended too: else the error would come when they have done their whole shares. Nor does
+Beam reach a worker that has not reported yet when its job ends, as where another has
+refused its data at once; it would wait for that one's end for ever.
 
 With LOOPBACK, TaskManagers ask this process for workers, which Beam tells by names that
 each TaskManager gives anew: it would end one's worker when another's is done. Here they
@@ -36,6 +38,9 @@ from apache_beam.runners.worker import worker_pool_main
 _TOLD_TWICE_S = 0.5
 """A question that was being asked when the worker died is answered after that."""
 
+_LOOK_S = 0.5
+"""A process that is to end is looked at so often."""
+
 _KILLED = re.compile(r"return code -(\d+)$")
 
 
@@ -53,7 +58,8 @@ def _let_be(pool: Any, request: Any, context: Any) -> Any:
 class Attended(worker_handlers.SubprocessSdkWorkerHandler):
     """A worker process whose end is noticed.
 
-    Beam calls it from the thread that runs the job: `start_worker`, `close`.
+    Beam calls it from the thread that runs the job: `start_worker`, and `close`, which
+    calls `stop_worker`.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Attended(worker_handlers.SubprocessSdkWorkerHandler):
         super().__init__(line.encode(), state, provision_info, server)
         self._ending = threading.Event()
         self._cut_off = False
+        self._reported = False
         self._mates: list[Attended] = _mates_at(server)
         self._mates.append(self)
         for connection, name in (
@@ -88,8 +95,17 @@ class Attended(worker_handlers.SubprocessSdkWorkerHandler):
     def close(self) -> None:
         """Ends the process, which has nothing more to do."""
         self._ending.set()
+        started = worker_handlers.BeamFnControlServicer.STARTED_STATE
+        self._reported = self.control_conn._state == started
         super().close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def stop_worker(self) -> None:
+        """Waits for the end of the process; who cannot be told to end is killed."""
+        while self.worker_thread.is_alive():
+            if not self._reported:
+                self._kill()
+            self.worker_thread.join(_LOOK_S)
 
     def _wait(self) -> None:
         how = "ended"

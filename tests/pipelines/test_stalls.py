@@ -1,7 +1,6 @@
 """Jobs that cannot make progress, each with real servers and workers on loopback."""
 
 import contextlib
-import math
 import os
 import signal
 import socket
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -250,41 +250,74 @@ def test_a_slice_in_work_keeps_its_job_alive(out: str) -> None:
         assert guard.stalled is None
 
 
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Returns a function that sets the watchdog's clock, in seconds."""
+    now = [0.0]
+    told = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(watchdog, "time", told)
+    return lambda seconds: now.__setitem__(0, seconds)
+
+
+def notices(out: str, capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """Returns a function that looks once, and returns the lines that were told."""
+    watch = Watch("test", (out,), out, LIMIT_S)
+    slow = watchdog._Slowness(watch)
+
+    def look() -> list[str]:
+        slow.look(watch.sign(), threading.Event())
+        return capfd.readouterr().err.splitlines()
+
+    return look
+
+
 def test_a_slice_in_work_for_too_long_is_named_with_the_cure(
-    out: str, capfd: pytest.CaptureFixture[str]
+    out: str, capfd: pytest.CaptureFixture[str], clock: Callable[[float], None]
 ) -> None:
     files.write_bytes(f"{out}/slice-000000.parquet", b"")
-    options = launch.pipeline_options.PipelineOptions([])
-    told = ""
-    with (
-        ledger.attempt(out, "slice-000001.parquet", beat_s=0.1),
-        watchdog.Watchdog(Watch("test", (out,), out, 1.0), options) as guard,
-    ):
-        begun = time.monotonic()
-        while time.monotonic() - begun < 4.5:
-            told += capfd.readouterr().err
-            time.sleep(0.1)
-        assert guard.stalled is None
-    passed = time.monotonic() - begun
-    lines = [line for line in told.splitlines() if "nothing was finished for " in line]
-    assert 1 <= len(lines) <= math.log2(passed + 1)  # after 1, 3, 7 ... seconds
+    look = notices(out, capfd)
+    with ledger.attempt(out, "slice-000001.parquet", beat_s=60.0):
+        told = {}
+        for second in range(8 * int(LIMIT_S)):
+            clock(float(second))
+            if lines := look():
+                told[second] = lines
+    assert list(told) == [31, 63, 127]  # after ever longer pauses
+    (line,) = told[31]
+    assert "nothing was finished for 31 seconds" in line
     where = f"slice-000001.parquet was in work on {socket.gethostname()}"
-    assert f"{where}, process {os.getpid()}, " in lines[0]
-    assert "--element_timeout" in lines[0]
+    assert f"{where}, process {os.getpid()}, " in line
+    assert "--element_timeout" in line
 
 
 def test_slices_that_are_finished_are_no_reason_for_a_notice(
+    out: str, capfd: pytest.CaptureFixture[str], clock: Callable[[float], None]
+) -> None:
+    look = notices(out, capfd)
+    with ledger.attempt(out, "slice-000099.parquet", beat_s=60.0):
+        for number in range(10):
+            clock(number * LIMIT_S)
+            files.write_bytes(f"{out}/slice-{number:06d}.parquet", b"")
+            assert look() == []
+
+
+def test_a_job_whose_slice_is_in_work_for_too_long_tells_so_and_goes_on(
     out: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     options = launch.pipeline_options.PipelineOptions([])
     with (
-        ledger.attempt(out, "slice-000099.parquet", beat_s=0.1),
-        watchdog.Watchdog(Watch("test", (out,), out, 2.0), options),
+        ledger.attempt(out, "slice-000001.parquet", beat_s=0.1),
+        watchdog.Watchdog(Watch("test", (out,), out, 5.0), options) as guard,
     ):
-        for number in range(10):
-            files.write_bytes(f"{out}/slice-{number:06d}.parquet", b"")
-            time.sleep(0.3)
-    assert capfd.readouterr().err == ""
+        told, deadline = "", time.monotonic() + 120
+        while "--element_timeout" not in told and time.monotonic() < deadline:
+            told += capfd.readouterr().err
+            time.sleep(0.1)
+    assert "slice-000001.parquet was in work" in told
+    assert guard.stalled is None
 
 
 class ClientError(Exception):

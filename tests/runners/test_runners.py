@@ -8,6 +8,7 @@ import grpc
 import pytest
 from apache_beam.options import pipeline_options
 from apache_beam.portability.api import beam_fn_api_pb2
+from apache_beam.runners.portability.fn_api_runner import fn_runner, worker_handlers
 from apache_beam.runners.worker import worker_pool_main
 
 from pipelines import fuse, launch, prepare, runners, score, verify, workers
@@ -181,6 +182,17 @@ def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:
     told = workers.said("worker_3", "Worker subprocess exited with return code 1")
     assert "worker_3 did not (Worker subprocess exited with return code 1)" in told
     assert launch.refusal(RuntimeError(told)) == told.partition(": ")[2]
+
+
+def test_a_worker_that_has_not_reported_when_its_job_ends_is_ended() -> None:
+    told = fn_runner.ExtendedProvisionInfo()
+    manager = worker_handlers.WorkerHandlerManager({}, told)
+    server = worker_handlers.GrpcServer(manager.state_servicer, told, manager)
+    worker = workers.Attended(b"sleep 3600", manager.state_servicer, told, server)
+    worker.start_worker()
+    worker.close()
+    assert not worker.worker_thread.is_alive()
+    server.close()
 
 
 def test_a_worker_that_is_killed_ends_the_job_with_an_error(tmp_path: Path) -> None:
