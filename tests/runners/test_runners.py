@@ -11,7 +11,7 @@ from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner, worker_handlers
 from apache_beam.runners.worker import worker_pool_main
 
-from pipelines import fuse, launch, prepare, runners, score, verify, workers
+from pipelines import fuse, launch, prepare, refusals, runners, score, verify, workers
 from schemas.errors import FusionError
 from tests.kill import rounds
 from tests.runners import steps
@@ -181,14 +181,27 @@ def test_a_loopback_worker_is_not_ended_when_its_namesake_is_done() -> None:
 def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:
     told = workers.said("worker_3", "Worker subprocess exited with return code 1")
     assert "worker_3 did not (Worker subprocess exited with return code 1)" in told
-    assert launch.refusal(RuntimeError(told)) == told.partition(": ")[2]
+    assert refusals.told(RuntimeError(told)) == told.partition(": ")[2]
 
 
-def test_a_worker_that_has_not_reported_when_its_job_ends_is_ended() -> None:
+Attend = Callable[[str], workers.Attended]
+
+
+@pytest.fixture
+def attend() -> Iterator[Attend]:
+    """Returns a function that makes a worker of a command, none of which reports."""
     told = fn_runner.ExtendedProvisionInfo()
     manager = worker_handlers.WorkerHandlerManager({}, told)
-    server = worker_handlers.GrpcServer(manager.state_servicer, told, manager)
-    worker = workers.Attended(b"sleep 3600", manager.state_servicer, told, server)
+    state = manager.state_servicer
+    server = worker_handlers.GrpcServer(state, told, manager)
+    yield lambda command: workers.Attended(command.encode(), state, told, server)
+    server.close()
+
+
+def test_a_worker_that_has_not_reported_when_its_job_ends_is_ended(
+    attend: Attend,
+) -> None:
+    worker = attend("sleep 3600")
     worker.start_worker()
     worker.close()
     assert not worker.worker_thread.is_alive()
