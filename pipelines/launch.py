@@ -314,13 +314,20 @@ class Progress:
         period = pause = self.PERIOD_S if terminal else self.LINE_PERIOD_S
         while not self._stop.wait(pause):
             begin = time.monotonic()
-            text = self.line(*self._count(), time.monotonic() - self._start)
+            text = self._text()
             ends = "" if terminal else "\n"
             print(("\r\x1b[K" if terminal else "") + text, end=ends, file=sys.stderr)
             sys.stderr.flush()
             self._shown = True
             # To look takes longer the more slices there are: it stays a small share.
             pause = max(period, self.REST * (time.monotonic() - begin))
+
+    def _text(self) -> str:
+        try:
+            return self.line(*self._count(), time.monotonic() - self._start)
+        except Exception as error:  # whatever a client of buckets raises: next time
+            told = f"{type(error).__name__}: {error}"
+            return f"{self._name}: how far it is cannot be seen now ({told})"
 
     def line(self, done: int, tokens: int, elapsed_s: float) -> str:
         """Returns the line for a state of things."""
