@@ -370,6 +370,21 @@ def stalled_of(out: str, words: list[str]) -> str | None:
         return guard.stalled
 
 
+@pytest.mark.parametrize("handled", [False, True])
+def test_a_signal_of_somebody_else_ends_no_command(handled: bool, out: str) -> None:
+    heard: list[int] = []
+    own = (lambda number, _: heard.append(number)) if handled else signal.SIG_IGN
+    before = signal.signal(signal.SIGUSR1, own)
+    options = launch.pipeline_options.PipelineOptions([])
+    try:
+        with watchdog.Watchdog(Watch("test", (out,), out, 3600.0), options) as guard:
+            signal.raise_signal(signal.SIGUSR1)
+            assert guard.stalled is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1] * handled
+
+
 def test_what_was_in_work_is_named_with_its_host(out: str) -> None:
     path = files.join(ledger.folder(out), "slice-000003.parquet.dead.json")
     ledger._write(path, "slice-000003.parquet", 12.0)
