@@ -25,8 +25,12 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "attempts"
 
-_SILENT_BEATS = 3.0
-"""Beats that are missed before an attempt of another machine counts as dead."""
+_SILENT_BEATS = 5.0
+"""Beats that are missed before an attempt of another machine counts as dead.
+
+Of the longest, 20 s, that is 100 s: an NFS client may show a folder as it was up to
+60 s ago (acdirmax), and the sign that it shows then may be a beat old.
+"""
 
 
 def folder(output: str) -> str:
