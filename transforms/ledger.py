@@ -141,6 +141,40 @@ def attempt(
         files.remove_tree(path)
 
 
+class Passing:
+    """Signs of life of who passes by finished work, of which no attempt tells.
+
+    They come from no thread of their own: who hangs gives none.
+    """
+
+    NAME = "finished-slices"
+
+    def __init__(self, output: str, *, beat_s: float) -> None:
+        """Writes nothing yet.
+
+        Args:
+          output: the output folder.
+          beat_s: seconds between two signs; who passes faster needs none.
+        """
+        self._path = files.join(folder(output), f"{self.NAME}.{uuid.uuid4().hex}.json")
+        self._beat_s = beat_s
+        self._begun = self._last = time.monotonic()
+        self._written = False
+
+    def sign(self) -> None:
+        """Says that one more was passed by, if the last sign is a beat ago."""
+        now = time.monotonic()
+        if now - self._last >= self._beat_s:
+            _write(self._path, self.NAME, now - self._begun, self._beat_s)
+            self._last, self._written = now, True
+
+    def end(self) -> None:
+        """Takes the signs back."""
+        if self._written:
+            files.remove_tree(self._path)
+            self._written = False
+
+
 class _Beats:
     """Renews an attempt till it ends; ends the process when it takes too long."""
 
