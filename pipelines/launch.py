@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import re
 import sys
 import threading
 import time
@@ -14,7 +13,15 @@ from typing import Any, TypeVar
 import apache_beam as beam
 from apache_beam.options import pipeline_options
 
-from pipelines import causes, cluster, preflight, runners, watchdog, workers
+from pipelines import (
+    causes,
+    cluster,
+    preflight,
+    refusals,
+    runners,
+    watchdog,
+    workers,
+)
 from pipelines.watchdog import Stalled, Watch, Watchdog
 from schemas import settings
 from schemas.errors import FusionError
@@ -206,7 +213,7 @@ def run(
     except (Exception, Stalled) as error:
         if guard.stalled is not None or cluster.of(options).portable:
             watchdog.leave_for_certain()
-        cause = guard.stalled or refusal(error) or causes.failure(error, options)
+        cause = guard.stalled or refusals.told(error) or causes.failure(error, options)
         if cause is not None:
             raise FusionError(cause) from error
         raise
@@ -258,39 +265,6 @@ def tell_where(result: Any, options: pipeline_options.PipelineOptions) -> None:
         )
 
 
-_OURS = ("schemas", "transforms", "pipelines", "train")
-_REFUSAL = re.compile(
-    r"^(?:schemas\.errors\.\w+|FileNotFoundError|ValueError): (.*?)(?: \[while running"
-    r" .*)?$",
-    re.MULTILINE,
-)
-
-
-def refusal(error: BaseException) -> str | None:
-    """Finds the message of a step that refused its data in a runner's error.
-
-    Runners wrap what a step raised: in a chain of causes, or as a printed trace.
-    """
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, FusionError) or _is_ours(link):
-            return re.sub(r" \[while running .*$", "", str(link), flags=re.DOTALL)
-        link = link.__cause__
-    found = _REFUSAL.findall(str(error))
-    return found[-1] if found else None
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Says whether our own code raised an error of misuse, and not a library's."""
-    if not isinstance(error, ValueError | FileNotFoundError):
-        return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-    return str(module).split(".")[0] in _OURS
-
-
 class Progress:
     """Shows how far a stage is, in one line, while its block runs.
 
@@ -340,13 +314,20 @@ class Progress:
         period = pause = self.PERIOD_S if terminal else self.LINE_PERIOD_S
         while not self._stop.wait(pause):
             begin = time.monotonic()
-            text = self.line(*self._count(), time.monotonic() - self._start)
+            text = self._text()
             ends = "" if terminal else "\n"
             print(("\r\x1b[K" if terminal else "") + text, end=ends, file=sys.stderr)
             sys.stderr.flush()
             self._shown = True
             # To look takes longer the more slices there are: it stays a small share.
             pause = max(period, self.REST * (time.monotonic() - begin))
+
+    def _text(self) -> str:
+        try:
+            return self.line(*self._count(), time.monotonic() - self._start)
+        except Exception as error:  # whatever a client of buckets raises: next time
+            told = f"{type(error).__name__}: {error}"
+            return f"{self._name}: how far it is cannot be seen now ({told})"
 
     def line(self, done: int, tokens: int, elapsed_s: float) -> str:
         """Returns the line for a state of things."""

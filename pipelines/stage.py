@@ -91,6 +91,8 @@ def do_slices(
 ) -> bool:
     """Does the slices of a plan that are missing, and shows how far it is.
 
+    Where none is missing no job is started.
+
     Args:
       name: of the stage, for people.
       work: what to do with a slice.
@@ -114,8 +116,12 @@ def do_slices(
     pieces, guards = plan.read(windows), guards or Guards()
     mine = plan.select(pieces, chosen)
     tally = Tally(work, mine)
+    missing = len(mine) - tally()[0]
     with launch.Progress(name, len(mine), tally):
-        if chosen is None:
+        if chosen is not None:
+            for piece in mine:
+                slices.do_slice(work, piece, guards)
+        elif missing or launch.left_alone(runner_flags):
             job = name >> slices.DoSlices(windows, work, hints or {}, guards)
             launch.run(
                 lambda root: ending(root | job, describe, runner_flags),
@@ -125,9 +131,6 @@ def do_slices(
             )
             if launch.left_alone(runner_flags):
                 return False
-        else:
-            for piece in mine:
-                slices.do_slice(work, piece, guards)
     if chosen is not None:
         return _others_are_there(work, pieces)
     if (done := tally()[0]) < len(pieces):

@@ -183,8 +183,12 @@ class Watchdog:
             os.write(2, f"error: {verdict}\n".encode())
             os._exit(1)
 
-    def _interrupt(self, *_: object) -> None:
-        if not self._over.is_set():
+    def _interrupt(self, *told: Any) -> None:
+        if self.stalled is None:
+            # Somebody else's signal, as batch systems send before they end a command.
+            if callable(self._handler):
+                self._handler(*told)
+        elif not self._over.is_set():
             raise Stalled
 
     def _cancel(self) -> None:

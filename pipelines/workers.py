@@ -6,9 +6,9 @@ With `--direct_running_mode=multi_processing` Beam starts worker processes, asks
 do bundles, and waits for their answers. It does not look whether they live: the job of
 a worker that was killed, as the kernel does where memory runs out, would wait for ever.
 Here its death answers all that it was asked, with an error, and the other workers are
-ended too: else the error would come when they have done their whole shares. Nor does
-Beam reach a worker that has not reported yet when its job ends, as where another has
-refused its data at once; it would wait for that one's end for ever.
+ended too: else the error would come when they have done their whole shares. So does an
+error of a step, for the same reason. Nor does Beam reach a worker that has not reported
+yet when its job ends; it would wait for that one's end for ever.
 
 With LOOPBACK, TaskManagers ask this process for workers, which Beam tells by names that
 each TaskManager gives anew: it would end one's worker when another's is done. Here they
@@ -41,6 +41,9 @@ _TOLD_TWICE_S = 0.5
 _LOOK_S = 0.5
 """A process that is to end is looked at so often."""
 
+_BUNDLES = "bundle_"
+"""How Beam names what it asks a worker to do; an error of anything else ends no job."""
+
 _KILLED = re.compile(r"return code -(\d+)$")
 
 
@@ -72,7 +75,7 @@ class Attended(worker_handlers.SubprocessSdkWorkerHandler):
         super().__init__(line.encode(), state, provision_info, server)
         self._ending = threading.Event()
         self._cut_off = False
-        self._reported = False
+        self._reported = self._gone = False
         self._mates: list[Attended] = _mates_at(server)
         self._mates.append(self)
         for connection, name in (
@@ -80,6 +83,7 @@ class Attended(worker_handlers.SubprocessSdkWorkerHandler):
             (self.data_conn, "set_inputs"),
         ):
             self._calm(connection, name)
+        self._heed(self.control_conn)
 
     def start_worker(self) -> None:
         """Starts the process, and a thread that waits for its end."""
@@ -113,11 +117,16 @@ class Attended(worker_handlers.SubprocessSdkWorkerHandler):
             self.worker.run()
         except RuntimeError as error:
             how = str(error)
-        if self._ending.is_set() or self._cut_off:
+        self._gone = True
+        if not self._ending.is_set():
+            self._cut_all_off(said(self.worker_id, how))
+
+    def _cut_all_off(self, message: str) -> None:
+        """Ends the job's workers, and answers with an error all they were asked."""
+        if self._cut_off:
             return
         for mate in self._mates:
             mate._cut_off = True
-        message = said(self.worker_id, how)
         for _ in range(2):
             for mate in self._mates:
                 mate._answer(message)
@@ -126,6 +135,8 @@ class Attended(worker_handlers.SubprocessSdkWorkerHandler):
 
     def _kill(self) -> None:
         """Ends the process at once; what it has published stays."""
+        if self._gone:  # its id may be another's by now
+            return
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(self._pid.read_text()), signal.SIGKILL)
 
@@ -143,6 +154,18 @@ class Attended(worker_handlers.SubprocessSdkWorkerHandler):
         connection.push = push
         for name, future in list(connection._futures_by_id.items()):
             future.set(_error(name, message))
+
+    def _heed(self, connection: Any) -> None:
+        """Lets a step's error end the job now: its answers are awaited one by one."""
+        take = connection.set_input
+
+        def until_refused(answers: Iterator[Any]) -> Iterator[Any]:
+            for answer in answers:
+                yield answer
+                if answer.error and answer.instruction_id.startswith(_BUNDLES):
+                    self._cut_all_off(answer.error)
+
+        connection.set_input = lambda answers: take(until_refused(answers))
 
     def _calm(self, connection: Any, name: str) -> None:
         """Lets a connection that breaks off wait for the error that explains it."""

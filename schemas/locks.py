@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,21 @@ _OWN_DISKS = frozenset(
 
 _EXPORTS = ("/proc/fs/nfsd/exports", "/var/lib/nfs/etab", "/etc/exports")
 """Where the kernel's NFS server and its tools list what other machines may mount."""
+
+_SHARED = Path("/tmp")
+"""All users may write there, and none removes others' files."""
+
+
+def shared_folder() -> Path:
+    """Returns the folder of the locks that all processes of this machine must meet at.
+
+    It is /tmp whatever TMPDIR says: that differs from user to user and from job to job,
+    and who looks for locks in another folder sees none. Only where /tmp may not be
+    written, as in some containers, it is the folder of temporary files after all.
+    """
+    if os.access(_SHARED, os.W_OK | os.X_OK):
+        return _SHARED
+    return Path(tempfile.gettempdir())
 
 
 def open_for_all(path: Path) -> int:

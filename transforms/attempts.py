@@ -19,7 +19,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 import time
 import traceback
@@ -199,7 +198,7 @@ _TURNS = _Turns()
 
 def _lock() -> Path:
     """Returns the file whose lock the one suspect of this machine holds."""
-    return Path(tempfile.gettempdir()) / "fusebeam-alone"
+    return locks.shared_folder() / "fusebeam-alone"
 
 
 @contextlib.contextmanager

@@ -4,9 +4,8 @@ A process that scores on `cuda` takes the first of the GPUs it sees that no othe
 process has, and keeps it until it lets go of its model or ends, however it ends. Who
 has a GPU holds the lock of a file named by the GPU's own id, so it does not matter how
 CUDA_VISIBLE_DEVICES numbers the GPUs for each process. The files lie in /tmp, whatever
-TMPDIR says: that differs from user to user and from job to job, and who looks for locks
-in another folder sees none. Containers that have each their own /tmp do not see each
-other's, and must be given different GPUs.
+TMPDIR says (`locks.shared_folder`). Containers that have each their own /tmp do not see
+each other's, and must be given different GPUs.
 """
 
 import contextlib
@@ -26,7 +25,6 @@ WAIT_S = 60.0
 
 _POLL_S = 0.25
 _FILE = "fusebeam-gpu-"
-_FOLDER = Path("/tmp")  # all users may write there, and none removes others' files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +63,7 @@ class Claims:
           folder: where the locked files lie; None = /tmp.
           wait_s: how long to wait for a GPU that is taken.
         """
-        self._folder = folder or _FOLDER
+        self._folder = folder or locks.shared_folder()
         self._wait_s = wait_s
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()

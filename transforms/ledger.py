@@ -25,8 +25,12 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "attempts"
 
-_SILENT_BEATS = 3.0
-"""Beats that are missed before an attempt of another machine counts as dead."""
+_SILENT_BEATS = 5.0
+"""Beats that are missed before an attempt of another machine counts as dead.
+
+Of the longest, 20 s, that is 100 s: an NFS client may show a folder as it was up to
+60 s ago (acdirmax), and the sign that it shows then may be a beat old.
+"""
 
 
 def folder(output: str) -> str:
@@ -135,6 +139,40 @@ def attempt(
     finally:
         beats.end()
         files.remove_tree(path)
+
+
+class Passing:
+    """Signs of life of who passes by finished work, of which no attempt tells.
+
+    They come from no thread of their own: who hangs gives none.
+    """
+
+    NAME = "finished-slices"
+
+    def __init__(self, output: str, *, beat_s: float) -> None:
+        """Writes nothing yet.
+
+        Args:
+          output: the output folder.
+          beat_s: seconds between two signs; who passes faster needs none.
+        """
+        self._path = files.join(folder(output), f"{self.NAME}.{uuid.uuid4().hex}.json")
+        self._beat_s = beat_s
+        self._begun = self._last = time.monotonic()
+        self._written = False
+
+    def sign(self) -> None:
+        """Says that one more was passed by, if the last sign is a beat ago."""
+        now = time.monotonic()
+        if now - self._last >= self._beat_s:
+            _write(self._path, self.NAME, now - self._begun, self._beat_s)
+            self._last, self._written = now, True
+
+    def end(self) -> None:
+        """Takes the signs back."""
+        if self._written:
+            files.remove_tree(self._path)
+            self._written = False
 
 
 class _Beats:

@@ -163,7 +163,10 @@ class _DoSlice(beam.DoFn):
     """Calls `do_slice` and counts what it did.
 
     A slice that somebody else is at, or has died of, is left till the end of the
-    bundle: so commands that work at once in one folder share the slices.
+    bundle: so commands that work at once in one folder share the slices, and what may
+    harm its process comes last. No other work is done there. It may be, as a slice is
+    published by itself wherever it is done: a bundle that is lost at its end, or never
+    ends, leaves no slice undone that was done, and is done again as any other.
     """
 
     def __init__(self, work: SliceWork, guards: Guards) -> None:
@@ -172,6 +175,7 @@ class _DoSlice(beam.DoFn):
     def start_bundle(self) -> None:
         """Has left nothing yet."""
         self._later: list[Slice] = []
+        self._passing = ledger.Passing(self._work.output, beat_s=self._guards.beat_s)
 
     def process(self, line: str) -> Iterator[str]:
         piece = plan.from_line(line)
@@ -184,9 +188,12 @@ class _DoSlice(beam.DoFn):
         """Does what was left."""
         for piece in self._later:
             yield beam.transforms.window.GlobalWindows.windowed_value(self._do(piece))
+        self._passing.end()
 
     def _do(self, piece: Slice) -> str:
         done = do_slice(self._work, piece, self._guards)
+        if not done:
+            self._passing.sign()
         name = "slices_done" if done else "slices_skipped"
         beam.metrics.Metrics.counter(type(self._work), name).inc()
         return piece.output

@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,28 @@ def test_progress_that_takes_long_to_count_is_shown_less_often(
         time.sleep(0.5)
     assert len(looks) <= 3  # one at the start, then one in 20 times 0.05 seconds
     assert "score a: 1/10" in capsys.readouterr().err
+
+
+def test_progress_goes_on_after_what_was_done_could_not_be_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch.Progress, "LINE_PERIOD_S", 0.001)
+    counts = iter([1, 1, None, 3, 4])
+    over = threading.Event()
+
+    def count() -> tuple[int, int]:
+        done = next(counts, 5)
+        if done is None:
+            raise ConnectionError("no token")
+        if done == 5:
+            over.set()
+        return done, 0
+
+    with launch.Progress("score a", 10, count):
+        assert over.wait(300)
+    shown = capsys.readouterr().err
+    assert "score a: how far it is cannot be seen now (ConnectionError: no tok" in shown
+    assert "score a: 3/10" in shown
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

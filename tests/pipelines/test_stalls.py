@@ -1,6 +1,7 @@
 """Jobs that cannot make progress, each with real servers and workers on loopback."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -17,11 +18,13 @@ import apache_beam as beam
 import pytest
 
 from deploy.flink.cluster import free_port
-from pipelines import cluster, launch, watchdog
+from pipelines import cluster, fuse, launch, watchdog
 from pipelines.watchdog import Watch
-from schemas import files
+from schemas import files, manifest, plan
 from schemas.errors import FusionError
+from tests.pipelines.conftest import fuse_config
 from transforms import ledger, slices
+from transforms.attempts import Guards
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -370,8 +373,77 @@ def stalled_of(out: str, words: list[str]) -> str | None:
         return guard.stalled
 
 
+@pytest.mark.parametrize("handled", [False, True])
+def test_a_signal_of_somebody_else_ends_no_command(handled: bool, out: str) -> None:
+    heard: list[int] = []
+    own = (lambda number, _: heard.append(number)) if handled else signal.SIG_IGN
+    before = signal.signal(signal.SIGUSR1, own)
+    options = launch.pipeline_options.PipelineOptions([])
+    try:
+        with watchdog.Watchdog(Watch("test", (out,), out, 3600.0), options) as guard:
+            signal.raise_signal(signal.SIGUSR1)
+            assert guard.stalled is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1] * handled
+
+
 def test_what_was_in_work_is_named_with_its_host(out: str) -> None:
     path = files.join(ledger.folder(out), "slice-000003.parquet.dead.json")
     ledger._write(path, "slice-000003.parquet", 12.0)
     with pytest.raises(FusionError, match=r"slice-000003.*was in work on .*12 seconds"):
         run(out, [], stall_timeout=2.0)
+
+
+def no_job(*_: object, **__: object) -> None:
+    raise AssertionError("a job was started that has nothing to do")
+
+
+def test_a_command_whose_slices_are_all_there_starts_no_job(
+    road: str,
+    out: str,
+    contents: Callable[[str], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = fuse_config(road, out)
+    fuse.fuse_scores(config)
+    before = contents(out)
+    Path(out, manifest.NAME).unlink()
+    monkeypatch.setattr(launch, "run", no_job)
+    fuse.fuse_scores(config)
+    assert contents(out) == before
+
+
+def test_slices_that_are_only_passed_by_are_signs_of_life(
+    road: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fuse_config(road, out)
+    fuse.fuse_scores(config)
+    work = fuse.work_of(config, fuse.inputs_of(config), fuse.tokenizers_of(config))
+    now = [0.0]
+    told = types.SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(ledger, "time", told)
+    watch = Watch("test", (out,), out, LIMIT_S)
+    step = slices._DoSlice(work, Guards(stall_timeout=LIMIT_S))
+    step.start_bundle()
+    signs = []
+    for line in files.read_bytes(f"{config.windows}/{plan.NAME}").splitlines():
+        now[0] += LIMIT_S / 2  # as long as a look into a far bucket may take
+        assert list(step.process(line.decode()))
+        signs.append(watch.sign())
+    assert len(signs) > 2
+    assert all(one != next_one for one, next_one in itertools.pairwise(signs))
+    assert [entry["file"] for entry in ledger.in_work(out)] == ["finished-slices"]
+    assert list(step.finish_bundle()) == []
+    assert ledger.in_work(out) == []
+
+
+def test_slices_that_are_passed_by_fast_cost_no_sign(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "time", types.SimpleNamespace(monotonic=lambda: 7.0))
+    passing = ledger.Passing(out, beat_s=1.0)
+    for _ in range(3):
+        passing.sign()
+    assert not Path(out).exists()
+    passing.end()

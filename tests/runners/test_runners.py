@@ -1,6 +1,9 @@
 import functools
 import queue
+import subprocess
+import sys
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apache_beam as beam
@@ -11,7 +14,7 @@ from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner, worker_handlers
 from apache_beam.runners.worker import worker_pool_main
 
-from pipelines import fuse, launch, prepare, runners, score, verify, workers
+from pipelines import fuse, launch, prepare, refusals, runners, score, verify, workers
 from schemas.errors import FusionError
 from tests.kill import rounds
 from tests.runners import steps
@@ -181,29 +184,85 @@ def test_a_loopback_worker_is_not_ended_when_its_namesake_is_done() -> None:
 def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:
     told = workers.said("worker_3", "Worker subprocess exited with return code 1")
     assert "worker_3 did not (Worker subprocess exited with return code 1)" in told
-    assert launch.refusal(RuntimeError(told)) == told.partition(": ")[2]
+    assert refusals.told(RuntimeError(told)) == told.partition(": ")[2]
 
 
-def test_a_worker_that_has_not_reported_when_its_job_ends_is_ended() -> None:
+Attend = Callable[[str], workers.Attended]
+
+
+@pytest.fixture
+def attend() -> Iterator[Attend]:
+    """Returns a function that makes a worker of a command, none of which reports."""
     told = fn_runner.ExtendedProvisionInfo()
     manager = worker_handlers.WorkerHandlerManager({}, told)
-    server = worker_handlers.GrpcServer(manager.state_servicer, told, manager)
-    worker = workers.Attended(b"sleep 3600", manager.state_servicer, told, server)
-    worker.start_worker()
-    worker.close()
-    assert not worker.worker_thread.is_alive()
+    state = manager.state_servicer
+    server = worker_handlers.GrpcServer(state, told, manager)
+    yield lambda command: workers.Attended(command.encode(), state, told, server)
     server.close()
 
 
+def test_a_worker_that_has_not_reported_when_its_job_ends_is_ended(
+    attend: Attend,
+) -> None:
+    worker = attend("sleep 3600")
+    worker.start_worker()
+    worker.close()
+    assert not worker.worker_thread.is_alive()
+
+
+def test_a_worker_that_has_ended_is_not_killed_as_its_id_may_be_anothers(
+    attend: Attend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(workers.os, "kill", lambda pid, _: killed.append(pid))
+    ended, mate = attend("true"), attend("sleep 3600")
+    mate._pid.write_text("4711")
+    ended.start_worker()
+    ended.worker_thread.join()
+    assert set(killed) == {4711}
+
+
 def test_a_worker_that_is_killed_ends_the_job_with_an_error(tmp_path: Path) -> None:
-    die = functools.partial(steps.die_once_all_are_there, str(tmp_path), workers=2)
     with pytest.raises(FusionError, match=r"worker_\d+ was killed by SIGKILL"):
-        launch.run(
-            lambda root: (
-                root | beam.Create(range(8)) | beam.Reshuffle() | beam.Map(die)
-            ),
-            ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
-        )
-    assert not [
-        path for path in tmp_path.iterdir() if Path("/proc", path.name).exists()
-    ]
+        run_in_two_processes(steps.die_once_all_are_there, tmp_path)
+    assert living(tmp_path) == []
+
+
+def test_an_error_of_one_worker_ends_the_job_while_others_are_at_work(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(FusionError, match=r"^part-7 must hold windows, it holds soup$"):
+        run_in_two_processes(steps.refuse_once_all_are_there, tmp_path)
+    assert living(tmp_path) == []
+
+
+JOB = """
+import sys
+from pathlib import Path
+from tests.runners import steps, test_runners
+test_runners.run_in_two_processes(steps.sleep_once_all_are_there, Path(sys.argv[1]))
+"""
+
+
+def test_workers_end_when_their_command_is_killed(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", JOB, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == "all are there\n"
+        command.kill()
+        # The workers hold the other end of the pipe as long as they live.
+        assert command.stdout.read() == ""
+
+
+def run_in_two_processes(step: Callable[..., None], folder: Path) -> None:
+    """Runs a step of `steps` in a job of two worker processes."""
+    call = functools.partial(step, str(folder), workers=2)
+    launch.run(
+        lambda root: root | beam.Create(range(8)) | beam.Reshuffle() | beam.Map(call),
+        ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+    )
+
+
+def living(folder: Path) -> list[str]:
+    """Returns the processes that have begun in a step of `steps`, and live."""
+    return [p.name for p in folder.iterdir() if Path("/proc", p.name).exists()]

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,12 @@ def test_a_filesystem_without_locks_is_written_to_all_the_same(
     monkeypatch.setattr(fcntl, "flock", refuse)
     files.write_bytes(f"{tmp_path}/out", b"whole")
     assert (tmp_path / "out").read_bytes() == b"whole"
+
+
+def test_the_locks_of_all_processes_lie_where_each_of_them_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert locks.shared_folder() == Path("/tmp")
+    monkeypatch.setattr(locks, "_SHARED", tmp_path / "not there")
+    assert locks.shared_folder() == tmp_path

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -17,6 +18,8 @@ from transforms import attempts, ledger
 from transforms.attempts import Guards
 
 NAME = "slice-000007.parquet"
+NFS_S = 60.0
+"""Seconds that a client of NFS may keep what it knows of a folder: acdirmax."""
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def calls(tmp_path: Path) -> str:
 def short_pauses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Lets nobody wait for memory, nor for the suspects of other tests."""
     monkeypatch.setattr(attempts, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(attempts, "_lock", lambda: tmp_path / "alone")
+    monkeypatch.setattr(locks, "_SHARED", tmp_path)
 
 
 def processes(calls: str) -> list[int]:
@@ -247,6 +250,24 @@ def test_suspects_of_a_machine_go_one_at_a_time(
     waiting.join()
     assert len(processes(calls)) == 1
     assert "process 4711" in caplog.text
+
+
+def test_suspects_meet_at_one_lock_whatever_their_jobs_call_temporary(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = set()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/{name}")
+        found.add(attempts._lock())
+    assert len(found) == 1
+
+
+def test_an_attempt_elsewhere_is_watched_for_longer_than_nfs_may_hide_its_signs() -> (
+    None
+):
+    hidden_s = NFS_S + attempts.MAX_BEAT_S
+    assert hidden_s < ledger._SILENT_BEATS * attempts.MAX_BEAT_S
 
 
 def test_a_child_goes_but_little_before_its_parent_where_memory_runs_out(
