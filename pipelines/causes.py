@@ -1,5 +1,6 @@
 """Why a job stands still: asks what takes part in it, and says where to look."""
 
+import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,7 @@ def explain(
         found, look = found + causes, look + places
         look.append(f"the log of the worker pool at {where.pool}")
     if where.environment == "PROCESS" and where.portable:
-        look.append("the logs of the TaskManagers, which hold what the workers print")
+        look.append("the logs of the TaskManagers, which hold what the workers log")
     google = options.view_as(pipeline_options.GoogleCloudOptions)
     if where.runner == "DataflowRunner" and google.project:
         look.append(f"the job's page in the console of project {google.project}")
@@ -80,10 +81,16 @@ def _asked(what: str, question: Callable[[], Answer]) -> Answer:
         return [], [f"{what}, which could not be asked ({told})"]
 
 
+_OURS = r"(?:schemas|transforms|pipelines|train)"
 _MISSING = re.compile(
-    r"No module named '[\w.]+'|"
-    r"Can't get attribute '\w+' on <module '(?:schemas|transforms|pipelines)[^>]*>"
+    rf"No module named '{_OURS}(?:\.[\w.]+)?'|"
+    rf"Can't get attribute '\w+' on <module '{_OURS}[^>]*>"
 )
+"""What workers say that lack our package, or have another version of it."""
+
+
+_STILLBORN = re.compile(r"Process died with exit code (\d+)")
+"""What a TaskManager says of a worker of PROCESS that ended before it reported."""
 
 
 _OTHER_BEAM = re.compile(
@@ -124,8 +131,13 @@ def failure(
             f" or is out of reach ({_code(error)}); was its process killed? A cluster"
             " may still work at the job. The same command does what is missing"
         )
+    return _told_by_workers(where, str(error))
+
+
+def _told_by_workers(where: Cluster, text: str) -> str | None:
+    """Names the cause of an error of workers, if that is one of those we know."""
     place = where.pool or where.environment_config or where.environment
-    if found := _OTHER_BEAM.search(str(error)):
+    if found := _OTHER_BEAM.search(text):
         here, there = found[1] or "another", found[2] or "another"
         return (
             "workers must have the same minor Python and the same Beam as this command,"
@@ -133,13 +145,32 @@ def failure(
             f" here, or start the command from what is there ({where.environment}:"
             f" {place})"
         )
-    if found := _MISSING.search(str(error)):
+    if found := _MISSING.search(text):
         return (
             "every worker must be able to import this version of FuseBeam, but one of"
             f" them cannot ({found[0]}); install the same package where the workers run"
             f" ({where.environment}: {place}), or name its folder in their PYTHONPATH"
         )
+    if found := _STILLBORN.search(text):
+        return _stillborn(where, int(found[1]))
     return None
+
+
+def _stillborn(where: Cluster, status: int) -> str:
+    """Tells of a command of the PROCESS environment that becomes no worker."""
+    try:
+        command = str(json.loads(where.environment_config)["command"])
+    except (ValueError, KeyError, TypeError):
+        command = where.environment_config
+    return (
+        f"the command of --environment_config, {command}, must become a worker, but"
+        f" beside a TaskManager it ended with status {status} before it reported."
+        f" Run `{command} --help` there, as the TaskManager's user: as a worker it is"
+        " not heard. The python3 that it runs by (of boot.py the first on PATH) must be"
+        " there and able to import apache_beam; install Beam and FuseBeam of this"
+        " command's versions, or set PATH in --environment_config's env. boot.py ends"
+        " so, too, where a job brings something to install (--setup_file and the like)"
+    )
 
 
 def _refused(where: Cluster, error: grpc.Call) -> str:
@@ -186,34 +217,47 @@ def _job_server(where: Cluster, result: portable_runner.PipelineResult) -> list[
 
 def _flink(where: Cluster, name: str) -> Answer:
     assert where.flink is not None
-    found, look = [], []
     try:
-        there = cluster.ask_flink(where.flink, "overview")
         waiting = cluster.unfinished_jobs(where.flink)
-        # The newest, where the job's own name is not known.
-        for job in [job for job in waiting if job["name"] == name] or waiting[:1]:
-            tasks, total = job["tasks"], there["slots-total"]
-            if idle := tasks["scheduled"]:
-                found.append(
-                    f"too few slots: {idle} tasks wait for one, the cluster at"
-                    f" {where.flink} has {total}, {there['slots-available']} of them"
-                    f" free, on {there['taskmanagers']} TaskManagers; start more, lower"
-                    " --parallelism, or wait for other jobs with a longer"
-                    " --stall_timeout"
-                )
-            told = cluster.ask_flink(where.flink, f"jobs/{job['jid']}/exceptions")
-            last = str(told.get("root-exception") or "").partition("\n")[0]
-            look.append(
-                f"{where.flink}/#/job/running/{job['jid']}/exceptions, where the job is"
-                f" {job['state']}{f': {last}' if last else ''}"
-            )
-            look.append("the logs of the TaskManagers")
+        found = cluster.called(waiting, name)
+        if len(found) == 1:
+            return _flink_job(where, where.flink, found[0])
     except (OSError, ValueError, KeyError) as error:
-        found.append(
+        return [
             f"Flink's JobManager at {where.flink} does not answer ({error}): is it up?"
             " Its log says why not"
+        ], []
+    page = f"{where.flink}/#/job/running"
+    if found:
+        return [], [
+            f"{page}, where {len(found)} jobs are called {name}: which of them is this"
+            " command's is not known, so none is cancelled there; give each a"
+            " --job_name of its own"
+        ]
+    return [], [f"{page}, which may have this command's job, by what name is not known"]
+
+
+def _flink_job(where: Cluster, master: str, job: Mapping[str, Any]) -> Answer:
+    """Asks Flink for one job."""
+    found = []
+    if idle := job["tasks"]["scheduled"]:
+        there = cluster.ask_flink(master, "overview")
+        found.append(
+            f"too few slots: {idle} tasks wait for one, the cluster at {master} has"
+            f" {there['slots-total']}, {there['slots-available']} of them free, on"
+            f" {there['taskmanagers']} TaskManagers; start more, lower --parallelism,"
+            " or wait for other jobs with a longer --stall_timeout"
         )
-    return found, look
+    answer = cluster.ask_flink(master, f"jobs/{job['jid']}/exceptions")
+    told = str(answer.get("root-exception") or "")
+    if (cause := _told_by_workers(where, told)) is not None:
+        found.append(cause)
+    last = told.partition("\n")[0]
+    page = f"{master}/#/job/running/{job['jid']}/exceptions"
+    return found, [
+        f"{page}, where the job is {job['state']}{f': {last}' if last else ''}",
+        "the logs of the TaskManagers",
+    ]
 
 
 def _pool(where: Cluster) -> list[str]:

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -205,18 +205,25 @@ def name_of(result: Any) -> str:
     return str(getattr(result, "_job_id", "")).rpartition("_")[0]
 
 
+def called(jobs: Iterable[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Returns the jobs of that name; --job_name may give it to several."""
+    return [job for job in jobs if name and job["name"] == name]
+
+
 def end_flink_job(master: str, name: str) -> None:
     """Cancels a job on Flink itself; Beam's job server cannot while a batch job runs.
+
+    Nothing is cancelled where several jobs have the name: nothing tells them apart, and
+    all but one are somebody else's.
 
     Raises:
       OSError: if Flink does not answer.
     """
-    for job in unfinished_jobs(master):
-        if job["name"] == name:
-            asked = urllib.request.Request(
-                f"{master}/jobs/{job['jid']}", method="PATCH"
-            )
-            urllib.request.urlopen(asked, timeout=ANSWER_S).close()
+    found = called(unfinished_jobs(master), name)
+    if len(found) == 1:
+        job = f"{master}/jobs/{found[0]['jid']}"
+        asked = urllib.request.Request(job, method="PATCH")
+        urllib.request.urlopen(asked, timeout=ANSWER_S).close()
 
 
 def is_elastic(master: str) -> bool:

@@ -108,8 +108,10 @@ def _scored(folder: str, own: Tokenizer) -> Scored:
     )
 
 
-def is_whole(config: CountConfig) -> bool:
+def is_whole(config: CountConfig, *, dry: bool = False) -> bool:
     """Says whether all windows were counted.
+
+    Counts that will be written anew lose their manifest, unless this is a dry run.
 
     Raises:
       SchemaError: if the folder holds counts of other scores.
@@ -120,6 +122,7 @@ def is_whole(config: CountConfig) -> bool:
         config.shaping,
         inputs_of(config),
         overwrite=config.overwrite,
+        dry=dry,
     )
 
 
@@ -129,7 +132,7 @@ def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Mani
     Raises:
       FusionError: if they are not counted yet, and nobody awaits the job that would.
     """
-    if is_whole(config):
+    if is_whole(config, dry=launch.left_alone(runner_flags)):
         return manifest.read(config.output, cooccurrences.STAGE)
     if launch.left_alone(runner_flags):
         raise FusionError(
@@ -137,18 +140,22 @@ def count_windows(config: CountConfig, runner_flags: Sequence[str] = ()) -> Mani
             " translated, and here no job is awaited; count first, where a job can be:"
             " fusebeam fuse ... --maps_only --runner=DataflowRunner, no template"
         )
-    describe = functools.partial(_describe, config)
+    send(config, _windows(config), runner_flags)
+    return _describe(config)
+
+
+def send(config: CountConfig, windows: str, runner_flags: Sequence[str]) -> None:
+    """Counts the slices of a windows folder that are missing, by a job."""
     stage.do_slices(
         f"count {files.name_of(config.output)}",
         work_of(config),
-        _windows(config),
+        windows,
         None,
         runner_flags,
-        describe=describe,
+        describe=functools.partial(_describe, config),
         reads=(config.source, config.target),
         guards=config.guards,
     )
-    return describe()
 
 
 def _describe(config: CountConfig) -> Manifest:

@@ -154,7 +154,7 @@ def count(
     Raises:
       ValueError: if the counts must be there, and are not.
     """
-    if slices is not None and not counting.is_whole(config):
+    if slices is not None and not counting.is_whole(config, dry=True):
         raise ValueError(
             f"co-occurrences must be in {config.output} before --slices are fused by"
             " statistics; count them once: the same command with --maps_only in place"

@@ -202,12 +202,23 @@ def _remote(fs: Any) -> bool:
 
 
 def open_input(path: str) -> Any:
-    """Opens a file for reading bytes, as it is: nothing is decompressed."""
+    """Opens a file for reading bytes, as it is: nothing is decompressed.
+
+    Raises:
+      FileNotFoundError: if it is not there.
+      FusionError: if it may not be read; names it, as whoever reads inputs while an
+        output is open could not tell which of them the system's error means.
+    """
     fs, plain = filesystem(path)
     try:
         return objects.opened(path) if buckets.holds(fs) else fs.open(plain, "rb")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such file: {path}") from error
+    except PermissionError as error:
+        raise FusionError(
+            f"{path} must be readable for who runs this, but is not"
+            f" ({error.strerror}); mend its permissions, or those of its folders"
+        ) from error
 
 
 def stamp(file: Any) -> tuple[int, str] | None:
@@ -276,12 +287,26 @@ def publish(path: str) -> Iterator[CountedFile]:
     """
     fs, final = filesystem(path)
     remote = buckets.holds(fs)
+    # A file on its way into a bucket waits where the system's temporary files do.
+    disk = f"the disk of {tempfile.gettempdir()}" if remote else "its disk"
+    with (
+        told(path, disk),
+        buckets.sending(path) if remote else _renamed(fs, final) as file,
+    ):
+        yield CountedFile(file)
+
+
+@contextlib.contextmanager
+def told(path: str, disk: str = "its disk") -> Iterator[None]:
+    """Tells why the system does not let a block write a file or folder.
+
+    Raises:
+      FusionError: if the disk is full, or the path may not be written; names the path
+        and the cure.
+    """
     try:
-        with buckets.sending(path) if remote else _renamed(fs, final) as file:
-            yield CountedFile(file)
+        yield
     except OSError as error:
-        # A file on its way into a bucket waits where the system's temporary files do.
-        disk = f"the disk of {tempfile.gettempdir()}" if remote else "its disk"
         if error.errno in _FULL:
             raise FusionError(
                 f"{path} must fit on {disk}, which is full ({error.strerror}); free"

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 
 from schemas import manifest, settings
 from schemas.errors import SchemaError
-from train import checkpoints, loop, publish
+from train import checkpoints, disk, loop, publish
 from train import model as models
 from train.config import TrainConfig
 from train.data import Collator, FusedDataset
@@ -201,8 +201,9 @@ def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
         dtype=run.settings["dtype"],
     )
     first = args.process_index == 0
-    if not _begin(run, held, first=first):
-        return None
+    with disk.told(work):
+        if not _begin(run, held, first=first):
+            return None
     resume = checkpoints.latest(work)
     target = models.load(resume or run.source)
     traits = models.probe(target)
@@ -212,11 +213,13 @@ def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
     trainer = FusionTrainer(
         config, target, args, run.dataset, collate, work=work, report=run.report
     )
-    trainer.run(resume)
+    with disk.told(work):
+        trainer.run(resume)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if first:
         target.config.use_cache = models.uses_cache(run.source)
-        _publish(run, trainer, target, state)
+        with disk.told(run.made):
+            _publish(run, trainer, target, state)
     trainer.accelerator.wait_for_everyone()
     return trainer.last_line
 

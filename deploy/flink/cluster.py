@@ -27,14 +27,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.flink import processes
+from deploy.flink import layout, processes
 from deploy.flink.processes import Process
 
-VERSION = "1.19.3"
-PACKAGES = ("apache-flink", "apache-flink-libraries")
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-HOME = ROOT / ".cache" / "flink" / VERSION / "pyflink"
+ROOT = layout.ROOT
 JOB_SERVER = ROOT / ".cache/flink/jobserver/flink-1.19-job-server-2.70.0.jar"
 """What `make flink` makes of pom.xml."""
 
@@ -78,7 +75,7 @@ class Cluster:
       home: where Flink was laid out.
     """
 
-    def __init__(self, folder: str | Path, home: Path = HOME) -> None:
+    def __init__(self, folder: str | Path, home: Path = layout.HOME) -> None:
         self.folder = Path(folder).resolve()
         self.home = home
         self._children: list[subprocess.Popen[bytes]] = []
@@ -110,7 +107,7 @@ class Cluster:
           FileExistsError: if a cluster runs in the folder.
           RuntimeError: if a process ended; names its log.
         """
-        find_java()
+        layout.find_java()
         if not (self.home / "bin" / "jobmanager.sh").exists():
             raise FileNotFoundError(
                 f"Flink must be in {self.home}, but is not; run"
@@ -122,32 +119,48 @@ class Cluster:
                 f" {[p.pid for p in running]}; stop it, or take another folder"
             )
         self._configure(slots)
-        self._start("jobmanager", self._script("jobmanager.sh"))
-        for _ in range(taskmanagers):
-            self._start_taskmanager()
-        self._await_taskmanagers()
+        try:
+            self._start("jobmanager", self._script("jobmanager.sh"))
+            for _ in range(taskmanagers):
+                self._start_taskmanager()
+            self._await_taskmanagers()
+        except BaseException:
+            self.stop()
+            raise
 
     def add_taskmanager(self) -> int:
         """Starts one more TaskManager; returns its process's number."""
+        self._check_started()
         pid = self._start_taskmanager()
         self._await_taskmanagers()
         return pid
 
     def add_pool(self) -> None:
         """Starts a pool, which starts Python workers when TaskManagers ask it to."""
+        self._check_started()
         port = self._settle("pool")
         words = [sys.executable, "-P", str(POOL), f"--service_port={port}"]
         self._start("pool", words)
         self._until(lambda: _answers(port), "the pool must listen")
 
     def add_job_server(self, jar: str | Path = JOB_SERVER) -> None:
-        """Starts a job server, so that jobs need not each start one of their own."""
+        """Starts a job server, so that jobs need not each start one of their own.
+
+        Raises:
+          FileNotFoundError: if there is no such jar.
+        """
+        self._check_started()
+        if not Path(jar).exists():
+            raise FileNotFoundError(
+                f"Beam's job server must be in {jar}, but is not; run make flink, or"
+                " name the jar of another"
+            )
         port = self._settle("jobserver")
         options = ["-Djava.io.tmpdir=" + str(self.folder / "tmp")]
         words = [f"--flink-master=http://{self.master}", f"--job-port={port}"]
         words += [f"--job-host={HOST}", "--artifact-port=0", "--expansion-port=0"]
         words += [f"--artifacts-dir={self.folder / 'artifacts'}"]
-        java = [find_java(), *SHORT_LIVED.split(), *options]
+        java = [layout.find_java(), *SHORT_LIVED.split(), *options]
         self._start("jobserver", [*java, "-jar", str(Path(jar).resolve()), *words])
         self._until(lambda: _answers(port), "the job server must listen")
 
@@ -164,13 +177,6 @@ class Cluster:
         """Lists the numbers of the Python workers' processes."""
         return [p.pid for p in self.processes() if not p.leads]
 
-    def is_settled(self) -> bool:
-        """Says whether the JobManager knows the TaskManagers that run, and no others.
-
-        It takes a lost one for there until `heartbeat.timeout`.
-        """
-        return self._started() == self._known()
-
     def ask(self, path: str) -> Any:
         """Returns what the JobManager answers to "/overview", "/jobs/overview", ..."""
         with urllib.request.urlopen(f"http://{self.master}{path}", timeout=30) as reply:
@@ -182,6 +188,13 @@ class Cluster:
         for child in self._children:
             child.wait()
         self._children.clear()
+
+    def _check_started(self) -> None:
+        if not (self.folder / "jobmanager.address").exists():
+            raise FileNotFoundError(
+                f"{self.folder} must be the folder of a cluster, but none was started"
+                f" there; run python -m deploy.flink.cluster start {self.folder}"
+            )
 
     def _address(self, role: str) -> str:
         return (self.folder / f"{role}.address").read_text().strip()
@@ -257,18 +270,27 @@ class Cluster:
             return set()
 
     def _until(self, holds: Callable[[], bool], what: str) -> None:
-        """Waits until something holds; ends all where it never will."""
+        """Waits until something holds.
+
+        Raises:
+          RuntimeError: if it never will; names the logs.
+        """
         end = time.monotonic() + WAIT_S
         while not holds():
-            # One that a signal ended was ended on purpose.
-            gone = [c for c in self._children if (c.poll() or 0) > 0]
-            if gone or time.monotonic() > end:
-                why = (
-                    f"a process ended with {gone[0].returncode}" if gone else "it hangs"
-                )
-                self.stop()
+            ended = [child.poll() for child in self._children]
+            failed = [status for status in ended if status and not _is_signal(status)]
+            if failed or time.monotonic() > end:
+                why = f"a process ended with {failed[0]}" if failed else "it hangs"
                 raise RuntimeError(f"{what}, but {why}; see {self.folder / 'log'}")
             time.sleep(0.2)
+
+
+def _is_signal(status: int) -> bool:
+    """Says whether a process ended by a signal, that is, was ended on purpose.
+
+    A shell, and a Java that is asked to end, make 128 + signal of it.
+    """
+    return status < 0 or status > 128
 
 
 def _joined(*folders: str | None) -> str:
@@ -288,44 +310,21 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def find_java() -> str:
-    """Returns the java that Flink will take.
-
-    Raises:
-      FileNotFoundError: if there is none.
-    """
-    home = os.environ.get("JAVA_HOME")
-    java = shutil.which(f"{home}/bin/java" if home else "java")
-    if java is None:
-        raise FileNotFoundError(
-            "Java 17 must be on PATH or in JAVA_HOME, but there is none; install it"
-            " (Debian: openjdk-17-jre-headless)"
-        )
-    return java
-
-
-def install(home: Path = HOME) -> None:
-    """Lays out Flink from PyPI, unless it is there.
-
-    Two packages hold it between them; what they depend on, an old Beam among it, is
-    for Flink's own Python and is left out.
-    """
-    if home.exists():
-        return
-    partial = home.parent.with_name(f"{home.parent.name}.{os.getpid()}.partial")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    # Its scripts come in a wheel for Python 3.11; for others it would be built.
-    command += ["--python-version=3.11", f"--target={partial}"]
-    subprocess.run([*command, *(f"{p}=={VERSION}" for p in PACKAGES)], check=True)
-    partial.rename(home.parent)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     given = _parser().parse_args(argv)
+    try:
+        _do(given)
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _do(given: argparse.Namespace) -> None:
     if given.command == "install":
-        install()
-        return 0
+        layout.install()
+        return
     cluster = Cluster(given.folder)
     match given.command:
         case "start":
@@ -340,8 +339,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             cluster.add_job_server(given.jar)
             print(f"--job_endpoint={cluster.job_server}")
         case "stop":
+            found = len(cluster.processes())
             cluster.stop()
-    return 0
+            told = f"{found} processes were ended" if found else "nothing runs here"
+            print(f"{cluster.folder}: {told}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """Jobs as they go to Dataflow: translated, never sent."""
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 
-from pipelines import cli, fuse, launch, prepare, score, stage
+from pipelines import cli, counting, fuse, launch, prepare, score, stage
 from schemas import plan
 from schemas.errors import FusionError
 from schemas.plan import Slice
@@ -63,7 +64,16 @@ STEPS = {
         "Describe/Await all",
         "Describe/Call",
     ],
+    "count": [
+        "count out/Read plan",
+        "count out/Spread slices",
+        "count out/Do slices",
+        "Describe/Await all",
+        "Describe/Call",
+    ],
 }
+"""The jobs of three commands, and the one that counts for `fuse`'s statistics."""
+
 WORK = {
     "prepare": {
         "List units/Read",
@@ -74,6 +84,7 @@ WORK = {
     },
     "score": {"score out/Read plan/Read", "score out/Do slices", "Describe/Call"},
     "fuse": {"fuse/Read plan/Read", "fuse/Do slices", "Describe/Call"},
+    "count": {"count out/Read plan/Read", "count out/Do slices", "Describe/Call"},
 }
 """Steps that call our own code: all of them."""
 
@@ -99,11 +110,20 @@ def translate(monkeypatch: pytest.MonkeyPatch) -> Translate:
 
     def of(command: str, *words: str) -> Job:
         translated.clear()
-        assert cli.main([command, *words, *FLAGS]) == 0
+        if command == "count":
+            count(*words)
+        else:
+            assert cli.main([command, *words, *FLAGS]) == 0
         (job,) = translated
         return job
 
     return of
+
+
+def count(source: str, target: str, output: str, windows: str) -> None:
+    """Sends the job that counts: alone, as no command does where nobody awaits it."""
+    config = counting.CountConfig(source=source, target=target, output=output)
+    counting.send(config, windows, FLAGS)
 
 
 @pytest.fixture
@@ -132,6 +152,12 @@ def words(
             f"--target={road}/scores/llama",
             f"--sources=neox={road}/scores/neox",
             f"--output={out}",
+        ],
+        "count": [
+            f"{road}/scores/neox",
+            f"{road}/scores/llama",
+            out,
+            f"{road}/windows/fusion",
         ],
     }
 
@@ -188,7 +214,7 @@ def test_scoring_alone_asks_for_special_workers(
     assert hinted(job) == {"score out/Do slices": asked}
 
 
-@pytest.mark.parametrize("stage", ["prepare", "fuse"])
+@pytest.mark.parametrize("stage", ["prepare", "fuse", "count"])
 def test_other_stages_ask_for_no_special_workers(
     stage: str, translate: Translate, words: dict[str, list[str]]
 ) -> None:
@@ -259,7 +285,9 @@ def test_a_step_that_gives_rows_would_be_seen(
     assert "Look" in of_rows(job)
 
 
+@pytest.mark.parametrize("stage", ["score", "fuse", "count"])
 def test_a_request_does_not_grow_with_the_slices(
+    stage: str,
     translate: Translate,
     words: dict[str, list[str]],
     road: str,
@@ -286,7 +314,10 @@ def test_a_request_does_not_grow_with_the_slices(
                 for index in range(count)
             ),
         )
-        job = translate("score", *words["score"], f"--windows={folder}")
+        given = [
+            word.replace(f"{road}/windows/fusion", str(folder)) for word in words[stage]
+        ]
+        job = translate(stage, *given)
         sizes.append(job.ByteSize())
     # Pickles are packed, so that digests of equal length may differ by a few bytes.
     assert abs(sizes[1] - sizes[0]) < 64
@@ -325,7 +356,7 @@ def state(folder: str) -> dict[str, tuple[int, bytes]]:
     return {str(at): (at.stat().st_mtime_ns, at.read_bytes()) for at in found}
 
 
-@pytest.mark.parametrize("stage", STEPS)
+@pytest.mark.parametrize("stage", ["prepare", "score", "fuse"])
 def test_a_dry_run_writes_and_removes_nothing(
     stage: str,
     translate: Translate,
@@ -378,6 +409,19 @@ def test_counts_that_a_job_needs_before_its_own_are_not_left_out(
     config = fuse_config(road, out, strategy="statistics")
     with pytest.raises(FusionError, match="needs its counts before its own job"):
         fuse.fuse_scores(config, FLAGS)
+
+
+def test_counts_that_cannot_be_made_anew_leave_those_that_are_there(
+    road: str, out: str
+) -> None:
+    source, target = f"{road}/scores/neox", f"{road}/scores/llama"
+    config = counting.CountConfig(source=source, target=target, output=out)
+    counting.count_windows(config)
+    before = state(out)
+    anew = dataclasses.replace(config, reference=True, overwrite=True)
+    with pytest.raises(FusionError, match="needs its counts before its own job"):
+        counting.count_windows(anew, FLAGS)
+    assert state(out) == before
 
 
 def test_the_hint_of_the_docs_is_the_one_that_is_tested() -> None:

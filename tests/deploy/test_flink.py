@@ -21,7 +21,7 @@ from apache_beam.portability.api import (
     endpoints_pb2,
 )
 
-from deploy.flink import boot, cluster, pool, processes
+from deploy.flink import boot, cluster, layout, pool, processes
 from deploy.flink.cluster import Cluster
 from pipelines import launch
 from pipelines.score import ScoreConfig
@@ -179,7 +179,7 @@ def test_the_pool_of_the_kubernetes_example_is_mounted_with_its_boot_script() ->
 
 
 def test_all_versions_of_flink_are_one() -> None:
-    line = ".".join(cluster.VERSION.split(".")[:2])
+    line = ".".join(layout.VERSION.split(".")[:2])
     assert flags(job())["flink_version"] == line
     images = [
         one["image"]
@@ -189,7 +189,7 @@ def test_all_versions_of_flink_are_one() -> None:
     ]
     flinks = [image for image in images if image.startswith("flink:")]
     assert len(flinks) == 2
-    assert all(image.startswith(f"flink:{cluster.VERSION}-") for image in flinks)
+    assert all(image.startswith(f"flink:{layout.VERSION}-") for image in flinks)
     (server,) = set(images) - set(flinks)
     assert server.startswith(f"apache/beam_flink{line}_job_server:")
     pom = ET.parse(POM).getroot()
@@ -298,16 +298,96 @@ def test_a_cluster_needs_java_and_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(FileNotFoundError, match=r"Java 17 must be on PATH"):
-        cluster.find_java()
+        layout.find_java()
 
 
 def test_a_cluster_needs_flink_and_says_how_to_lay_it_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cluster, "find_java", lambda: "java")
+    monkeypatch.setattr(layout, "find_java", lambda: "java")
     missing = Cluster(tmp_path / "folder", home=tmp_path / "flink")
     with pytest.raises(FileNotFoundError, match=re.escape("cluster install")):
         missing.start()
+
+
+def laid_out(folder: Path, jobmanager: str) -> Path:
+    """Lays out a stand-in for Flink; its TaskManagers do nothing."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "conf").mkdir()
+    (folder / "conf" / "config.yaml").write_text("env:\n  java:\n    all: -Dx=1\n")
+    (folder / "bin" / "jobmanager.sh").write_text(jobmanager)
+    (folder / "bin" / "taskmanager.sh").write_text("exec sleep 600")
+    return folder
+
+
+def test_a_cluster_that_cannot_start_says_so_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(layout, "find_java", lambda: "java")
+    failing = Cluster(tmp_path / "folder", home=laid_out(tmp_path / "flink", "exit 7"))
+    with pytest.raises(RuntimeError, match=r"a process ended with 7; see .*/log$"):
+        failing.start()
+    assert failing.processes() == []
+
+
+def test_a_process_that_a_signal_ended_is_no_failure_of_what_comes_next(
+    tmp_path: Path,
+) -> None:
+    made, words = Cluster(tmp_path), ("kill -TERM $$", "exit 143", "exit 137", "exit 0")
+    for number, word in enumerate(words):
+        log = tmp_path / str(number)
+        child = processes.start(["sh", "-c", word], str(tmp_path), "pool", {}, log)
+        child.wait()
+        made._children.append(child)
+    looks = iter([False, False, True])
+    made._until(lambda: next(looks), "the next must come")
+
+
+COMMANDS = [
+    (["start"], "Java 17 must be on PATH or in JAVA_HOME"),
+    (["taskmanager"], "none was started there; run python -m deploy.flink.cluster"),
+    (["pool"], "none was started there; run python -m deploy.flink.cluster"),
+    (["jobserver"], "none was started there; run python -m deploy.flink.cluster"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), COMMANDS)
+def test_what_a_cluster_lacks_is_told_in_one_line(
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert cluster.main([*words, str(tmp_path / "folder")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+def test_a_job_server_that_is_not_there_is_told_with_the_cure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "jobmanager.address").write_text("127.0.0.1:1\n")
+    assert cluster.main(["jobserver", str(tmp_path), f"{tmp_path}/none.jar"]) == 1
+    told = capsys.readouterr().err
+    assert f"must be in {tmp_path}/none.jar, but is not; run make flink" in told
+
+
+def test_stop_says_what_it_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["stop", str(tmp_path)]
+    child = processes.start(["sleep", "600"], words[1], "pool", {}, tmp_path / "out")
+    threading.Thread(target=child.wait, daemon=True).start()  # else it stays a zombie
+    assert cluster.main(words) == 0
+    assert cluster.main(words) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}: 1 processes were ended",
+        f"{tmp_path}: nothing runs here",
+    ]
 
 
 def test_stopping_a_cluster_ends_what_it_started_and_nothing_else(

@@ -1,5 +1,6 @@
 """Jobs on a real Flink that cannot make progress: each ends, and says why."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.flink.cluster import Cluster, free_port
+from deploy.flink.cluster import BOOT, Cluster, free_port
+from pipelines import cluster
 from schemas import files
 from tests import tiny
 from tests.flink import road
@@ -74,7 +76,7 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.5)
 
 
-def pool(cluster: Cluster, folder: Path, python: str) -> tuple[str, Path]:
+def pool(own: Cluster, folder: Path, python: str) -> tuple[str, Path]:
     """Starts a pool whose workers run by a `python` of ours; returns where, and log."""
     (folder / "bin").mkdir()
     (folder / "bin" / "python").write_text(python)
@@ -89,7 +91,7 @@ def pool(cluster: Cluster, folder: Path, python: str) -> tuple[str, Path]:
             stderr=file,
         )
     until(lambda: b"Started worker pool" in log.read_bytes())
-    cluster._children.append(process)  # ended with the cluster, by its own handle
+    own._children.append(process)  # ended with the cluster, by its own handle
     return f"localhost:{port}", log
 
 
@@ -105,18 +107,29 @@ def ends(own: Cluster) -> Iterator[None]:
     own._children[:] = before
 
 
-def jobs(cluster: Cluster, state: str) -> list[str]:
-    found = cluster.ask("/jobs/overview")["jobs"]
+def jobs(own: Cluster, state: str) -> list[str]:
+    found = own.ask("/jobs/overview")["jobs"]
     return [job["jid"] for job in found if job["state"] == state]
 
 
-def external(cluster: Cluster, at: str) -> list[str]:
+def external(own: Cluster, at: str) -> list[str]:
     return [
-        f"--job_endpoint={cluster.job_server}",
-        f"--flink_master={cluster.master}",
+        f"--job_endpoint={own.job_server}",
+        f"--flink_master={own.master}",
         "--parallelism=2",
         "--environment_type=EXTERNAL",
         f"--environment_config={at}",
+    ]
+
+
+def process(own: Cluster, parallelism: int, **environment: str) -> list[str]:
+    return [
+        f"--job_endpoint={own.job_server}",
+        f"--flink_master={own.master}",
+        f"--parallelism={parallelism}",
+        "--environment_type=PROCESS",
+        "--environment_config="
+        + json.dumps({"command": str(BOOT), "env": environment}),
     ]
 
 
@@ -158,17 +171,15 @@ def test_a_job_server_that_is_killed_ends_the_job_by_name(
     os.kill(server, signal.SIGKILL)
     told = error_of(process)
     assert f"the job server {own.job_server} must live until the job has ended" in told
-    for name in jobs(own, "RUNNING"):
-        subprocess.run(
-            ["curl", "-s", "-X", "PATCH", f"http://{own.master}/jobs/{name}"],
-            check=True,
-        )
+    master = f"http://{own.master}"
+    for job in cluster.unfinished_jobs(master):
+        cluster.end_flink_job(master, job["name"])
     until(lambda: not jobs(own, "RUNNING"))
 
 
-def loopback(cluster: Cluster, parallelism: int, server: str) -> list[str]:
+def loopback(own: Cluster, parallelism: int, server: str) -> list[str]:
     return [
-        f"--flink_master={cluster.master}",
+        f"--flink_master={own.master}",
         f"--parallelism={parallelism}",
         "--environment_type=LOOPBACK",
         server,
@@ -231,3 +242,49 @@ def test_a_job_without_any_known_cause_is_ended_and_says_where_to_look(
     assert f"http://{own.master}/#/job/running/" in told
     assert "the logs of the TaskManagers" in told
     assert f"the log of the worker pool at {at}" in told
+
+
+BARE = f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n'
+"""A Python without packages, as on a machine where nothing was installed."""
+
+
+@pytest.mark.usefixtures("ends")
+def test_a_command_that_becomes_no_worker_ends_the_job_by_name(
+    own: Cluster, jar: Path, words: list[str], tmp_path: Path
+) -> None:
+    own.add_job_server(jar)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(BARE)
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    # It takes the cluster's twenty restarts, some minutes.
+    told = error_of(start([*words, *process(own, 2, PATH=path)]))
+    assert f"the command of --environment_config, {BOOT}, must become a worker" in told
+    assert "it ended with status 1 before it reported" in told
+    assert f"Run `{BOOT} --help` there" in told
+
+
+@pytest.fixture
+def made_whole(own: Cluster) -> Iterator[None]:
+    """Replaces TaskManagers that a test has killed, and waits till they are known."""
+    before = len(own.taskmanagers())
+    yield
+    for _ in range(before - len(own.taskmanagers())):
+        own.add_taskmanager()
+    until(lambda: own._started() == own._known())
+
+
+@pytest.mark.usefixtures("ends", "made_whole")
+def test_slots_that_are_lost_in_the_middle_of_a_job_are_named_as_the_cause(
+    own: Cluster, jar: Path, words: list[str]
+) -> None:
+    own.add_job_server(jar)
+    launched = start([*words, *process(own, 4)])
+    until(own.workers)  # they have seconds of imports before them
+    os.kill(own.taskmanagers()[0], signal.SIGKILL)
+    told = error_of(launched)
+    assert "no worker gave a sign of life" in told
+    assert "too few slots: " in told
+    assert "has 2, " in told
+    assert "on 1 TaskManagers" in told
+    until(lambda: not jobs(own, "RUNNING"))

@@ -92,9 +92,11 @@ class Flink:
         time.sleep(later)
         before = rounds.stamps(run)
         instant = time.monotonic() - begun
-        landed = not _ended(launcher) and self._strike(target, launcher, draw)
+        struck = None if _ended(launcher) else self._strike(target, launcher, run, draw)
+        if struck is not None and target == "taskmanager":
+            self.cluster.add_taskmanager()
         status = self._wait(launcher)
-        if landed and target == "launcher":
+        if struck is not None and target == "launcher":
             status = self._wait(local.start(lambda: cli.main(words), folder))
         self._await_quiet()
         left, now = rounds.orphans(run), rounds.stamps(run)
@@ -107,10 +109,10 @@ class Flink:
             stage=stage,
             killed_after_s=round(instant, 3),
             done_before=sum(n.startswith(STAGES[stage]) for n in before),
-            landed=landed,
+            landed=struck is not None,
             same_bytes=same,
             untouched=all(now.get(n) == before[n] for n in _units(before)),
-            strays=len(before.keys() - expected.keys()),
+            strays=len((struck or before).keys() - expected.keys()),
             orphans=len(left),
             kept=len(rounds.orphans(mine)),
             seconds=round(time.monotonic() - begun, 1),
@@ -143,22 +145,26 @@ class Flink:
 
         _until(come, "the stage must come so far")
 
-    def _strike(self, target: str, launcher: int, draw: random.Random) -> bool:
-        """Kills one, unless all have ended since they were last seen."""
+    def _strike(
+        self, target: str, launcher: int, run: Path, draw: random.Random
+    ) -> dict[str, rounds.Stamp] | None:
+        """Kills one, unless all have ended since they were last seen.
+
+        Returns:
+          What lies there right after; None if nothing was killed.
+        """
         alive = {
             "taskmanager": self.cluster.taskmanagers,
             "worker": self.cluster.workers,
             "launcher": lambda: [launcher],
         }[target]()
         if not alive:
-            return False
+            return None
         try:
             os.kill(draw.choice(alive), signal.SIGKILL)
         except ProcessLookupError:
-            return False
-        if target == "taskmanager":
-            self.cluster.add_taskmanager()
-        return True
+            return None
+        return rounds.stamps(run)
 
     def _wait(self, launcher: int) -> int:
         _until(lambda: _ended(launcher), "the command must end")
@@ -175,10 +181,18 @@ class Flink:
             lambda: (
                 not self._running()
                 and not self.cluster.workers()
-                and self.cluster.is_settled()
+                and _is_settled(self.cluster)
             ),
             "jobs and workers must end when nobody waits for them",
         )
+
+
+def _is_settled(cluster: Cluster) -> bool:
+    """Says whether the JobManager knows the TaskManagers that run, and no others.
+
+    It takes a lost one for there until `heartbeat.timeout`.
+    """
+    return cluster._started() == cluster._known()
 
 
 def _finished(run: Path, stage: str) -> int:

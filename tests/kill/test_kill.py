@@ -2,13 +2,14 @@ import dataclasses
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.kill import page, rounds
+from tests.kill import flink, page, rounds
 from tests.kill.rounds import Round
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,32 @@ def test_contents_leave_out_what_is_in_work_and_how_fast_it_went(
     whole.write_text(json.dumps({"step": 2, "tokens_per_s": 2.0}) + "\n")
     assert rounds.contents(tmp_path) != before
     assert len(rounds.orphans(tmp_path)) == 2
+
+
+class Writing:
+    """A cluster whose one worker writes to the end."""
+
+    def __init__(self, folder: Path, worker: int) -> None:
+        self._folder, self._worker = folder, worker
+
+    def workers(self) -> list[int]:
+        (self._folder / "just-before").touch()
+        return [self._worker]
+
+    taskmanagers = workers
+
+
+@pytest.mark.parametrize("target", ["worker", "taskmanager"])
+def test_what_a_kill_leaves_is_looked_at_after_the_kill(
+    target: str, tmp_path: Path
+) -> None:
+    bench = object.__new__(flink.Flink)
+    with subprocess.Popen(["sleep", "600"]) as worker:
+        bench.cluster = Writing(tmp_path, worker.pid)  # type: ignore[assignment]
+        struck = bench._strike(target, 0, tmp_path, random.Random(0))
+    assert worker.returncode == -signal.SIGKILL
+    assert struck is not None
+    assert struck.keys() == {"just-before"}
 
 
 def test_the_page_states_the_counts_of_each_stage(tmp_path: Path) -> None:

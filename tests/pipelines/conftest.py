@@ -10,6 +10,7 @@ from pipelines.fuse import FuseConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
 from schemas import files, manifest
+from tests.commands import Commands
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +68,52 @@ def fuse_config(road: str, output: str, **more: object) -> FuseConfig:
         **more,
     }
     return FuseConfig(**given)  # type: ignore[arg-type]
+
+
+def prepare_words(corpus: list[str], out: str, *more: str) -> list[str]:
+    words = ["prepare", "--inputs", *corpus, "--output", out, "--max_bytes=300"]
+    return [*words, "--splits=fusion=.8,dev=.2", "--group_windows=8", *more]
+
+
+def score_words(road: str, models: dict[str, str], out: str, *more: str) -> list[str]:
+    return [
+        "score",
+        f"--windows={road}/windows/fusion",
+        f"--model={models['llama']}",
+        f"--output={out}",
+        *("--top_k=6", "--batch_tokens=1024", "--threads=1", "--device=cpu"),
+        *more,
+    ]
+
+
+def fuse_words(road: str, out: str, *more: str) -> list[str]:
+    return [
+        "fuse",
+        f"--windows={road}/windows/fusion",
+        f"--target={road}/scores/llama",
+        f"--sources=neox={road}/scores/neox",
+        f"--output={out}",
+        "--seq_length=600",
+        *more,
+    ]
+
+
+def train_words(road: str, models: dict[str, str], out: str, *more: str) -> list[str]:
+    return [
+        "train",
+        f"--data={road}/fused",
+        f"--model={models['llama']}",
+        f"--output={out}",
+        *("--batch_size=4", "--max_steps=2", "--save_steps=1", "--logging_steps=1"),
+        *("--threads=1", "--device=cpu"),
+        *more,
+    ]
+
+
+@pytest.fixture
+def at_once(tmp_path: Path) -> Commands:
+    """Returns what runs commands as processes, several at once if need be."""
+    return Commands(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -120,21 +120,40 @@ def test_what_was_done_before_a_failure_is_not_done_again(
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
 
 
+@pytest.mark.parametrize("overtaken", ["before its last look", "after it"])
 def test_two_attempts_at_once_end_with_one_whole_file(
-    road: str, out: str, tmp_path: Path, contents: Contents
+    overtaken: str,
+    road: str,
+    out: str,
+    tmp_path: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     work = flaky(road, out, tmp_path, failures=0)
-    piece = next(iter(slices.plan.read(work.work.windows)))
-    path = f"{out}/{piece.output}"
-    footer = {"fingerprint": work.fingerprint(piece)}
-    with parquet.writer(path, work.schema, footer, **work.options):
-        slices.do_slice(work, piece)
-        whole = files.checksum(path)
-        # The slower attempt publishes last; done work is checked by its footer.
-    assert parquet.footer(path)["fingerprint"] == footer["fingerprint"]
-    Path(path).unlink()
-    assert slices.do_slice(work, piece)
-    assert files.checksum(path) == whole
+    piece = slices.plan.read(work.work.windows)[0]
+    path = Path(out, piece.output)
+    first: list[int] = []
+
+    def and_then_another(call: Callable[..., Any]) -> Callable[..., Any]:
+        def overtake(*args: Any) -> Any:
+            found = call(*args)
+            if not first:
+                first.append(0)  # the other attempt is not overtaken itself
+                slices.make(work, piece)
+                first[0] = path.stat().st_ino
+            return found
+
+        return overtake
+
+    if overtaken == "after it":
+        monkeypatch.setattr(slices, "_done", and_then_another(slices._done))
+    else:
+        monkeypatch.setattr(FuseSlices, "fill", and_then_another(FuseSlices.fill))
+    slices.make(work, piece)
+    assert (path.stat().st_ino == first[0]) == (overtaken != "after it")
+    assert files.checksum(str(path)) == files.checksum(f"{road}/fused/{piece.output}")
+    fuse.fuse_scores(fuse_config(road, out))
+    assert contents(out) == contents(f"{road}/fused")
 
 
 def test_a_truncated_output_is_named_and_its_cure_works(

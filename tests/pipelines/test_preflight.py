@@ -6,6 +6,7 @@ import http.server
 import json
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ class Flink:
                 self.send_response(404 if found is None else 200)
                 self.end_headers()
                 self.wfile.write(json.dumps(found).encode())
+
+            def do_PATCH(self) -> None:
+                answers.setdefault("cancelled", []).append(self.path)
+                self.send_response(202)
+                self.end_headers()
 
             def log_message(self, *_: object) -> None:
                 """Stays silent."""
@@ -276,14 +282,78 @@ def test_a_pool_on_other_machines_is_not_told_as_the_cause(
     assert not any(told in one for one in found(taskmanagers=managers()))
 
 
+PROCESS = [
+    *("--runner=FlinkRunner", "--environment_type=PROCESS"),
+    '--environment_config={"command": "/opt/boot.py"}',
+]
+
+
+def explained(master: str, job: str | None = "BeamApp-somebody") -> Any:
+    """Returns what is found out of a job of that name in Flink, and where to look."""
+    words = [*PROCESS, f"--flink_master={master}", "--parallelism=4"]
+    options = launch.pipeline_options.PipelineOptions(words)
+    result = types.SimpleNamespace(_job_id=f"{job}_7f3a") if job else None
+    return launch.causes.explain(options, result, [])
+
+
 def test_too_few_slots_are_named_as_the_cause(flink: Callable[..., str]) -> None:
-    options = launch.pipeline_options.PipelineOptions(
-        ["--runner=FlinkRunner", f"--flink_master={flink()}", "--parallelism=4"]
-    )
-    found, look = launch.causes.explain(options, None, [])
+    found, look = explained(flink())
     assert "too few slots: 3 tasks wait for one" in found[0]
     assert "has 4, 0 of them free, on 2 TaskManagers" in found[0]
     assert "#/job/running/abc/exceptions, where the job is RUNNING: no slot" in look[0]
+
+
+@pytest.mark.parametrize("job", [None, "BeamApp-another"])
+def test_another_commands_job_is_not_taken_for_this_ones(
+    job: str | None, flink: Callable[..., str]
+) -> None:
+    found, look = explained(master := flink(), job)
+    assert found == []
+    assert look[0].startswith(f"http://{master}/#/job/running, which may have this")
+    assert "abc" not in look[0]
+
+
+NAMESAKE = {**JOB, "jid": "def"}
+
+
+def test_jobs_of_one_name_are_not_told_apart(flink: Callable[..., str]) -> None:
+    found, look = explained(flink(**{"jobs/overview": {"jobs": [JOB, NAMESAKE]}}))
+    assert found == []
+    assert "2 jobs are called BeamApp-somebody" in look[0]
+    assert "none is cancelled there; give each a --job_name of its own" in look[0]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "cancelled"),
+    [
+        ([JOB], ["/jobs/abc"]),
+        ([JOB, NAMESAKE], []),
+        ([JOB, {**NAMESAKE, "name": "BeamApp-another"}], ["/jobs/abc"]),
+        ([JOB, {**NAMESAKE, "state": "FINISHED"}], ["/jobs/abc"]),
+    ],
+)
+def test_a_job_is_cancelled_only_if_no_other_has_its_name(
+    jobs: list[dict[str, Any]], cancelled: list[str], flink: Callable[..., str]
+) -> None:
+    asked: list[str] = []
+    master = flink(**{"jobs/overview": {"jobs": jobs}, "cancelled": asked})
+    cluster.end_flink_job(f"http://{master}", "BeamApp-somebody")
+    assert asked == cancelled
+
+
+STILLBORN = (
+    "java.lang.IllegalStateException: Process died with exit code 1\n"
+    "\tat org.apache.beam.runners.fnexecution.environment.ProcessManager"
+    "$RunningProcess.isAliveOrThrow(ProcessManager.java:75)"
+)
+
+
+def test_a_cause_that_the_job_restarts_for_is_named_while_it_does(
+    flink: Callable[..., str],
+) -> None:
+    told = {"root-exception": f"org.apache.flink.X\n{STILLBORN}"}
+    found, _ = explained(flink(**{"jobs/abc/exceptions": told}))
+    assert "/opt/boot.py, must become a worker" in found[1]
 
 
 PORTABLE = ["--runner=PortableRunner", "--job_endpoint=there:8099"]
@@ -348,3 +418,29 @@ def test_workers_of_another_python_or_beam_are_named_with_the_cure() -> None:
     assert "which has beam:version:sdk_base:apache/beam_python3.11_sdk:2.77.0," in told
     assert "one of them has beam:version:sdk_base:apache/beam_python3.12" in told
     assert "EXTERNAL: pool:50000" in told
+
+
+def test_a_command_that_becomes_no_worker_is_named_with_the_cure() -> None:
+    told = failure(
+        RuntimeError(f"Pipeline failed in state FAILED: {STILLBORN}"), PROCESS
+    )
+    assert "the command of --environment_config, /opt/boot.py, must become a wo" in told
+    assert "it ended with status 1 before it reported" in told
+    assert "Run `/opt/boot.py --help` there, as the TaskManager's user" in told
+    assert "python3 that it runs by (of boot.py the first on PATH)" in told
+    assert "able to import apache_beam" in told
+
+
+@pytest.mark.parametrize("module", ["schemas", "transforms.fuse", "train.evaluate"])
+def test_a_worker_without_our_package_is_named_with_the_cure(module: str) -> None:
+    error = RuntimeError(f"ModuleNotFoundError: No module named '{module}'")
+    told = failure(error, POOL)
+    assert "able to import this version of FuseBeam" in told
+    assert f"(No module named '{module}')" in told
+
+
+@pytest.mark.parametrize("module", ["gcsfs", "trainer", "schemas2.files"])
+def test_a_module_that_is_not_ours_is_not_told_as_fusebeam(module: str) -> None:
+    error = RuntimeError(f"ModuleNotFoundError: No module named '{module}'")
+    options = launch.pipeline_options.PipelineOptions(POOL)
+    assert launch.causes.failure(error, options) is None

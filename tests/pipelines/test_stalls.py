@@ -17,7 +17,7 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
-from deploy.flink.cluster import free_port
+from deploy.flink.cluster import POOL, free_port
 from pipelines import cluster, fuse, launch, watchdog
 from pipelines.watchdog import Watch
 from schemas import files, manifest, plan
@@ -49,23 +49,20 @@ Start = Callable[..., tuple[str, "subprocess.Popen[bytes]"]]
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Returns a function that starts a server of Beam's and waits till it answers."""
+    """Returns a function that starts a server and waits till it answers.
+
+    It takes Python's words; the last is the flag of the port.
+    """
     logs = tmp_path_factory.mktemp("logs")
     with contextlib.ExitStack() as stack:
 
         def begin(
-            module: str, flag: str, **environment: str
+            *words: str, **environment: str
         ) -> tuple[str, "subprocess.Popen[bytes]"]:
             port = free_port()
             log = stack.enter_context(open(logs / f"{port}.log", "wb"))
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    f"apache_beam.runners.{module}",
-                    flag,
-                    str(port),
-                ],
+                [sys.executable, *words, str(port)],
                 env={**os.environ, **environment},
                 stdout=log,
                 stderr=log,
@@ -83,13 +80,17 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 
 def job_server(start: Start) -> tuple[str, "subprocess.Popen[bytes]"]:
-    return start("portability.local_job_service_main", "-p")
+    module = "apache_beam.runners.portability.local_job_service_main"
+    return start("-m", module, "-p")
 
 
-def pool(start: Start, path: str, **more: str) -> str:
-    """Starts a pool whose `python` is the first on a path."""
-    module = "worker.worker_pool_main"
-    return start(module, "--service_port", PATH=path, **more)[0]
+BEAMS_POOL = ("-m", "apache_beam.runners.worker.worker_pool_main")
+OUR_POOL = (str(POOL),)
+
+
+def pool(start: Start, program: tuple[str, ...], path: str, **more: str) -> str:
+    """Starts a pool. Beam's workers run by the first `python` on the path."""
+    return start(*program, "--service_port", PATH=path, **more)[0]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_workers_that_cannot_import_beam_end_the_job_by_name(
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
     bare.chmod(0o755)
-    there = pool(start, f"{tmp_path}:{os.environ['PATH']}")
+    there = pool(start, BEAMS_POOL, f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(FusionError) as ended:
         run(out, flags(server, there))
     told = str(ended.value)
@@ -160,15 +161,16 @@ sys.meta_path.insert(0, Missing())
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("program", [BEAMS_POOL, OUR_POOL], ids=["Beam's", "ours"])
 def test_workers_that_cannot_import_the_package_end_the_job_by_name(
-    start: Start, server: str, out: str, tmp_path: Path
+    program: tuple[str, ...], start: Start, server: str, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(NOTHING_OF_OURS)
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     bare.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    there = pool(start, path, PYTHONPATH=str(tmp_path))
+    there = pool(start, program, path, PYTHONPATH=str(tmp_path))
     with pytest.raises(FusionError, match="able to import this version of FuseBeam"):
         launch.run(
             lambda root: root | beam.Create([7]) | beam.ParDo(slices._Call(len)),
