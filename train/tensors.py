@@ -1,4 +1,4 @@
-"""Names of the tensors that travel inside the trainer.
+"""Names of the tensors that travel inside the trainer and the merger.
 
 Axes: b rows of a batch, t positions of a row, n positions of a batch that count, k kept
 entries, v vocabulary, d hidden size. Shapes are checked under pytest only.
@@ -54,3 +54,6 @@ Kept = Bool[Tensor, "n k"]
 
 Tail = Float[Tensor, " n"]
 """Probability of all that is not kept."""
+
+Weight = Float[Tensor, "*shape"]
+"""One parameter of a model, of any shape; all that meet in one merge have the same."""
