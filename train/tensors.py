@@ -4,7 +4,7 @@ Axes: b rows of a batch, t positions of a row, n positions of a batch that count
 entries, v vocabulary, d hidden size. Shapes are checked under pytest only.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 Scalar = Float[Tensor, ""]
@@ -57,3 +57,9 @@ Tail = Float[Tensor, " n"]
 
 Weight = Float[Tensor, "*shape"]
 """One parameter of a model, of any shape; all that meet in one merge have the same."""
+
+Marks = Bool[Tensor, "*shape"]
+"""One truth value an element of a parameter."""
+
+Gram = Float64[Tensor, "n n"]
+"""Inner products of n parameters, or their cosines."""

@@ -7,65 +7,22 @@ checks the settings once and merges tensor by tensor::
     merged = methods.merge_tensors("ties", tensors, base, settings)
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from schemas import settings as words
-from train.merge import averages
+from train.merge import averages, sparsify
 from train.merge import settings as settled
 from train.merge.settings import Parameter
+from train.merge.table import METHODS, Method
+
+__all__ = ["METHODS", "Method", "Parameter", "merge_tensors", "settle"]
 
 KEYWORDS = {"lambda": "lambda_"}
 """Settings whose name Python keeps for itself, and the argument that takes them."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """One way of merging.
-
-    Attributes:
-      merge: takes the models' tensors, then the base unless `base` is "none", then the
-        generator where `seeded`, and the settings by name; returns the merged tensor.
-      base: whether it needs the tensor of a base, can take one, or takes none.
-      least: least number of models, the base apart.
-      most: greatest number of models; None: open.
-      seeded: whether it draws at random and so needs a generator.
-      parameters: its settings, by name.
-      source: citation.
-    """
-
-    merge: Callable[..., Tensor]
-    base: Literal["needed", "optional", "none"]
-    least: int
-    most: int | None
-    seeded: bool
-    parameters: Mapping[str, Parameter]
-    source: str
-
-
-METHODS: dict[str, Method] = {
-    "linear": Method(
-        merge=averages.linear,
-        base="none",
-        least=1,
-        most=None,
-        seeded=False,
-        parameters={
-            "weight": Parameter(
-                default=1.0, per_model=True, meaning="weight of each model, any number"
-            ),
-            "normalize": Parameter(
-                default=True, meaning="whether weights are divided by their sum"
-            ),
-        },
-        source="Wortsman et al. 2022, arXiv 2203.05482",
-    ),
-}
-"""Every method, by the name it has in recipes."""
 
 
 def settle(name: str, settings: Mapping[str, Any], models: int) -> dict[str, Any]:
@@ -81,7 +38,8 @@ def settle(name: str, settings: Mapping[str, Any], models: int) -> dict[str, Any
 
     Raises:
       ValueError: if there is no such method, it cannot merge that many models, or a
-        setting is unknown, missing, of the wrong type, length or range.
+        setting is unknown, missing, of the wrong type, length or range, or does not
+        fit the others.
     """
     method = _method(name)
     if models < method.least or (method.most is not None and models > method.most):
@@ -90,7 +48,14 @@ def settle(name: str, settings: Mapping[str, Any], models: int) -> dict[str, Any
             f"{name} must have at least {method.least}{most} models, the base apart, "
             f"got {models}"
         )
-    return settled.complete(name, method.parameters, settings, models)
+    found = settled.complete(name, method.parameters, settings, models)
+    if "epsilon" in found:
+        sparsify.check_epsilon(found["density"], found["epsilon"])
+    if name == "multislerp" and found["normalize_weights"]:
+        averages.normalized(found["weight"])
+    if name == "linear" and found["normalize"]:
+        averages.normalized(found["weight"])
+    return found
 
 
 def merge_tensors(
