@@ -7,6 +7,8 @@ Put end to end the windows are the text. A turn that is too long for a window of
 is cut as running text is, but not within a control token.
 """
 
+import functools
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
@@ -42,17 +44,17 @@ def cut_turns(
       FusionError: if one character alone is over a limit.
     """
     budget = max_tokens - windows.FRAME_TOKENS
+    count = functools.cache(count)  # each turn is asked for twice
 
     def fits(start: int, stop: int) -> bool:
         size = len(text[start:stop].encode()) if max_bytes is not None else 0
         return (max_bytes is None or size <= max_bytes) and count(start, stop) <= budget
 
     stops = [border for border in borders if 0 < border < len(text)] + [len(text)]
-    sizes: dict[int, int] = {}
     start = 0
     while start < len(text):
         first = bisect_right(stops, start)
-        guess = _farthest(start, stops[first:], count, sizes, budget)
+        guess = _farthest(start, stops[first:], count, budget)
         within = (s for s in reversed(stops[first : first + guess]) if fits(start, s))
         stop = next(within, None)
         if stop is None:
@@ -67,7 +69,6 @@ def _farthest(
     start: int,
     stops: Sequence[int],
     count: Callable[[int, int], int],
-    sizes: dict[int, int],
     budget: int,
 ) -> int:
     """Counts the turns that fit a window by the sum of their tokens; at least one.
@@ -76,17 +77,11 @@ def _farthest(
       start: where the window begins.
       stops: where turns end from there on.
       count: counts tokens.
-      sizes: tokens of turns by their ends, from their own beginnings; filled.
       budget: tokens that a window may hold.
     """
     total = 0
-    for place, stop in enumerate(stops):
-        if place == 0:
-            total = count(start, stop)
-        else:
-            if stop not in sizes:
-                sizes[stop] = count(stops[place - 1], stop)
-            total += sizes[stop]
+    for place, (begin, stop) in enumerate(itertools.pairwise([start, *stops])):
+        total += count(begin, stop)
         if total > budget:
             return max(1, place)
     return len(stops)
