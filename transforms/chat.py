@@ -55,8 +55,8 @@ def render(
         raise UnusableError("template_refused", detail) from error
     if found is None:
         detail = (
-            "what the template does with the turns must be seen, to tell answers apart;"
-            " mark answers in it by {% generation %} or write turns as they come"
+            "what comes from which turn must be seen in what the template makes of it,"
+            " but it changes the words; name one that does not by --chat_template"
         )
         raise UnusableError("unlocated_turns", detail)
     if not found.loss_spans:

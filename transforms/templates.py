@@ -151,6 +151,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         extensions=[_Generation, ext.loopcontrols],
     )
     made.filters["tojson"] = _to_json
+    del made.filters["random"], made.globals["lipsum"]  # another text each time
     made.globals["raise_exception"] = _refuse
     made.globals["namespace"] = _Namespace
     return made
