@@ -38,7 +38,7 @@ from schemas.fused import FusedRow
 from schemas.scores import Score
 from schemas.windows import Window
 from transforms import tokenizer
-from transforms.functional import codec, ranks, tail, weigh
+from transforms.functional import codec, counted, ranks, tail, weigh
 from transforms.tokenizer import Tokenizer
 
 _DIM, BOLD, RED, _GREEN, _OFF = (f"\x1b[{n}m" for n in (2, 1, 31, 32, 0))
@@ -62,22 +62,25 @@ class Page:
         return self.paint(text, _GREEN) if bits <= _CHEAP_BITS else text
 
     def window(self, window: Window) -> Iterator[str]:
-        """Shows a window: where it stands, and its text."""
+        """Shows a window: where it stands, what of it counts, and its text."""
         n_bytes = len(window.text.encode())
         start = window.byte_start
+        counts = ""
+        if window.loss_spans is not None:
+            size = counted.counted_bytes(n_bytes, window.loss_spans)
+            counts = f"  {size} bytes count"
         yield self.paint(
             f"window {window.window_id}  document {escapes.one_line(window.doc_id)}"
             f"  bytes {start}-{start + n_bytes}{' (its last)' * window.ends_document}"
-            f"  domain {escapes.one_line(window.domain or windows.DEFAULT_DOMAIN)}",
+            f"  domain {escapes.one_line(window.domain or windows.DEFAULT_DOMAIN)}"
+            f"{counts}",
             BOLD,
         )
         yield escapes.plain(window.text)
 
     def tokens(self, window: Window, own: Tokenizer) -> Iterator[str]:
         """Shows the tokens of a window, a line for each, with their byte spans."""
-        made = own.encode_window(
-            window.text, window.ends_document, window.control_spans
-        )
+        made = own.encode_window(window.text, window.eos_follows, window.control_spans)
         for m, (start, stop) in enumerate(itertools.pairwise(made.byte_ends), 1):
             token_id = int(made.token_ids[m])
             yield f"{f'{start}-{stop}':>11}  {shown(own, token_id):<18} {token_id:>6}"
@@ -90,7 +93,11 @@ class Page:
         if score.error is not None:
             yield self.paint(f"failed: {escapes.one_line(score.error)}", RED)
             return
-        yield f"{score.bits_per_byte:.3f} bits per byte over {score.n_bytes} bytes"
+        yield (
+            f"{score.bits_per_byte:.3f} bits per byte over {score.n_bytes} bytes"
+            if score.n_bytes
+            else "no byte of it counts"
+        )
         rest = tail.rest_mass(score)
         for t, logprob in enumerate(score.gold_logprob):
             bits = float(-logprob / np.log(2))

@@ -8,28 +8,24 @@ import functools
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import apache_beam as beam
 
-from pipelines import guards, launch, stage
+from pipelines import chats, guards, launch, left_out, slicing, stage
 from pipelines.watchdog import Watch
 from schemas import (
     corpora,
     documents,
     files,
     manifest,
-    parquet,
     plan,
     settings,
     windows,
 )
-from schemas.documents import Fields
-from schemas.errors import FusionError
 from schemas.manifest import Manifest
-from schemas.plan import Slice
 from schemas.settings import setting
-from transforms import ledger, lines, prepare, rejects, tokenizer
+from transforms import ledger, lines, prepare, tokenizer
 from transforms.attempts import Guards
 from transforms.functional import splits
 from transforms.prepare import AwaitUnits, Cut, DoUnits, Unit
@@ -66,6 +62,17 @@ class PrepareConfig:
     split_field: str | None = setting(
         None, help="field that names a record's split; left out: by hash of its text"
     )
+    chat_shape: Literal["auto", "messages", "conversations", "pairs"] | None = (
+        chats.chat_shape()
+    )
+    chat_field: str | None = chats.chat_field()
+    prompt_field: str | None = chats.prompt_field()
+    answer_field: str | None = chats.answer_field()
+    input_field: str = chats.input_field()
+    system_field: str = chats.system_field()
+    chat_template: str | None = chats.chat_template()
+    chat_model: str | None = chats.chat_model()
+    chat_date: str | None = chats.chat_date()
     splits: str = setting(
         "train=1",
         help="named shares of the documents, e.g. fusion=.8,dev=.1,heldout=.1; with"
@@ -114,6 +121,7 @@ class PrepareConfig:
                 f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
             )
         self.protected_splits()
+        chats.check(self)
         guards.of(self)
 
     def shares(self) -> dict[str, float]:
@@ -162,9 +170,11 @@ def units_of(config: PrepareConfig) -> list[Unit]:
 
 def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
     """Returns the fingerprints of what the windows are made from."""
+    chat = chats.chat_of(config)
     return {
         "corpus": corpus_digest(units),
         "tokenizers": [tokenizer.load(name).fingerprint for name in config.models],
+        **({} if chat is None else {"template": chat.template.fingerprint}),
     }
 
 
@@ -181,12 +191,7 @@ def cut_of(
     """Returns how the corpus is to be cut."""
     return Cut(
         output=config.output,
-        fields=Fields(
-            text=config.text_field,
-            id=config.id_field,
-            domain=config.domain_field,
-            split=config.split_field,
-        ),
+        fields=chats.fields_of(config),
         splits=config.shares(),
         protected=config.protected_splits(),
         tokenizers=config.models,
@@ -200,6 +205,7 @@ def cut_of(
             split: stage.identity(windows.STAGE, _settings(config, split), inputs)
             for split in config.shares()
         },
+        chat=chats.chat_of(config),
     )
 
 
@@ -241,9 +247,14 @@ def prepare_corpus(
             ),
             runner_flags,
             Watch("prepare", places, config.output, guarded.stall_timeout),
-            reads=[unit.path for unit in units],
+            reads=[*(unit.path for unit in units), *config.models, *_chat_model(cut)],
         )
     return {} if launch.left_alone(runner_flags) else describe()
+
+
+def _chat_model(cut: Cut) -> list[str]:
+    """Names the model whose chat template is used, and whose tokenizer tells more."""
+    return [] if cut.chat is None else [cut.chat.model]
 
 
 def _cut_all(
@@ -262,7 +273,7 @@ def _describe(config: PrepareConfig, inputs: Mapping[str, Any]) -> dict[str, Man
     cut = cut_of(config, inputs, ())
     listed = files.read_bytes(files.join(config.output, UNITS)).decode()
     units = [prepare.unit_of(cut, line) for line in listed.splitlines()]
-    rejects = _rejects(config, cut, units)
+    rejects = left_out.count(cut, units, config.inputs, config.max_reject_fraction)
     for place, names in (
         (prepare.REJECTS, {unit.rejects for unit in units}),
         (prepare.INDEX, {unit.part for unit in units}),
@@ -281,9 +292,11 @@ def _describe(config: PrepareConfig, inputs: Mapping[str, Any]) -> dict[str, Man
 
 def _shaping(config: PrepareConfig) -> dict[str, Any]:
     """Returns the settings that shape the windows, defaults made definite."""
+    chat = chats.chat_of(config)
     return {
         **settings.shaping(config),
         "protected": list(config.protected_splits()),
+        **({} if chat is None else {"chat_template": chat.template.text}),
     }
 
 
@@ -304,51 +317,6 @@ def _whole(
     )
 
 
-def _rejects(config: PrepareConfig, cut: Cut, units: Sequence[Unit]) -> Counter[str]:
-    """Counts what was left out by reason, and refuses too many rejects.
-
-    Raises:
-      FusionError: if there are too many, or a part is of another command's settings.
-    """
-    folder = files.join(config.output, prepare.REJECTS)
-    reasons: Counter[str] = Counter()
-    lists = [files.join(folder, unit.rejects) for unit in units]
-    contents = files.each(files.read_bytes, lists)
-    for content in contents:
-        reasons.update(rejects.reason_of(line) for line in content.splitlines())
-    parts = [
-        files.join(config.output, split, unit.part)
-        for split in config.shares()
-        for unit in units
-    ]
-    footers = files.each(parquet.footer, parts)
-    own = [cut.unit_fingerprint(unit) for _ in config.shares() for unit in units]
-    beside = [content for _ in config.shares() for content in contents]
-    for part, footer, wanted, listed in zip(parts, footers, own, beside, strict=True):
-        if footer["fingerprint"] != wanted or not rejects.belongs(listed, footer):
-            raise FusionError(
-                f"{part} must be of this command's settings when its folder is"
-                " described, but another command wrote it anew meanwhile; give each its"
-                " own folder, and repeat this one"
-            )
-    kept = sum(footer["documents"] for footer in footers)
-    if not kept and not reasons:
-        raise FusionError(
-            f"the corpus must hold a document, but {len(units)} files hold none; are"
-            f" {', '.join(config.inputs)} the right ones?"
-        )
-    bad = sum(n for reason, n in reasons.items() if reason != prepare.NEAR_DUPLICATE)
-    read = kept + sum(reasons.values())
-    if bad > config.max_reject_fraction * read:
-        found = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-        raise FusionError(
-            f"at most {config.max_reject_fraction:g} of the documents may be rejected,"
-            f" got {bad} of {read} ({found}); they are listed in {folder}: mend them,"
-            " or allow a share by --max_reject_fraction"
-        )
-    return reasons
-
-
 def _finish(
     config: PrepareConfig,
     folder: str,
@@ -359,47 +327,29 @@ def _finish(
 ) -> Manifest:
     """Writes the plan and the manifest of one split."""
     names = [unit.part for unit in units]
-    plan.write(folder, plan_slices(folder, names, config.slice_bytes))
-    left_out = {f"left_out_{reason}": n for reason, n in sorted(rejects.items())}
+    plan.write(folder, slicing.plan_slices(folder, names, config.slice_bytes))
+    lost = {f"left_out_{reason}": n for reason, n in sorted(rejects.items())}
     return stage.finish(
         folder,
         windows.STAGE,
         settings=_settings(config, split),
         inputs=inputs,
-        origins={"corpus": list(config.inputs), "tokenizers": list(config.models)},
+        origins=_origins(config),
         names=names,
         count=lambda footers: {
             **stage.total(footers, "documents", "windows", "text_bytes"),
-            **left_out,
+            **lost,
         },
     )
 
 
-def plan_slices(folder: str, names: Sequence[str], slice_bytes: int) -> list[Slice]:
-    """Groups the row groups of windows files into slices of about `slice_bytes`."""
-    slices: list[Slice] = []
-    footers = files.each(parquet.footer, [files.join(folder, name) for name in names])
-    for name, footer in zip(names, footers, strict=True):
-        groups, start = footer["groups"], 0
-        while start < len(groups):
-            stop, size = start, 0
-            while stop < len(groups) and (stop == start or size < slice_bytes):
-                size += groups[stop]["text_bytes"]
-                stop += 1
-            chosen = groups[start:stop]
-            slices.append(
-                Slice(
-                    index=len(slices),
-                    file=name,
-                    row_group_start=start,
-                    row_group_stop=stop,
-                    windows=sum(group["windows"] for group in chosen),
-                    text_bytes=size,
-                    digest=windows.slice_digest(group["digest"] for group in chosen),
-                )
-            )
-            start = stop
-    return slices
+def _origins(config: PrepareConfig) -> dict[str, Any]:
+    chat = chats.chat_of(config)
+    return {
+        "corpus": list(config.inputs),
+        "tokenizers": list(config.models),
+        **({} if chat is None else {"template": [chat.model]}),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
