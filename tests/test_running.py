@@ -43,7 +43,7 @@ JAVAS = {"--number_of_execution_retries", "--execution_retry_delay"}
 """Flags of Flink's runner, which its Java side alone knows."""
 
 # A flag of a command's own parser, and no field of settings.
-OWN = {"--help", "--output", "--dry_run", "--older_than"}
+OWN = {"--help", "--output", "--dry_run", "--older_than", "--only"}
 
 
 def blocks() -> list[str]:

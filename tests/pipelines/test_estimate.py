@@ -39,7 +39,7 @@ def job_of(road: str, corpus: list[str], models: dict[str, str]) -> Job:
             "target": score_config(road, models, "llama"),
             "neox": score_config(road, models, "neox"),
         },
-        fuse=fuse_config(road, ""),
+        fusions={"fused": fuse_config(road, "")},
         trainings=[TrainConfig(data="", model=models["llama"], output="", epochs=2.0)],
     )
 

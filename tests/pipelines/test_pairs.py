@@ -1,0 +1,208 @@
+"""Runs of recipes with pairs: what is done, what is not done again, and its bytes."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import fuse, recipe, run
+from pipelines.fuse import FuseConfig
+from pipelines.recipe import Recipe
+from schemas import files
+from schemas.errors import SchemaError
+from tests import small_run, tiny
+from train import trainer
+
+Contents = Callable[[str], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def sources(
+    tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]
+) -> dict[str, str]:
+    """Returns a source of another tokenizer than the pivot's, and one of the same."""
+    alike = tiny.llama(tmp_path_factory.mktemp("sources") / "alike", seed=5)
+    return {"other": models["neox"], "alike": str(alike)}
+
+
+def read(
+    folder: Path,
+    corpus: list[str],
+    models: Mapping[str, str],
+    sources: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+) -> Recipe:
+    """Writes a recipe of pairs, whose run's folder is `run` beside it, and reads it."""
+    text = small_run.recipe(
+        corpus,
+        models["llama"],
+        sources,
+        output=f"{folder}/run",
+        slice_bytes=4000,
+        prepare={
+            **small_run.TABLES["prepare"],
+            "models": [models["llama"], models["neox"]],
+        },
+        pairs={},
+        arms={"many": {"fusion": "fused"}},
+        train={
+            "epochs": 1,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "clm_weight": 0.5,
+            "threads": 1,
+        },
+        evaluate={"threads": 1},
+        **{"merges.mean": {"method": "linear"}},
+    )
+    (folder / "recipe.toml").write_text(text)
+    return recipe.read(f"{folder}/recipe.toml", overwrite=overwrite)
+
+
+@pytest.fixture(scope="module")
+def plan(
+    tmp_path_factory: pytest.TempPathFactory,
+    corpus: list[str],
+    models: dict[str, str],
+    sources: dict[str, str],
+) -> Recipe:
+    """Returns the recipe of a run that is done, of two pairs."""
+    made = read(tmp_path_factory.mktemp("pairs"), corpus, models, sources)
+    run.run(made)
+    return made
+
+
+def stamps(folder: str) -> dict[str, int]:
+    root = Path(folder)
+    return {
+        str(path.relative_to(root)): path.stat().st_mtime_ns
+        for path in root.rglob("*")
+        if path.is_file() and path.name != run.RESULT
+    }
+
+
+def weights(folder: str) -> str:
+    return files.checksum(f"{folder}/model.safetensors")
+
+
+def test_a_run_of_pairs_measures_every_target_and_merge(plan: Recipe) -> None:
+    rows = files.read_json(plan.folder(run.RESULT))["models"]
+    assert list(rows) == [
+        *("untouched", "many", "pair.other", "pair.alike"),
+        *("merge:mean", "source:other", "source:alike"),
+    ]
+    assert len({row["all"] for row in rows.values()}) == len(rows)
+
+
+@pytest.mark.parametrize("source", ["other", "alike"])
+def test_a_pair_is_what_fusing_and_training_by_hand_give(
+    source: str, plan: Recipe, contents: Contents, tmp_path: Path
+) -> None:
+    fused = fuse.fuse_scores(
+        FuseConfig(
+            windows=plan.folder("windows", "fusion"),
+            target=plan.folder("scores", "target"),
+            sources=(f"{source}={plan.folder('scores', source)}",),
+            output=str(tmp_path / "fused"),
+            granularity="document",
+            top_k=6,
+            seq_length=512,
+        )
+    )
+    assert fused is not None
+    assert fused.settings["sources"] == sorted([source, "target"])
+    pair = plan.folder("fusions", f"pair.{source}")
+    assert contents(str(tmp_path / "fused")) == contents(pair)
+    (arm,) = [arm for arm in plan.arms if arm.name == f"pair.{source}"]
+    trained = trainer.train(
+        dataclasses.replace(
+            plan.train(arm),
+            data=str(tmp_path / "fused"),
+            output=str(tmp_path / "model"),
+        )
+    )
+    assert weights(trained.output) == weights(plan.models[arm.name])
+    assert weights(trained.output) != weights(plan.models["many"])
+
+
+def test_a_second_run_writes_nothing(plan: Recipe) -> None:
+    before = stamps(plan.output)
+    table = files.read_json(plan.folder(run.RESULT))
+    run.run(plan)
+    assert stamps(plan.output) == before
+    assert files.read_json(plan.folder(run.RESULT)) == table
+
+
+@pytest.fixture
+def half(
+    tmp_path: Path, corpus: list[str], models: dict[str, str], sources: dict[str, str]
+) -> Recipe:
+    """Returns the recipe of a run of which one pair alone is done."""
+    made = read(tmp_path, corpus, models, sources)
+    run.run(made, only=["pair.other"])
+    return made
+
+
+def test_a_part_is_done_alone_and_the_rest_from_the_same_scores(
+    half: Recipe, plan: Recipe, contents: Contents
+) -> None:
+    root = Path(half.output)
+    for folder, names in {
+        "scores": {"target", "other"},
+        "fusions": {"pair.other"},
+        "models": {"pair.other"},
+    }.items():
+        assert {path.name for path in (root / folder).iterdir()} == names
+    assert not (root / "merged").exists()
+    first = files.read_json(half.folder(run.RESULT))["models"]
+    assert list(first) == ["pair.other"]
+    before = stamps(half.output)
+    run.run(half, only=["merge.mean"])
+    after = stamps(half.output)
+    assert {name: after[name] for name in before} == before
+    assert not (root / "fused").exists()
+    second = files.read_json(half.folder(run.RESULT))["models"]
+    assert list(second) == ["pair.other", "merge:mean"]
+    whole = files.read_json(plan.folder(run.RESULT))["models"]
+    assert second == {name: whole[name] for name in second}
+    for name in ("scores", "fusions"):
+        assert contents(half.folder(name)) == contents(plan.folder(name))
+    assert weights(half.models["merge:mean"]) == weights(plan.models["merge:mean"])
+
+
+def test_a_row_of_a_model_that_has_changed_leaves_the_table(half: Recipe) -> None:
+    shutil.rmtree(half.models["pair.other"])
+    run.run(half, only=["fusion.pair.other"])
+    assert not (Path(half.output) / "models" / "pair.other").exists()
+    assert run.evaluate_all(half, (), run.Stage("evaluate"))["models"] == {}
+
+
+def test_a_source_that_comes_later_costs_its_own_pair_and_the_merges(
+    plan: Recipe,
+    corpus: list[str],
+    models: dict[str, str],
+    sources: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(plan.output, tmp_path / "run")
+    late = {**sources, "late": str(tiny.llama(tmp_path / "late", seed=6))}
+    more = read(tmp_path, corpus, models, late)
+    before = stamps(more.output)
+    run.run(more, only=["pair.late"])
+    after = stamps(more.output)
+    assert {name: after[name] for name in before} == before
+    with pytest.raises(SchemaError, match="merged/mean was written with"):
+        run.run(more, only=["merge.mean"])
+    again = read(tmp_path, corpus, models, late, overwrite=True)
+    result = run.run(again, only=["merge.mean"])["models"]
+    changed = {n for n, at in stamps(more.output).items() if after.get(n) != at}
+    assert {name.split("/")[0] for name in changed} == {"merged", "evaluation"}
+    assert result["merge:mean"] != run_table(plan)["merge:mean"]
+
+
+def run_table(plan: Recipe) -> dict[str, Any]:
+    return dict(files.read_json(plan.folder(run.RESULT))["models"])
