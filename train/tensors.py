@@ -1,10 +1,10 @@
-"""Names of the tensors that travel inside the trainer.
+"""Names of the tensors that travel inside the trainer and the merger.
 
 Axes: b rows of a batch, t positions of a row, n positions of a batch that count, k kept
 entries, v vocabulary, d hidden size. Shapes are checked under pytest only.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 Scalar = Float[Tensor, ""]
@@ -54,3 +54,12 @@ Kept = Bool[Tensor, "n k"]
 
 Tail = Float[Tensor, " n"]
 """Probability of all that is not kept."""
+
+Weight = Float[Tensor, "*shape"]
+"""One parameter of a model, of any shape; all that meet in one merge have the same."""
+
+Marks = Bool[Tensor, "*shape"]
+"""One truth value an element of a parameter."""
+
+Gram = Float64[Tensor, "n n"]
+"""Inner products of n parameters, or their cosines."""

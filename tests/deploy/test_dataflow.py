@@ -43,7 +43,7 @@ STEPS = {
         "Index/Spread units",
         "Index/Do units",
         "Then/Await all",
-        "Then/List units",
+        "Then/Read",
         "Cut/Spread units",
         "Cut/Do units",
         "Describe/Await all",
@@ -68,7 +68,7 @@ WORK = {
     "prepare": {
         "List units/Read",
         "Index/Do units",
-        "Then/List units",
+        "Then/Read",
         "Cut/Do units",
         "Describe/Call",
     },

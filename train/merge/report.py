@@ -1,0 +1,93 @@
+"""What a merge would do, as lines for people."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from schemas import weights
+from train.merge import plan
+from train.merge.match import Sources
+from train.merge.plan import Shard, Tensor
+
+_HEADS = ("tensor", "shape", "type", "layer", "how")
+_FACTOR = 2
+"""A method holds about as much again as what it merges: differences, masks."""
+
+
+def lines(
+    sources: Sources, shards: Sequence[Shard], notes: Sequence[str]
+) -> Iterator[str]:
+    """Yields a line for each tensor, then what is to be noted, then the totals."""
+    tensors = [tensor for shard in shards for tensor in shard.tensors]
+    cells = [_HEADS, *map(_cells, tensors)]
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    for row in cells:
+        padded = [f"{text:<{width}}" for text, width in zip(row, widths, strict=False)]
+        yield "  ".join([*padded, row[4]])
+    for note in notes:
+        yield f"note: {note}"
+    yield from totals(sources, shards)
+
+
+def _cells(tensor: Tensor) -> tuple[str, ...]:
+    shape = " x ".join(map(str, tensor.shape)) or "one number"
+    return tensor.key, shape, tensor.dtype, tensor.layer or "-", how(tensor)
+
+
+def how(tensor: Tensor) -> str:
+    """Says how a tensor is made, in one line."""
+    if tensor.how != plan.MERGE:
+        return tensor.how
+    told = [f"{name}={_shown(value)}" for name, value in tensor.settings.items()]
+    return " ".join([tensor.method, *told, *(["by token"] if tensor.by_token else [])])
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def totals(sources: Sources, shards: Sequence[Shard]) -> Iterator[str]:
+    """Yields what is read, written and held in all."""
+    tensors = [tensor for shard in shards for tensor in shard.tensors]
+    names = ", ".join(one.name for one in sources.models)
+    read = sum(
+        place.stop - place.start
+        for tensor in tensors
+        for place in tensor.places
+        if place is not None
+    )
+    yield f"of {names}; the lead is {sources.models[sources.lead].name}"
+    yield (
+        f"{sum(t.elements for t in tensors):,} parameters in {len(tensors):,} tensors,"
+        f" {len(shards):,} files, {size(sum(s.bytes for s in shards))};"
+        f" {size(read)} to read"
+    )
+    most = max(tensors, key=held_bytes)
+    yield (
+        f"memory: {most.key} of all models takes {size(held_bytes(most))}; a worker"
+        f" needs about {size(_FACTOR * held_bytes(most))} beside what Python takes"
+    )
+
+
+def held_bytes(tensor: Tensor) -> int:
+    """Returns how many bytes a tensor of all models takes to compute with."""
+    return sum(
+        math.prod(place.shape) * max(4, weights.ITEM_BYTES[place.dtype])
+        for place in tensor.places
+        if place is not None
+    )
+
+
+def size(n_bytes: float) -> str:
+    """Writes a number of bytes for people.
+
+    Example:
+      >>> size(512), size(2_500_000), size(7.25e10)
+      ('512 B', '2.5 MB', '72.5 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
