@@ -21,6 +21,9 @@ Table = Mapping[str, Any]
 ALL_SOURCES = "fused"
 """The fusion of all sources, and the arm on it where a recipe names none."""
 
+ONE_MERGE = "merged"
+"""The merge of a recipe that has [merge] alone."""
+
 PAIR, FUSION, MERGE, SOURCE = "pair.", "fusion.", "merge.", "source."
 """What the names of these begin with, where one name could be of any."""
 
@@ -208,11 +211,15 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
     Raises:
       ValueError: if one names what is neither arm nor merge, or takes itself.
     """
-    tables: Table = given.get("merges", {"merged": {}} if "merge" in given else {})
+    tables: Table = given.get("merges", {ONE_MERGE: {}} if "merge" in given else {})
     known = [*arms, *(f"{MERGE}{name}" for name in tables)]
     shared, found = given.get("merge", {}), {}
     for name, table in tables.items():
         where = f"[merges.{name}]"
+        if name == ONE_MERGE and "merges" in given:
+            raise ValueError(
+                f"{where}: no merge may be called {name!r}, which is [merge] alone"
+            )
         own = {**shared, **table}
         models = _names(own, where, "models", known, "arms and merges")
         own.pop("models", None)

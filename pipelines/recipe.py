@@ -14,6 +14,7 @@ from pipelines import branches
 from pipelines.branches import (
     ALL_SOURCES,
     MERGE,
+    ONE_MERGE,
     SOURCE,
     SWEPT,
     UNTOUCHED,
@@ -22,6 +23,7 @@ from pipelines.branches import (
     Merge,
 )
 from pipelines.fuse import FuseConfig
+from pipelines.merge import Merging, read_table
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
 from schemas import files, settings
@@ -46,6 +48,8 @@ _OWN_KEYS_OF = {
     "fuse": ("target", "sources", "maps_only"),
     "pairs": ("target", "maps_only"),
     "fusions": ("target", "maps_only"),
+    "merge": ("show",),
+    "merges": ("show",),
 }
 """Those of single tables: [target] and [sources.NAME] say what is fused."""
 
@@ -99,10 +103,7 @@ class Recipe:
         return {
             UNTOUCHED: self.target,
             **{arm.name: self.folder("models", arm.name) for arm in self.arms},
-            **{
-                f"{MERGE[:-1]}:{m.name}": self.folder("merged", m.name)
-                for m in self.merges
-            },
+            **{f"{MERGE[:-1]}:{m.name}": self._merged(m.name) for m in self.merges},
             **{f"{SOURCE[:-1]}:{name}": at for name, at in self.sources.items()},
         }
 
@@ -160,7 +161,7 @@ class Recipe:
     def _fused(self, fusion: str) -> str:
         """Returns the folder of a fusion's rows."""
         below = () if fusion == ALL_SOURCES else (fusion,)
-        return self.folder("fusions" if below else "fused", *below)
+        return self.folder("fusions" if below else ALL_SOURCES, *below)
 
     def train(self, arm: Arm, rate: float | None = None) -> TrainConfig:
         """Settings of the training of an arm, at one of its rates where it has any."""
@@ -178,6 +179,24 @@ class Recipe:
         if given.get("checkpoints"):  # each run has its own below the folder
             given["checkpoints"] = files.join(given["checkpoints"], *where)
         return self._settings(TrainConfig, given, f"[train] and [arms.{arm.name}]")
+
+    def merge(self, merge: Merge) -> Merging:
+        """How arms are merged."""
+        places = {name.replace(":", "."): at for name, at in self.models.items()}
+        more = {"overwrite": True} if self.overwrite else {}
+        given = {
+            "base": self.target,
+            "output": self._merged(merge.name),
+            **merge.settings,
+            "models": [f"{name}={places[name]}" for name in merge.models],
+            **more,
+        }
+        return read_table(given, f"[merges.{merge.name}]")
+
+    def _merged(self, merge: str) -> str:
+        """Returns the folder of a merged model."""
+        below = () if merge == ONE_MERGE else (merge,)
+        return self.folder("merges" if below else ONE_MERGE, *below)
 
     def evaluate(self, name: str, model: str, split: str) -> EvaluateConfig:
         """Settings of the evaluation of one model on one split."""
@@ -266,7 +285,7 @@ def _check_named(kind: str, name: str, table: Any) -> None:
             " folders"
         )
     for key, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and kind != "merges":
             raise ValueError(
                 f"[{kind}.{name}] must hold settings, got a table {key!r}; a name with"
                 f' a dot stands in quotes: [{kind}."{name}.{key}"]'
@@ -314,5 +333,7 @@ def _check(recipe: Recipe) -> None:
                 f"[prepare]: splits must name {split!r}, which [splits] has or means,"
                 f" it names {', '.join(named)}"
             )
+    for merge in recipe.merges:
+        recipe.merge(merge)
     for name, model in recipe.models.items():
         recipe.evaluate(name, model, "heldout")

@@ -14,7 +14,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from pipelines import fuse, launch, prepare, recipe, score, selection, training
-from pipelines.branches import ALL_SOURCES
+from pipelines import merge as merging
+from pipelines.branches import ALL_SOURCES, Merge
 from pipelines.progress import Slices, Stage
 from pipelines.recipe import Recipe
 from schemas import files, manifest, settings
@@ -48,6 +49,8 @@ def run(
     for arm in work.arms:
         with Stage(f"train {arm.name}") as stage:
             training.train_arm(plan, arm, stage)
+    for merge in work.merges:
+        _merge(plan, merge, runner_flags)
     with Stage("evaluate") as stage:
         result = evaluate_all(plan, work.models, stage)
     for name, made in fused.items():
@@ -96,6 +99,13 @@ def _fuse(plan: Recipe, name: str, runner_flags: Sequence[str]) -> Manifest:
     return fused
 
 
+def _merge(plan: Recipe, merge: Merge, runner_flags: Sequence[str]) -> None:
+    with Stage(f"merge {merge.name}") as stage:
+        merged = merging.merge_models(plan.merge(merge), runner_flags)
+        assert merged is not None
+        stage.say(_counts(merged, "models", "tensors", "parameters"))
+
+
 def _counts(made: Manifest, *names: str) -> str:
     return ", ".join(f"{made.counts[n]:,} {n.replace('_', ' ')}" for n in names)
 
@@ -122,11 +132,17 @@ def evaluate_all(plan: Recipe, chosen: Collection[str], stage: Stage) -> dict[st
     return evaluate.summarize(found)
 
 
+def taught_of(fused: Manifest) -> dict[str, dict[str, int]]:
+    """Returns how many windows each source taught most, by domain."""
+    found: dict[str, dict[str, int]] = {}
+    for domain, name, count in rows.taught(fused.counts):
+        found.setdefault(domain, {})[name] = count
+    return found
+
+
 def taught_table(fused: Manifest, fusion: str = ALL_SOURCES) -> str:
     """Writes which share of a domain's windows each source of a fusion taught most."""
-    table: dict[str, dict[str, int]] = {}
-    for domain, name, count in rows.taught(fused.counts):
-        table.setdefault(domain, {})[name] = count
+    table = taught_of(fused)
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     head = "taught by" if fusion == ALL_SOURCES else f"{fusion} by"
     lines = [f"{head:<18}" + "".join(f"{name:>14}" for name in names)]

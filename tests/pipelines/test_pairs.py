@@ -157,7 +157,7 @@ def test_a_part_is_done_alone_and_the_rest_from_the_same_scores(
         "models": {"pair.other"},
     }.items():
         assert {path.name for path in (root / folder).iterdir()} == names
-    assert not (root / "merged").exists()
+    assert not (root / "merges").exists()
     first = files.read_json(half.folder(run.RESULT))["models"]
     assert list(first) == ["pair.other"]
     before = stamps(half.output)
@@ -195,12 +195,12 @@ def test_a_source_that_comes_later_costs_its_own_pair_and_the_merges(
     run.run(more, only=["pair.late"])
     after = stamps(more.output)
     assert {name: after[name] for name in before} == before
-    with pytest.raises(SchemaError, match="merged/mean was written with"):
+    with pytest.raises(SchemaError, match="merges/mean was written with"):
         run.run(more, only=["merge.mean"])
     again = read(tmp_path, corpus, models, late, overwrite=True)
     result = run.run(again, only=["merge.mean"])["models"]
     changed = {n for n, at in stamps(more.output).items() if after.get(n) != at}
-    assert {name.split("/")[0] for name in changed} == {"merged", "evaluation"}
+    assert {name.split("/")[0] for name in changed} == {"merges", "evaluation"}
     assert result["merge:mean"] != run_table(plan)["merge:mean"]
 
 

@@ -276,7 +276,7 @@ def test_merges_are_of_the_pairs_with_the_target_as_base(tmp_path: Path) -> None
     plan = read(tmp_path, PAIRWISE)
     assert [merge.models for merge in plan.merges] == [("pair.one", "pair.two")] * 2
     made = plan.merge(plan.merges[1])
-    assert made.output == "runs/x/merged/ties"
+    assert made.output == "runs/x/merges/ties"
     assert plan.models["merge:ties"] == made.output
     assert list(plan.models) == [
         *("untouched", "clm", "pair.one", "pair.two", "merge:linear", "merge:ties"),
@@ -338,8 +338,13 @@ def tables(*lines: str) -> str:
         (PAIRWISE.replace("[pairs]\nseq_length = 99", ""), "must hold 'models'"),
         (tables("[merges.a]", 'method = "tie"'), r"did you mean ties"),
         (
-            tables("[merges.a]", 'method = "slerp"', 'models = ["clm"]'),
-            r"\[merges\.a\].*slerp",
+            tables(
+                "[merges.a]",
+                'method = "slerp"',
+                'models = ["clm", "pair.one", "pair.two"]',
+                "settings = {t = 0.5}",
+            ),
+            r"\[merges\.a\].*slerp must have .* at most 2 models",
         ),
     ],
 )
