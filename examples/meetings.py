@@ -56,7 +56,7 @@ class Participant:
 
     def ends_with_eos(self, window: Window) -> bool:
         """Says whether its tokens of a window end with its EOS."""
-        return window.ends_document and self.tokenizer.eos_id is not None
+        return window.eos_follows and self.tokenizer.eos_id is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

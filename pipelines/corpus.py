@@ -14,9 +14,10 @@ from typing import Any
 from pipelines import prepare
 from pipelines.prepare import PrepareConfig
 from schemas import documents, files, manifest, parquet, settings, windows
-from schemas.documents import Document, Fields, Reject
+from schemas.documents import Reject
 from schemas.errors import SchemaError
 from schemas.manifest import Manifest
+from transforms import prepare as cutting
 from transforms.prepare import REJECTS, Unit
 
 _Kept = tuple[str, int, str]
@@ -27,6 +28,8 @@ def config_of(prepared: str, made: Manifest) -> PrepareConfig:
     """Returns the settings by which prepare wrote a split below `prepared`."""
     given = {name: made.settings[name] for name in made.settings if name != "split"}
     given |= {"inputs": made.origins["corpus"], "models": made.origins["tokenizers"]}
+    if "template" in made.origins:
+        (given["chat_model"],) = made.origins["template"]
     return settings.from_mapping(
         PrepareConfig, {**given, "output": prepared}, f"the settings of {prepared}"
     )
@@ -92,12 +95,7 @@ def _check_unit(
     prepared: str, unit: Unit, config: PrepareConfig, reasons: Counter[str]
 ) -> int:
     """Walks one input file; counts what was left out, returns what was kept."""
-    fields = Fields(
-        text=config.text_field,
-        id=config.id_field,
-        domain=config.domain_field,
-        split=config.split_field,
-    )
+    cut = prepare.cut_of(config, {}, [])
     listed = files.join(prepared, REJECTS, f"part-{unit.index:06d}.jsonl")
     left = _Turn(_rejects(listed))
     splits = [
@@ -105,7 +103,7 @@ def _check_unit(
         for name in config.shares()
     ]
     kept = 0
-    for row, record in enumerate(documents.read(unit.path, fields, unit.label)):
+    for row, record in enumerate(documents.read(unit.path, cut.fields, unit.label)):
         if left.next is not None and left.next["row"] == row:
             reasons[left.take()["reason"]] += 1
             continue
@@ -114,7 +112,9 @@ def _check_unit(
                 f"{unit.path}: record {row}, {record.reason}, must be listed in"
                 f" {listed}, but is not"
             )
-        _take(record, splits, f"{unit.path}: record {row}, document {record.doc_id!r},")
+        text = record.text if cut.chat is None else cutting.rendered(record, cut).text
+        place = f"{unit.path}: record {row}, document {record.doc_id!r},"
+        _take(record.doc_id, text, splits, place)
         kept += 1
     for turn in (left, *splits):
         if turn.next is not None:
@@ -140,15 +140,15 @@ class _Turn:
         return f"record {item['row']}" if isinstance(item, dict) else f"{item[0]!r}"
 
 
-def _take(record: Document, splits: list[_Turn], place: str) -> None:
+def _take(doc_id: str, whole: str, splits: list[_Turn], place: str) -> None:
     """Takes a document from the split whose turn it is.
 
     Raises:
       SchemaError: if it is no split's turn, or its windows are not the document.
     """
-    text = record.text.encode()
-    wanted = (record.doc_id, len(text), hashlib.blake2b(text).hexdigest())
-    named = [t for t in splits if t.next is not None and t.next[0] == record.doc_id]
+    text = whole.encode()
+    wanted = (doc_id, len(text), hashlib.blake2b(text).hexdigest())
+    named = [t for t in splits if t.next is not None and t.next[0] == doc_id]
     for turn in named:
         if turn.next == wanted:
             turn.take()

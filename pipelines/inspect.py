@@ -75,9 +75,7 @@ class Page:
 
     def tokens(self, window: Window, own: Tokenizer) -> Iterator[str]:
         """Shows the tokens of a window, a line for each, with their byte spans."""
-        made = own.encode_window(
-            window.text, window.ends_document, window.control_spans
-        )
+        made = own.encode_window(window.text, window.eos_follows, window.control_spans)
         for m, (start, stop) in enumerate(itertools.pairwise(made.byte_ends), 1):
             token_id = int(made.token_ids[m])
             yield f"{f'{start}-{stop}':>11}  {shown(own, token_id):<18} {token_id:>6}"

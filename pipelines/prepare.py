@@ -8,11 +8,11 @@ import functools
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import apache_beam as beam
 
-from pipelines import guards, launch, stage
+from pipelines import chats, guards, launch, slicing, stage
 from pipelines.watchdog import Watch
 from schemas import (
     corpora,
@@ -24,10 +24,8 @@ from schemas import (
     settings,
     windows,
 )
-from schemas.documents import Fields
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
-from schemas.plan import Slice
 from schemas.settings import setting
 from transforms import ledger, lines, prepare, rejects, tokenizer
 from transforms.attempts import Guards
@@ -66,6 +64,17 @@ class PrepareConfig:
     split_field: str | None = setting(
         None, help="field that names a record's split; left out: by hash of its text"
     )
+    chat_shape: Literal["auto", "messages", "conversations", "pairs"] | None = (
+        chats.chat_shape()
+    )
+    chat_field: str | None = chats.chat_field()
+    prompt_field: str | None = chats.prompt_field()
+    answer_field: str | None = chats.answer_field()
+    input_field: str = chats.input_field()
+    system_field: str = chats.system_field()
+    chat_template: str | None = chats.chat_template()
+    chat_model: str | None = chats.chat_model()
+    chat_date: str | None = chats.chat_date()
     splits: str = setting(
         "train=1",
         help="named shares of the documents, e.g. fusion=.8,dev=.1,heldout=.1; with"
@@ -114,6 +123,7 @@ class PrepareConfig:
                 f"max_reject_fraction must be in [0, 1], got {self.max_reject_fraction}"
             )
         self.protected_splits()
+        chats.check(self)
         guards.of(self)
 
     def shares(self) -> dict[str, float]:
@@ -162,9 +172,11 @@ def units_of(config: PrepareConfig) -> list[Unit]:
 
 def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
     """Returns the fingerprints of what the windows are made from."""
+    chat = chats.chat_of(config)
     return {
         "corpus": corpus_digest(units),
         "tokenizers": [tokenizer.load(name).fingerprint for name in config.models],
+        **({} if chat is None else {"template": chat.template.fingerprint}),
     }
 
 
@@ -181,12 +193,7 @@ def cut_of(
     """Returns how the corpus is to be cut."""
     return Cut(
         output=config.output,
-        fields=Fields(
-            text=config.text_field,
-            id=config.id_field,
-            domain=config.domain_field,
-            split=config.split_field,
-        ),
+        fields=chats.fields_of(config),
         splits=config.shares(),
         protected=config.protected_splits(),
         tokenizers=config.models,
@@ -200,6 +207,7 @@ def cut_of(
             split: stage.identity(windows.STAGE, _settings(config, split), inputs)
             for split in config.shares()
         },
+        chat=chats.chat_of(config),
     )
 
 
@@ -281,9 +289,11 @@ def _describe(config: PrepareConfig, inputs: Mapping[str, Any]) -> dict[str, Man
 
 def _shaping(config: PrepareConfig) -> dict[str, Any]:
     """Returns the settings that shape the windows, defaults made definite."""
+    chat = chats.chat_of(config)
     return {
         **settings.shaping(config),
         "protected": list(config.protected_splits()),
+        **({} if chat is None else {"chat_template": chat.template.text}),
     }
 
 
@@ -359,14 +369,14 @@ def _finish(
 ) -> Manifest:
     """Writes the plan and the manifest of one split."""
     names = [unit.part for unit in units]
-    plan.write(folder, plan_slices(folder, names, config.slice_bytes))
+    plan.write(folder, slicing.plan_slices(folder, names, config.slice_bytes))
     left_out = {f"left_out_{reason}": n for reason, n in sorted(rejects.items())}
     return stage.finish(
         folder,
         windows.STAGE,
         settings=_settings(config, split),
         inputs=inputs,
-        origins={"corpus": list(config.inputs), "tokenizers": list(config.models)},
+        origins=_origins(config),
         names=names,
         count=lambda footers: {
             **stage.total(footers, "documents", "windows", "text_bytes"),
@@ -375,31 +385,13 @@ def _finish(
     )
 
 
-def plan_slices(folder: str, names: Sequence[str], slice_bytes: int) -> list[Slice]:
-    """Groups the row groups of windows files into slices of about `slice_bytes`."""
-    slices: list[Slice] = []
-    footers = files.each(parquet.footer, [files.join(folder, name) for name in names])
-    for name, footer in zip(names, footers, strict=True):
-        groups, start = footer["groups"], 0
-        while start < len(groups):
-            stop, size = start, 0
-            while stop < len(groups) and (stop == start or size < slice_bytes):
-                size += groups[stop]["text_bytes"]
-                stop += 1
-            chosen = groups[start:stop]
-            slices.append(
-                Slice(
-                    index=len(slices),
-                    file=name,
-                    row_group_start=start,
-                    row_group_stop=stop,
-                    windows=sum(group["windows"] for group in chosen),
-                    text_bytes=size,
-                    digest=windows.slice_digest(group["digest"] for group in chosen),
-                )
-            )
-            start = stop
-    return slices
+def _origins(config: PrepareConfig) -> dict[str, Any]:
+    chat = chats.chat_of(config)
+    return {
+        "corpus": list(config.inputs),
+        "tokenizers": list(config.models),
+        **({} if chat is None else {"template": [chat.model]}),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipelines import prepare
+from pipelines import chats, prepare
 from pipelines.prepare import PrepareConfig
 from schemas import corpora, parquet, samples, windows
-from schemas.documents import Document, Fields
+from schemas.checked import UnusableError
+from schemas.documents import Document, Reject
 from schemas.errors import FusionError
-from schemas.samples import Sample
+from schemas.samples import Piece, Sample
 from schemas.windows import Window
 from transforms import prepare as cutting
+from transforms.prepare import Cut
 from transforms.tokenizer import Tokenizer
 
 _LONGEST_CHARS = 1 << 18
@@ -50,12 +52,14 @@ def take(config: PrepareConfig, max_bytes: int, seed: int) -> Sample:
       FileNotFoundError: if an input matches no file.
       FusionError: if the sample holds no document; names why.
     """
-    fields = Fields(
-        text=config.text_field, domain=config.domain_field, split=config.split_field
-    )
+    fields = dataclasses.replace(chats.fields_of(config), id=None)
     made = samples.take(
         corpora.expand(config.inputs), fields, max_bytes, np.random.default_rng(seed)
     )
+    if config.chat_shape is not None:
+        cut = prepare.cut_of(config, {}, [])
+        pieces = tuple(_rendered(piece, cut) for piece in made.pieces)
+        made = dataclasses.replace(made, pieces=pieces)
     if not made.documents:
         found = ", ".join(f"{n} {reason}" for reason, n in made.rejects.items())
         raise FusionError(
@@ -64,6 +68,21 @@ def take(config: PrepareConfig, max_bytes: int, seed: int) -> Sample:
             " right ones, and is the text's field named right?"
         )
     return made
+
+
+def _rendered(piece: Piece, cut: Cut) -> Piece:
+    """Puts in place of the text of dialogues what a template makes of them."""
+    records: list[Document | Reject] = []
+    for record in piece.records:
+        try:
+            if isinstance(record, Document):
+                text = cutting.rendered(record, cut).text
+                record = dataclasses.replace(record, text=text)
+        except UnusableError as error:
+            record = cutting.left_out(piece.path, record, *error.args)
+        records.append(record)
+    texts = [len(r.text.encode()) for r in records if isinstance(r, Document)]
+    return dataclasses.replace(piece, records=tuple(records), text_bytes=sum(texts))
 
 
 def split_share(config: PrepareConfig, sample: Sample, split: str) -> float:
@@ -124,4 +143,7 @@ def measure(
 def _positions(own: Tokenizer, made: Sequence[Window]) -> int:
     """Counts the tokens that a model predicts: a window's own, and EOS at the end."""
     ends = own.eos_id is not None
-    return sum(own.count(w.text) + (ends and w.ends_document) for w in made)
+    return sum(
+        own.count_window(w.text, w.control_spans or ()) + (ends and w.eos_follows)
+        for w in made
+    )

@@ -8,23 +8,20 @@ import contextlib
 import dataclasses
 import gzip
 import io
-import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from schemas import files, parquet
+from schemas import checked, dialogues, files, parquet
+from schemas.checked import MAX_DOCUMENT_BYTES, Record
+from schemas.dialogues import Shape, Turn
 from schemas.errors import SchemaError
 
-Record = bytes | dict[str, Any]
-
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
-MAX_DOCUMENT_BYTES = 1 << 30
-"""A longer line is refused, so that a broken or hostile file cannot fill memory."""
 MAX_BATCH_BYTES = 1 << 26
 """Rows of a Parquet file become strings together up to about this size."""
 
@@ -43,6 +40,8 @@ class Document:
       row: its row in its file, or its line, blank ones counted; from 0.
       domain: its label.
       split: the split that it names.
+      turns: its messages, where it is a dialogue. Its text is then what users and
+        assistant say, which tells copies apart under any template.
     """
 
     doc_id: str
@@ -50,6 +49,7 @@ class Document:
     row: int = 0
     domain: str | None = None
     split: str | None = None
+    turns: tuple[Turn, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +73,33 @@ class Reject:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fields:
-    """Names of a record's fields: its text; and its id, domain and split, if any."""
+    """Names of a record's fields: its text; and its id, domain and split, if any.
+
+    Attributes:
+      text: the text.
+      id: the id.
+      domain: the label.
+      split: the split.
+      dialogue: where the messages stand that are read in place of the text.
+    """
 
     text: str = "text"
     id: str | None = None
     domain: str | None = None
     split: str | None = None
+    dialogue: Shape | None = None
+
+    def columns(self, there: Sequence[str]) -> list[str]:
+        """Names the columns to read of those that a Parquet file has.
+
+        Those of a dialogue may stand under several names, and are looked for in each
+        record; the others must be there, and are named even where they are not.
+        """
+        must = (self.id, self.domain, self.split)
+        may = self.dialogue.columns() if self.dialogue else ()
+        text = [] if self.dialogue else [self.text]
+        named = [*text, *(m for m in must if m is not None)]
+        return list(dict.fromkeys([*named, *(name for name in may if name in there)]))
 
 
 def check_suffix(path: str) -> None:
@@ -177,8 +198,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yields the rows of a Parquet file, so many at once as memory holds easily."""
     file = pq.ParquetFile(raw, page_checksum_verification=True)
-    named = (fields.text, fields.id, fields.domain, fields.split)
-    wanted = [name for name in named if name is not None]
+    wanted = fields.columns(file.schema_arrow.names)
     for name in wanted:
         if name not in file.schema_arrow.names:
             raise SchemaError(
@@ -193,7 +213,7 @@ def _batches(
         yield from file.iter_batches(
             batch_size=min(256, max(1, rows_that_fit)),
             row_groups=[number],
-            columns=list(dict.fromkeys(wanted)),
+            columns=wanted,
         )
 
 
@@ -204,19 +224,31 @@ def _values(column: pa.Array) -> Iterator[Any]:
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_string(column.type):
-        column = column.cast(pa.binary())
-    elif pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
+    column = column.cast(_undecoded(column.type))
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         yield from column.to_pylist()
         return
     for value in column:
         block = value.as_buffer()
         if block is not None and block.size > MAX_DOCUMENT_BYTES:
-            yield _TooLong(block.size)
+            yield checked.TooLong(block.size)
         else:
             yield value.as_py()
+
+
+def _undecoded(kind: pa.DataType) -> pa.DataType:
+    """Returns a type with bytes in place of text, however deep it lies."""
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_undecoded(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_undecoded(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _undecoded(field.type)) for field in kind])
+    return kind
 
 
 def unpacked(path: str, raw: Any) -> Any:
@@ -274,99 +306,25 @@ def lines(path: str, stream: Any) -> Iterator[tuple[int, bytes]]:
             yield row, line
 
 
-class _TooLong(int):
-    """Stands for a value that is not read: its bytes."""
-
-
-class _UnusableError(Exception):
-    """A record cannot be used: args are the reason and the detail of its reject."""
-
-
 def document_of(
     record: Record, fields: Fields, label: str, name: str, row: int
 ) -> Document | Reject:
     """Turns one record into a document, or says what is wrong with it."""
     doc_id = f"{label}:{row}"
     try:
-        content = _parsed(record)
+        content = checked.parsed(record)
         if fields.id is not None:
-            doc_id = _id(content.get(fields.id), fields.id)
-        domain = _domain(content, fields.domain)
-        split = _split(content, fields.split)
-        text = _text(content.get(fields.text), fields.text)
-    except _UnusableError as error:
+            doc_id = checked.id_of(content.get(fields.id), fields.id)
+        domain = checked.domain_of(content, fields.domain)
+        split = checked.split_of(content, fields.split)
+        turns = fields.dialogue and dialogues.turns_of(content, fields.dialogue)
+        if turns:
+            text = dialogues.said(turns)
+        else:
+            text = checked.text_of(content.get(fields.text), fields.text)
+    except checked.UnusableError as error:
         reason, detail = error.args
         return Reject(file=name, row=row, doc_id=doc_id, reason=reason, detail=detail)
-    return Document(doc_id=doc_id, text=text, row=row, domain=domain, split=split)
-
-
-def _parsed(record: Record) -> dict[str, Any]:
-    if isinstance(record, dict):
-        return {name: _decoded(value, name) for name, value in record.items()}
-    try:
-        content = json.loads(record)
-    except UnicodeDecodeError as error:
-        raise _UnusableError("invalid_utf8", "a line must be UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        detail = "a line must be one JSON object"
-        raise _UnusableError("invalid_json", detail) from error
-    if not isinstance(content, dict):
-        raise _UnusableError("invalid_json", "a line must be a JSON object, no value")
-    return content
-
-
-def _decoded(value: Any, field: str) -> Any:
-    """Decodes bytes; leaves any other value."""
-    if isinstance(value, _TooLong):
-        detail = f"field {field!r} must hold at most {MAX_DOCUMENT_BYTES} bytes"
-        raise _UnusableError("too_long", f"{detail}, got {int(value)}")
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise _UnusableError(
-            "invalid_utf8", f"field {field!r} must be UTF-8"
-        ) from error
-
-
-def _id(value: Any, field: str) -> str:
-    if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-        return _sound(str(value), field)
-    raise _UnusableError("missing_id", f"field {field!r} must be a string or a number")
-
-
-def _domain(content: dict[str, Any], field: str | None) -> str | None:
-    domain = content.get(field) if field is not None else None
-    if domain is None:
-        return None
-    if isinstance(domain, str) and domain not in ("", "all"):
-        return _sound(domain, str(field))
-    detail = f"field {field!r} must be a string, and not 'all', which is the sum"
-    raise _UnusableError("invalid_domain", detail)
-
-
-def _split(content: dict[str, Any], field: str | None) -> str | None:
-    if field is None:
-        return None
-    if isinstance(split := content.get(field), str) and split:
-        return _sound(split, field)
-    raise _UnusableError("missing_split", f"field {field!r} must name a split")
-
-
-def _text(text: Any, field: str) -> str:
-    if not isinstance(text, str):
-        raise _UnusableError("missing_text", f"field {field!r} must be a string")
-    if not text:
-        raise _UnusableError("empty_text", "the text must hold a character")
-    return _sound(text, field)
-
-
-def _sound(text: str, field: str) -> str:
-    """Refuses half a character, which JSON's escapes can spell and no UTF-8 holds."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        detail = f"field {field!r} must hold whole characters, not half of a pair"
-        raise _UnusableError("invalid_utf8", detail) from error
-    return text
+    return Document(
+        doc_id=doc_id, text=text, row=row, domain=domain, split=split, turns=turns
+    )

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from schemas import documents, files
-from schemas.documents import Document, Fields, Record, Reject
+from schemas import checked, documents, files
+from schemas.checked import Record
+from schemas.documents import Document, Fields, Reject
 
 PLACES = 64
 """Places that a sample is read at, at most."""
@@ -195,7 +196,7 @@ def _lines(path: str, raw: Any, place: float) -> Iterator[tuple[Record, float]]:
     """Yields lines, each with the bytes of the file read up to its end."""
     if start := int(place * files.size(path)):
         raw.seek(start)
-        raw.readline(documents.MAX_DOCUMENT_BYTES)  # the rest of a line
+        raw.readline(checked.MAX_DOCUMENT_BYTES)  # the rest of a line
         if not raw.read(1):
             start = 0  # it was the last line: go on at the file's begin
         raw.seek(raw.tell() - 1 if start else 0)

@@ -29,7 +29,7 @@ class Window:
       doc_id: the document it is cut from.
       text: the piece itself.
       byte_start: where it starts in the document's UTF-8.
-      ends_document: whether it is the document's last window, after which EOS comes.
+      ends_document: whether it is the document's last window.
       domain: label of the document, or None.
       loss_spans: [start, stop) byte spans that count, flat; None = all of the text.
       control_spans: [start, stop) byte spans that a chat template wrote, flat; None =
@@ -49,6 +49,19 @@ class Window:
         """Refuses an empty window."""
         if not self.text:
             raise SchemaError(f"a window must hold text, {self.window_id} holds none")
+
+    @property
+    def eos_follows(self) -> bool:
+        """Whether EOS comes behind it: where its document ends, and nothing closed it.
+
+        A chat template that writes an end of turn last has closed the dialogue: a
+        second end is nothing that a model should learn.
+        """
+        if not self.ends_document or not self.control_spans:
+            return self.ends_document
+        start, stop = self.control_spans[-2:]
+        raw = self.text.encode()
+        return stop < len(raw) or not raw[start:stop].strip()
 
 
 SCHEMA = pa.schema(

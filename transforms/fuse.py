@@ -191,7 +191,7 @@ class FuseSlices:
         weights = self.mixing.weigh(costs, window.domain)
         mixture = self._mix(window, projected, weights)
         if weights.ndim == 2:
-            each = weights[mixture.covered]
+            each = weights[mixture.covered & rows.loss_positions(window, target)]
             weights = each.mean(axis=0) if len(each) else np.zeros(len(pairs))
         weights = weights.astype(np.float32)  # as stored: readers see the same maximum
         return FusedWindow(

@@ -10,23 +10,24 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
 from schemas import documents, files, manifest, parquet, windows
+from schemas.checked import UnusableError
 from schemas.documents import Document, Fields, Reject
 from schemas.errors import FusionError, SchemaError
 from schemas.windows import Window
-from transforms import attempts, rejects, tokenizer
+from transforms import attempts, chat, parts, rejects, tokenizer
 from transforms.attempts import Guards
+from transforms.chat import Chat
 from transforms.functional import splits
 from transforms.functional import windows as cutting
 from transforms.functional.splits import ProtectedIndex
+from transforms.functional.turns import Rendering
 from transforms.tokenizer import Tokenizer
 
 NEAR_DUPLICATE = "near_duplicate"
@@ -85,6 +86,7 @@ class Cut:
       fingerprint: digest of all that shapes the output.
       overwrite: whether files of other settings are written anew.
       identities: fingerprint of each split's manifest.
+      chat: how dialogues become text; None where documents are text.
     """
 
     output: str
@@ -99,6 +101,7 @@ class Cut:
     fingerprint: str
     overwrite: bool = False
     identities: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    chat: Chat | None = None
 
     def folder(self, split: str) -> str:
         """Returns the windows folder of a split."""
@@ -180,8 +183,8 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
         return False
     left_out: list[Reject] = []
     with contextlib.ExitStack() as stack:
-        parts = {
-            name: _Part(
+        written = {
+            name: parts.Part(
                 stack.enter_context(
                     parquet.writer(path, windows.SCHEMA, {"fingerprint": fingerprint})
                 ),
@@ -193,13 +196,13 @@ def cut_unit(cut: Cut, unit: Unit) -> bool:
             if isinstance(record, Reject):
                 left_out.append(record)
             else:
-                split, document = record
-                parts[split].add(cut_document(document, cut))
+                split, made = record
+                written[split].add(made)
         # Before the parts are published: a unit whose parts are there is whole.
         told = rejects.write(listed, left_out)
-        for part in parts.values():
+        for part in written.values():
             part.close(told)
-    for split, part in parts.items():
+    for split, part in written.items():
         assert part.tables.entry is not None
         if split in cut.identities:
             manifest.remove_other(cut.folder(split), cut.identities[split])
@@ -215,8 +218,8 @@ def _listed(path: str, parts: Iterable[str]) -> bool:
     return all(rejects.belongs(content, parquet.footer(part)) for part in parts)
 
 
-def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
-    """Yields a unit's documents with their splits, and what is left out."""
+def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, list[Window]]]:
+    """Yields the windows of a unit's documents with their splits; what is left out."""
     guarded = [name for name in cut.splits if name not in cut.protected]
     index = None
     if cut.protected and guarded:
@@ -230,17 +233,27 @@ def _placed(cut: Cut, unit: Unit) -> Iterator[Reject | tuple[str, Document]]:
         guard = index if split not in cut.protected else None
         if split not in cut.splits:
             detail = f"split must be one of {', '.join(cut.splits)}, got {split!r}"
-            yield _left_out(unit, record, "unknown_split", detail)
+            yield left_out(unit.path, record, "unknown_split", detail)
         elif guard and guard.overlap(splits.shingles(record.text)).is_near_copy:
             detail = f"of a protected document; it would be in {split}"
-            yield _left_out(unit, record, NEAR_DUPLICATE, detail)
+            yield left_out(unit.path, record, NEAR_DUPLICATE, detail)
         else:
-            yield split, record
+            yield _cut_or_left_out(cut, unit, split, record)
 
 
-def _left_out(unit: Unit, document: Document, reason: str, detail: str) -> Reject:
+def _cut_or_left_out(
+    cut: Cut, unit: Unit, split: str, document: Document
+) -> Reject | tuple[str, list[Window]]:
+    try:
+        return split, cut_document(document, cut)
+    except UnusableError as error:
+        return left_out(unit.path, document, *error.args)
+
+
+def left_out(path: str, document: Document, reason: str, detail: str) -> Reject:
+    """Lists a document of a file among what is left out."""
     return Reject(
-        file=files.name_of(unit.path),
+        file=files.name_of(path),
         row=document.row,
         doc_id=document.doc_id,
         reason=reason,
@@ -248,8 +261,27 @@ def _left_out(unit: Unit, document: Document, reason: str, detail: str) -> Rejec
     )
 
 
+def rendered(document: Document, cut: Cut) -> Rendering:
+    """Renders a dialogue.
+
+    Raises:
+      UnusableError: if the template cannot.
+    """
+    assert cut.chat is not None
+    models = dict.fromkeys((cut.chat.model, *cut.tokenizers))
+    return chat.render(document, cut.chat.template, [*map(tokenizer_of, models)])
+
+
 def cut_document(document: Document, cut: Cut) -> list[Window]:
-    """Cuts a document into its windows, in order."""
+    """Cuts a document into its windows, in order.
+
+    Raises:
+      UnusableError: if it is a dialogue that the template cannot render.
+    """
+    if cut.chat is not None:
+        owners = [tokenizer_of(name) for name in cut.tokenizers]
+        found = rendered(document, cut)
+        return chat.cut(document, found, owners, cut.max_tokens, cut.max_bytes)
     counters = [tokenizer_of(name).count for name in cut.tokenizers]
     pieces = list(
         cutting.cut_document(document.text, counters, cut.max_tokens, cut.max_bytes)
@@ -268,47 +300,6 @@ def cut_document(document: Document, cut: Cut) -> list[Window]:
         )
         start += len(piece.encode())
     return made
-
-
-class _Part:
-    """The windows file of one split, written a row group at a time."""
-
-    def __init__(self, tables: parquet.TableWriter, group_windows: int) -> None:
-        self.tables = tables
-        self._size = group_windows
-        self._waiting: list[Window] = []
-        self._groups: list[dict[str, Any]] = []
-        self._counts: Counter[str] = Counter()
-
-    def add(self, document: Sequence[Window]) -> None:
-        """Takes the windows of one document."""
-        self._counts["documents"] += 1
-        self._waiting += document
-        while len(self._waiting) >= self._size:
-            self._flush(self._waiting[: self._size])
-            self._waiting = self._waiting[self._size :]
-
-    def close(self, told: str) -> None:
-        """Writes what waits, and the footer; `told` is the digest of the rejects."""
-        if self._waiting:
-            self._flush(self._waiting)
-        self.tables.footer[rejects.KEY] = told
-        self.tables.footer.update(
-            documents=self._counts["documents"],
-            windows=self.tables.rows,
-            text_bytes=sum(group["text_bytes"] for group in self._groups),
-            groups=self._groups,
-        )
-
-    def _flush(self, group: list[Window]) -> None:
-        self.tables.write(windows.to_table(group))
-        self._groups.append(
-            {
-                "windows": len(group),
-                "text_bytes": sum(len(w.text.encode()) for w in group),
-                "digest": windows.ids_digest(w.window_id for w in group),
-            }
-        )
 
 
 def unit_of(cut: Cut, line: str) -> Unit:

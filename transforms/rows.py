@@ -51,14 +51,18 @@ class FusedWindow:
 def loss_positions(window: Window, score: Score) -> np.ndarray:
     """Says which positions of a window count: those whose token has bytes that do.
 
-    With no loss spans all count, the EOS too.
+    With no loss spans all count, the EOS too. With such, the EOS counts behind an
+    answer that ends the text, as then nothing else tells the model to stop.
 
     Returns:
       (t,) truth values, t = tokens - 1.
     """
     if window.loss_spans is None:
         return np.ones(len(score.token_ids) - 1, np.bool_)
-    return counted.counted_tokens(score.byte_ends, window.loss_spans)[1:]
+    counts = counted.counted_tokens(score.byte_ends, window.loss_spans)[1:]
+    if window.eos_follows and window.loss_spans[-1:] == (int(score.byte_ends[-1]),):
+        counts[-1] = True
+    return counts
 
 
 def cut_chosen(

@@ -360,7 +360,7 @@ def _encode_plain(
     try:
         yield from tokenizer.encode_windows(
             [window.text for window in windows],
-            [window.ends_document for window in windows],
+            [window.eos_follows for window in windows],
         )
     except AlignmentError as error:
         if len(windows) == 1:
@@ -374,7 +374,7 @@ def _encode_plain(
 def _encode_chat(tokenizer: Tokenizer, window: Window) -> Encoding | str:
     try:
         return tokenizer.encode_window(
-            window.text, window.ends_document, window.control_spans
+            window.text, window.eos_follows, window.control_spans
         )
     except AlignmentError as error:
         return str(error)

@@ -11,7 +11,7 @@ control token, whatever it spells.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,9 @@ class Tokenizer:
         """Tokenizes a window, with the start token, and EOS where its document ends.
 
         The start token has the empty span at 0, EOS the empty span at the end. A
-        model without EOS gets none.
+        model without EOS gets none. Where a chat template wrote the model's own start
+        token in front, that is not read a second time: the token behind it covers its
+        bytes.
 
         Args:
           text: the window's text.
@@ -147,23 +149,52 @@ class Tokenizer:
         """Counts a text's tokens, without start token and EOS."""
         return self._backend.beginning.count(text)
 
+    @property
+    def controls(self) -> tuple[control.Spelling, ...]:
+        """How it spells its control tokens."""
+        return self._backend.controls
+
+    def count_window(self, text: str, control_spans: Sequence[int]) -> int:
+        """Counts a window's tokens, without start token and EOS."""
+        pieces = self._between_controls(text, control_spans)
+        return sum(
+            reader.count(between) + (token is not None)
+            for reader, between, token in pieces
+        )
+
     def _encode_chat(self, text: str, control_spans: Sequence[int]) -> Encoding:
         """Tokenizes the texts between control tokens, and puts all in order."""
-        raw = text.encode()
-        found = control.find_control_tokens(text, control_spans, self._backend.controls)
         ids: list[TokenIds] = []
         ends: list[ByteEnds] = []
-        reader, start = self._backend.beginning, 0
-        for token in [*found, None]:
-            stop = len(raw) if token is None else token.start
-            (between,) = self._encode(reader, [raw[start:stop].decode()])
+        start = 0
+        for reader, text_between, token in self._between_controls(text, control_spans):
+            (between,) = self._encode(reader, [text_between])
             ids.append(between.token_ids)
             ends.append(between.byte_ends + np.int32(start))
             if token is not None:
                 ids.append(np.array([token.token_id], np.int32))
                 ends.append(np.array([token.stop], np.int32))
-                reader, start = self._backend.behind_control, token.stop
-        return Encoding(token_ids=np.concatenate(ids), byte_ends=np.concatenate(ends))
+                start = token.stop
+        made, stops = np.concatenate(ids), np.concatenate(ends)
+        # the model's own start token in front is that of the frame
+        twice = int(len(made) > 1 and made[0] == self.start_id)
+        return Encoding(token_ids=made[twice:], byte_ends=stops[twice:])
+
+    def _between_controls(
+        self, text: str, control_spans: Sequence[int]
+    ) -> Iterator[tuple[tokenizer_backends.Reader, str, control.Found | None]]:
+        """Yields the texts in front of control tokens and behind the last.
+
+        Yields:
+          What reads a text, the text, and the control token behind it, if any.
+        """
+        raw = text.encode()
+        found = control.find_control_tokens(text, control_spans, self.controls)
+        reader, start = self._backend.beginning, 0
+        for token in found:
+            yield reader, raw[start : token.start].decode(), token
+            reader, start = self._backend.behind_control, token.stop
+        yield reader, raw[start:].decode(), None
 
     def _frame(self, encoding: Encoding, ends_document: bool) -> Encoding:
         ids, ends = encoding.token_ids, encoding.byte_ends

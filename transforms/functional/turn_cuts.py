@@ -1,0 +1,119 @@
+"""Cuts rendered dialogues into windows: between turns where that fits.
+
+    | turn 1 | turn 2 | turn 3        | turn 4 |     turns begin before a user's words
+    | window          | window | window        |     the third is longer than a window
+
+Put end to end the windows are the text. A turn that is too long for a window of its own
+is cut as running text is, but not within a control token.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+
+from transforms.functional import windows
+
+_CHARS_A_TOKEN = 64  # a window of more characters a token is cut shorter
+
+
+def cut_turns(
+    text: str,
+    borders: Sequence[int],
+    whole: Sequence[tuple[int, int]],
+    count: Callable[[int, int], int],
+    max_tokens: int,
+    max_bytes: int | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Cuts a rendered dialogue, front to back.
+
+    Args:
+      text: the rendering.
+      borders: characters that turns begin at, rising.
+      whole: characters [start, stop) of control tokens, rising.
+      count: counts the tokens of the characters [start, stop), of the tokenizer that
+        has most of them, without start token and EOS.
+      max_tokens: tokens that a window may hold, with them.
+      max_bytes: bytes that a window may hold; None for no limit.
+
+    Yields:
+      Start and stop of each window.
+
+    Raises:
+      ValueError: if the limits are too small for any text.
+      FusionError: if one character alone is over a limit.
+    """
+    budget = max_tokens - windows.FRAME_TOKENS
+
+    def fits(start: int, stop: int) -> bool:
+        size = len(text[start:stop].encode()) if max_bytes is not None else 0
+        return (max_bytes is None or size <= max_bytes) and count(start, stop) <= budget
+
+    stops = [border for border in borders if 0 < border < len(text)] + [len(text)]
+    sizes: dict[int, int] = {}
+    start = 0
+    while start < len(text):
+        first = bisect_right(stops, start)
+        guess = _farthest(start, stops[first:], count, sizes, budget)
+        within = (s for s in reversed(stops[first : first + guess]) if fits(start, s))
+        stop = next(within, None)
+        if stop is None:
+            stop = _cut_within(
+                text, start, stops[first], whole, count, max_tokens, max_bytes
+            )
+        yield start, stop
+        start = stop
+
+
+def _farthest(
+    start: int,
+    stops: Sequence[int],
+    count: Callable[[int, int], int],
+    sizes: dict[int, int],
+    budget: int,
+) -> int:
+    """Counts the turns that fit a window by the sum of their tokens; at least one.
+
+    Args:
+      start: where the window begins.
+      stops: where turns end from there on.
+      count: counts tokens.
+      sizes: tokens of turns by their ends, from their own beginnings; filled.
+      budget: tokens that a window may hold.
+    """
+    total = 0
+    for place, stop in enumerate(stops):
+        if place == 0:
+            total = count(start, stop)
+        else:
+            if stop not in sizes:
+                sizes[stop] = count(stops[place - 1], stop)
+            total += sizes[stop]
+        if total > budget:
+            return max(1, place)
+    return len(stops)
+
+
+def _cut_within(
+    text: str,
+    start: int,
+    end: int,
+    whole: Sequence[tuple[int, int]],
+    count: Callable[[int, int], int],
+    max_tokens: int,
+    max_bytes: int | None,
+) -> int:
+    """Finds where a window ends that begins at `start`, within a turn."""
+
+    def count_piece(piece: str) -> int:
+        return count(start, start + len(piece))
+
+    end = min(end, start + _CHARS_A_TOKEN * max_tokens)
+    while True:
+        part = text[start:end]
+        pieces = windows.cut_document(part, [count_piece], max_tokens, max_bytes)
+        stop = start + len(next(pieces))
+        place = bisect_right(whole, (stop,)) - 1
+        if place < 0 or not whole[place][0] < stop < whole[place][1]:
+            return stop
+        if whole[place][0] <= start:
+            return stop  # a token longer than any window: text then
+        end = whole[place][0]
