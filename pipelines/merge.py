@@ -59,6 +59,11 @@ class MergeConfig:
         " own; without it those of the first model",
         shapes_output=False,
     )
+    use_base: bool = setting(
+        True,
+        help="whether a method that can do without a base, as nuslerp, takes it where"
+        " there is one",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
         None,
         help="number format that floats are stored in; left out: each tensor as in the"
@@ -165,6 +170,7 @@ class Merging:
             self.settings,
             self.tables,
             self.config.names,
+            use_base=self.config.use_base,
             has_base=self.config.base is not None,
         )
 

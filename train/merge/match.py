@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from schemas import weights
 from schemas.errors import SchemaError
 from schemas.weights import Place, Weights
-from train.merge import layers, methods, plan, rules
+from train.merge import layers, plan, rules
 from train.merge.inputs import Input
 from train.merge.layers import Layer
 from train.merge.plan import Tensor
@@ -181,16 +181,17 @@ class _Match:
             return self._tensor(plan.EQUAL, places, self._own.dtype, twins=twins)
         settings = rules.settle(rule, self.sources.names, self.layer, self.key)
         assert rule.method is not None
-        if self.sources.has_base and methods.METHODS[rule.method].base == "none":
-            # Its values count where rows are taken over from the lead, else not at all.
-            keep = of_tokens and lead == len(places) - 1
-            places = places if keep else (*places[:-1], None)
+        with_base = rule.takes_base(self.sources.has_base)
+        # Without it the base is read where rows that others lack stay its own.
+        if self.sources.has_base and not with_base and not of_tokens:
+            places = (*places[:-1], None)
         return self._tensor(
             plan.MERGE,
             places,
             dtype or self._own.dtype,
             method=rule.method,
             settings=settings,
+            with_base=with_base,
             by_token=of_tokens,
             twins=twins,
         )

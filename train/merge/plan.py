@@ -35,6 +35,7 @@ class Tensor:
       how: merge, take or equal.
       method: the merge method; empty where it is not merged.
       settings: of the method, all of them, settled.
+      with_base: whether the method gets the base.
       places: where it is in each input, in their order; None where it is not needed.
       by_token: whether its rows are of tokens, and matched by them.
       twins: places in an input (which, the one, the other) that must hold the same: its
@@ -48,6 +49,7 @@ class Tensor:
     how: str
     method: str = ""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    with_base: bool = False
     places: tuple[Place | None, ...]
     by_token: bool = False
     twins: tuple[tuple[int, Place, Place], ...] = ()

@@ -9,7 +9,7 @@ import torch
 from schemas import weights
 from schemas.errors import SchemaError
 from schemas.weights import Place
-from train.merge import methods, numbers, vocabulary
+from train.merge import numbers, vocabulary
 from train.merge.inputs import Input
 from train.merge.plan import Tensor
 
@@ -53,7 +53,7 @@ class Aligned:
 
     Attributes:
       models: of each model.
-      base: of the base, where the method knows one.
+      base: of the base, where the method gets it.
       restore: puts what is merged of these rows back among those that are not.
     """
 
@@ -99,9 +99,8 @@ class Opened:
             None if place is None else self.number(at, place, tensor.key)
             for at, place in enumerate(tensor.places)
         ]
-        knows_base = methods.METHODS[tensor.method].base != "none"
         if not tensor.by_token:
-            return self._parted(read, knows_base, lambda merged: merged)
+            return self._parted(read, tensor.with_base, lambda merged: merged)
         ids = torch.from_numpy(vocabulary.read(self.of.output, self.of.identity))
         shared = (ids >= 0).all(dim=1).nonzero().flatten()
         lead = read[self.of.lead]
@@ -112,19 +111,19 @@ class Opened:
         ]
         return self._parted(
             rows,
-            knows_base,
+            tensor.with_base,
             lambda merged: lead.to(merged.dtype).index_copy(0, shared, merged),
         )
 
     def _parted(
         self,
         read: list[torch.Tensor | None],
-        knows_base: bool,
+        with_base: bool,
         restore: Callable[[torch.Tensor], torch.Tensor],
     ) -> Aligned:
         """Parts what was read into that of the models and that of the base."""
         models = read[:-1] if self.of.has_base else read
-        base = read[-1] if self.of.has_base and knows_base else None
+        base = read[-1] if with_base else None
         return Aligned(
             models=[one for one in models if one is not None],
             base=base,

@@ -18,9 +18,9 @@ def lines(
 ) -> Iterator[str]:
     """Yields a line for each tensor, then what is to be noted, then the totals."""
     tensors = [tensor for shard in shards for tensor in shard.tensors]
-    cells = [_HEADS, *map(_cells, tensors)]
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    for row in cells:
+    rows = [_HEADS, *map(cells, tensors)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
         padded = [f"{text:<{width}}" for text, width in zip(row, widths, strict=False)]
         yield "  ".join([*padded, row[4]])
     for note in notes:
@@ -28,7 +28,8 @@ def lines(
     yield from totals(sources, shards)
 
 
-def _cells(tensor: Tensor) -> tuple[str, ...]:
+def cells(tensor: Tensor) -> tuple[str, ...]:
+    """Returns what is told of a tensor: key, shape, type, layer, how it is made."""
     shape = " x ".join(map(str, tensor.shape)) or "one number"
     return tensor.key, shape, tensor.dtype, tensor.layer or "-", how(tensor)
 

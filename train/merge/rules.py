@@ -34,6 +34,8 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from schemas import settings as words
 from train.merge import methods
 from train.merge.layers import Layer
@@ -44,7 +46,7 @@ ALL = "*"
 BASE = "base"
 """What the base is called where a model is named."""
 
-_KEYS = ("pattern", "method", "settings", "take")
+_KEYS = ("pattern", "method", "settings", "use_base", "take")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,17 +58,26 @@ class Rule:
         for one of these, upper and lower case apart.
       method: the merge method; None where `take` is given.
       settings: of the method, as they are written.
+      use_base: whether a method that can do without a base gets it, if there is one.
       take: the model whose tensor is taken as it is, or "base".
     """
 
     pattern: str
     method: str | None
     settings: Mapping[str, Any]
+    use_base: bool = True
     take: str | None = None
 
     def fits(self, key: str) -> bool:
         """Says whether the rule is for a tensor."""
         return fnmatch.fnmatchcase(key, self.pattern)
+
+    def takes_base(self, has_base: bool) -> bool:
+        """Says whether the method gets the base."""
+        if self.method is None or not has_base:
+            return False
+        needs = methods.METHODS[self.method].base
+        return needs == "needed" or (needs == "optional" and self.use_base)
 
 
 def read_rules(
@@ -75,6 +86,7 @@ def read_rules(
     tables: Sequence[Mapping[str, Any]],
     names: Sequence[str],
     *,
+    use_base: bool,
     has_base: bool,
 ) -> tuple[Rule, ...]:
     """Reads the rules of a recipe, the one for all tensors last.
@@ -82,6 +94,7 @@ def read_rules(
     Args:
       method: for all tensors.
       settings: of it.
+      use_base: whether it gets the base where it can do without.
       tables: `[[merge.rules]]`.
       names: of the models, in order.
       has_base: whether there is a base.
@@ -90,7 +103,7 @@ def read_rules(
       ValueError: if a rule lacks a pattern, has an unknown key, or a method, setting
         or value that cannot be; names the rule.
     """
-    last = Rule(pattern=ALL, method=method, settings=dict(settings))
+    last = Rule(pattern=ALL, method=method, settings=dict(settings), use_base=use_base)
     found = []
     for number, table in enumerate(tables, 1):
         where = f"rule {number} of [[merge.rules]]"
@@ -120,22 +133,27 @@ def _rule(table: Mapping[str, Any], last: Rule, where: str) -> Rule:
     if not isinstance(own, Mapping):
         raise ValueError(f"{where}: settings must be a table, got {own!r}")
     take, method = table.get("take"), table.get("method")
+    use_base = table.get("use_base", last.use_base)
+    if not isinstance(use_base, bool):
+        raise ValueError(f"{where}: use_base must be true or false, got {use_base!r}")
     if take is not None:
-        if method is not None or own:
+        if len(table) > 2:
             raise ValueError(
-                f"{where}: with 'take' nothing is merged, so method and settings must"
-                " be left out"
+                f"{where}: with 'take' nothing is merged, so beside it and the pattern"
+                f" nothing may stand, got {', '.join(table)}"
             )
         return Rule(pattern=pattern, method=None, settings={}, take=str(take))
-    if method is None:
-        return Rule(
-            pattern=pattern, method=last.method, settings={**last.settings, **own}
-        )
-    return Rule(pattern=pattern, method=str(method), settings=dict(own))
+    settings = own if method is not None else {**last.settings, **own}
+    return Rule(
+        pattern=pattern,
+        method=str(method or last.method),
+        settings=dict(settings),
+        use_base=use_base,
+    )
 
 
 def _check(rule: Rule, names: Sequence[str], where: str, has_base: bool) -> None:
-    """Settles a rule in the middle of a model, so that slips show before any work."""
+    """Tries a rule on three numbers, so that slips show before any work."""
     if rule.take is not None:
         known = [*names, *([BASE] if has_base else [])]
         if rule.take not in known:
@@ -146,16 +164,33 @@ def _check(rule: Rule, names: Sequence[str], where: str, has_base: bool) -> None
             )
         return
     try:
-        middle = Layer(stack="", index=0, count=1)
-        settle(rule, names, middle, "any tensor")
-        assert rule.method is not None
-        if methods.METHODS[rule.method].base == "needed" and not has_base:
-            raise ValueError(
-                f"{rule.method} merges differences from a base: give base, a model"
-                " that all models were trained from"
-            )
+        _try(rule, names, has_base)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        cure = ""
+        if rule.takes_base(has_base) and methods.METHODS[rule.method].base != "needed":
+            cure = "; use_base = false keeps the base out of it"
+        raise ValueError(f"{where}: {error}{cure}") from error
+
+
+def _try(rule: Rule, names: Sequence[str], has_base: bool) -> None:
+    settings = settle(rule, names, Layer(stack="", index=0, count=1), "any tensor")
+    assert rule.method is not None
+    method = methods.METHODS[rule.method]
+    if method.base == "needed" and not has_base:
+        raise ValueError(
+            f"{rule.method} merges differences from a base: give base, a model that all"
+            " models were trained from"
+        )
+    if settings.get("granularity") in ("model", "layer"):
+        settings = {**settings, "weights": [1 / len(names)] * len(names)}
+    base = torch.tensor([1.0, -2.0, 3.0])
+    methods.merge_tensors(
+        rule.method,
+        [base + 0.1 * torch.eye(3)[j % 3] * (j + 1) for j in range(len(names))],
+        base if rule.takes_base(has_base) else None,
+        settings,
+        torch.Generator().manual_seed(0) if method.seeded else None,
+    )
 
 
 def rule_for(rules: Sequence[Rule], key: str) -> Rule:
