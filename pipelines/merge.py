@@ -411,8 +411,8 @@ def _do_slices(
     return all(map(tasks[-1].done, listed))
 
 
-def _parse(argv: Sequence[str]) -> tuple[Merging, list[str]]:
-    """Parses the command line: a recipe, our flags, and Beam's."""
+def flags_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the recipe and our own flags."""
     parser = argparse.ArgumentParser(
         prog="fusebeam merge",
         usage="fusebeam merge RECIPE.toml [flags]",
@@ -423,10 +423,15 @@ def _parse(argv: Sequence[str]) -> tuple[Merging, list[str]]:
     )
     parser.add_argument("recipe", help="the TOML file with a table [merge]")
     settings.add_flags(parser, MergeConfig)
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> tuple[Merging, list[str]]:
+    """Parses the command line: a recipe, our flags, and Beam's."""
     words, unseen = launch.behind_hyphens(argv)
     spelt = settings.snake_case_flags(words, settings.truths(MergeConfig))
     ours, flags = launch.part_runner_flags(spelt)
-    known, rest = parser.parse_known_args(ours)
+    known, rest = flags_parser().parse_known_args(ours)
     names = [f.name for f in dataclasses.fields(MergeConfig)]
     launch.refuse_unknown(rest, names)
     given = vars(known)
