@@ -443,7 +443,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     merging, runner_flags = _parse(sys.argv[1:] if argv is None else argv)
     if merging.config.show:
         found = plan_merge(merging)
-        for line in report.lines(found.sources, found.shards, found.notes):
+        names = [one.name for one in found.sources.models]
+        told = report.lines(names, found.sources.lead, found.shards, found.notes)
+        for line in told:
             print(line)
         return 0
     finished = merge_models(merging, runner_flags)
