@@ -320,7 +320,8 @@ def _pairs(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
 
 def _tensors(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
     """Yields a line for each tensor of a merged model."""
-    names = list(manifest.read(folder, MERGED).origins["models"])
+    found = manifest.read(folder, MERGED)
+    names = [*found.settings["models"], "base"]
     for shard in merges.read(folder):
         for tensor in shard.tensors:
             yield iter(["  ".join([*report.cells(tensor, names), shard.file])])

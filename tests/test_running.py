@@ -13,7 +13,7 @@ from pipelines import cli, launch, merge
 from pipelines.estimate import EstimateConfig
 from pipelines.fuse import FuseConfig
 from pipelines.map import MapConfig
-from pipelines.merge import MergeConfig
+from pipelines.merging import MergeConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
 from schemas import settings

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines import merge
+from pipelines import merge, merging
 from tests.bench import rows
 from tests.bench.bench_train import resident_bytes
 from train.merge import methods
@@ -83,7 +83,7 @@ def stream(folder: Path, method: str) -> None:
         "settings": SETTINGS[method],
         "shard_bytes": SHARD_BYTES,
     }
-    merge.merge_models(merge.read_table(table))
+    merge.merge_models(merging.read_table(table))
 
 
 def plain(folder: Path, method: str) -> None:

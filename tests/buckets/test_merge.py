@@ -28,9 +28,9 @@ def test_a_merge_in_a_bucket_that_fails_is_the_merge_on_a_disk(
         for path in Path(place).iterdir():
             copies.copy(str(path), f"{held[name]}/{path.name}")
     more = {"settings": {"granularity": "layer"}, "shard_bytes": 9_000}
-    merge.merge_models(merging.merging(made, f"{tmp_path}/out", "varm", **more))
+    merge.merge_models(merging.given(made, f"{tmp_path}/out", "varm", **more))
     store.proxy.harm = Harm(every=10)
-    given = merging.merging(held, f"{folder}/out", "varm", **more)
+    given = merging.given(held, f"{folder}/out", "varm", **more)
     assert merge.merge_models(given)
     store.proxy.spare()
     # Fingerprints are of what a bucket says, which is other than what a disk holds.

@@ -68,7 +68,7 @@ def test_merged_models_are_the_same_on_every_runner(
 ) -> None:
     made = merging.several(tmp_path / "models")
     for name, flags in (("none", []), ("runner", runner)):
-        given = merging.merging(
+        given = merging.given(
             made,
             str(tmp_path / name),
             "varm",
