@@ -38,6 +38,8 @@ from schemas.errors import SchemaError
 from schemas.fused import FusedRow
 from schemas.scores import Score
 from schemas.windows import Window
+from train.merge import plan as merges
+from train.merge import report
 from transforms import tokenizer
 from transforms.functional import codec, ranks, tail, weigh
 from transforms.tokenizer import Tokenizer
@@ -316,12 +318,11 @@ def _pairs(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
 
 def _tensors(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
     """Yields a line for each tensor of a merged model."""
-    from train.merge import plan as merges  # loads torch, which takes seconds
-    from train.merge import report
-
+    found = manifest.read(folder, MERGED)
+    names = [*found.settings["models"], "base"]
     for shard in merges.read(folder):
         for tensor in shard.tensors:
-            yield iter(["  ".join([*report.cells(tensor), shard.file])])
+            yield iter(["  ".join([*report.cells(tensor, names), shard.file])])
 
 
 VIEWS: dict[str, Callable[[str, Page, int, str | None], _Views]] = {

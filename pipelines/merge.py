@@ -11,224 +11,27 @@ one tensor of each model is in memory at a time, and what is done is skipped.
 import argparse
 import dataclasses
 import functools
-import re
 import sys
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import apache_beam as beam
 
-from pipelines import guards, launch, merged, stage
+from pipelines import guards, launch, merged, merging, stage
 from pipelines.merged import Description
+from pipelines.merging import MergeConfig, Merging
 from pipelines.watchdog import Watch
 from schemas import files, manifest, settings, weights
 from schemas import plan as slicing
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
-from schemas.settings import setting
-from train.merge import inputs, match, plan, report, rules, sums, vocabulary, work
+from train.merge import inputs, match, plan, report, sums, vocabulary, work
 from train.merge.match import Sources
 from train.merge.plan import Shard
 from train.merge.reading import Reading
-from train.merge.rules import Rule
 from transforms import lines, planned
 from transforms.attempts import Guards
 from transforms.planned import FileWork
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MergeConfig:
-    """Settings of `fusebeam merge` that are flags, too."""
-
-    models: tuple[str, ...] = setting(
-        help="the models, each a folder or hub id, or NAME=it to name it in rules",
-        shapes_output=False,
-    )
-    output: str = setting(
-        help="folder of the merged model; left out: 'merged' in the recipe's output",
-        shapes_output=False,
-    )
-    method: str = setting(help="how tensors are merged; docs/algorithms.md has a list")
-    base: str | None = setting(
-        None,
-        help="the model that all others were trained from, folder or hub id; methods of"
-        " differences need it. Keys, vocabulary, configuration and tokenizer are its"
-        " own; without it those of the first model",
-        shapes_output=False,
-    )
-    use_base: bool = setting(
-        True,
-        help="whether a method that can do without a base, as nuslerp, takes it where"
-        " there is one",
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
-        None,
-        help="number format that floats are stored in; left out: each tensor as in the"
-        " base. The arithmetic is in float32",
-    )
-    embeddings: Literal["error", "base", "common"] = setting(
-        "error",
-        help="what becomes of embeddings and head where vocabularies differ: an error,"
-        " those of the base, or tokens that all models have in common merged and the"
-        " others those of the base",
-    )
-    seed: int = setting(0, help="of what DARE and DELLA draw at random")
-    shard_bytes: int = setting(
-        2_000_000_000, help="most bytes of a file; each file is a slice of the work"
-    )
-    threads: int = setting(
-        1, help="threads of the arithmetic; sums depend on it in their last bits"
-    )
-    show: bool = setting(
-        False,
-        help="print what would become of every tensor, and write nothing",
-        shapes_output=False,
-    )
-    slices: str | None = setting(
-        None,
-        help="do only slices A-B, both included, counted from 0, without a runner",
-        shapes_output=False,
-    )
-    stall_timeout: float = guards.stall_timeout()
-    max_slice_attempts: int = guards.max_slice_attempts()
-    element_timeout: float | None = guards.element_timeout()
-    overwrite: bool = setting(
-        False, help="write anew what other settings have written", shapes_output=False
-    )
-
-    def __post_init__(self) -> None:
-        """Checks what can be checked without reading a file."""
-        if not self.models:
-            raise ValueError("models must name a model, they name none")
-        names = self.names
-        for name in names:
-            if name == rules.BASE or names.count(name) > 1:
-                raise ValueError(
-                    f"every model must have a name of its own that is not"
-                    f" {rules.BASE!r}, got {', '.join(names)}"
-                )
-        for name in ("shard_bytes", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        guards.of(self)
-
-    @property
-    def _pairs(self) -> list[tuple[str, str]]:
-        """The models with their names, empty where none is given."""
-        parts = [text.partition("=") for text in self.models]
-        return [
-            (head, tail) if mark and _NAME.fullmatch(head) else ("", head + mark + tail)
-            for head, mark, tail in parts
-        ]
-
-    @property
-    def names(self) -> list[str]:
-        """The models' names: given, or the last part of the path where that tells."""
-        lasts = [files.name_of(place) for _, place in self._pairs]
-        return [
-            name
-            or (last if _NAME.fullmatch(last) and lasts.count(last) == 1 else "")
-            or f"model-{number}"
-            for number, ((name, _), last) in enumerate(
-                zip(self._pairs, lasts, strict=True), 1
-            )
-        ]
-
-    @property
-    def places(self) -> dict[str, str]:
-        """Where the inputs are, by name: the models in order, then the base."""
-        pairs = zip(self.names, (place for _, place in self._pairs), strict=True)
-        return {**dict(pairs), **({rules.BASE: self.base} if self.base else {})}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Merging:
-    """What is merged and how: a table `[merge]`, checked.
-
-    Attributes:
-      config: the settings that are flags.
-      settings: of the method for all tensors.
-      tables: `[[merge.rules]]`.
-    """
-
-    config: MergeConfig
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    tables: Sequence[Mapping[str, Any]] = ()
-
-    def __post_init__(self) -> None:
-        """Settles the rules once, so that slips show before a file is read."""
-        _ = self.rules
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """The rules, in the order in which they are tried."""
-        return rules.read_rules(
-            self.config.method,
-            self.settings,
-            self.tables,
-            self.config.names,
-            use_base=self.config.use_base,
-            has_base=self.config.base is not None,
-        )
-
-    @property
-    def shaping(self) -> dict[str, Any]:
-        """The settings that shape the merged model, as JSON values."""
-        return {
-            **settings.shaping(self.config),
-            "models": self.config.names,
-            "settings": dict(self.settings),
-            "rules": [dict(table) for table in self.tables],
-        }
-
-
-def read_table(table: Mapping[str, Any], where: str = "[merge]") -> Merging:
-    """Reads a table `[merge]`.
-
-    Raises:
-      ValueError: if a key is unknown, missing or wrong; names it.
-    """
-    given = dict(table)
-    own, tables = given.pop("settings", {}), given.pop("rules", [])
-    if not isinstance(own, Mapping):
-        raise ValueError(f"{where}.settings must be a table, got {own!r}")
-    if not isinstance(tables, list):
-        raise ValueError(f"{where}.rules must be a list of tables, got {tables!r}")
-    if isinstance(given.get("models"), Mapping):
-        given["models"] = [f"{name}={place}" for name, place in given["models"].items()]
-    try:
-        config = settings.from_mapping(MergeConfig, given, where)
-        return Merging(config=config, settings=own, tables=tables)
-    except ValueError as error:
-        told = str(error)
-        raise ValueError(told if where in told else f"{where}: {told}") from error
-
-
-def read_recipe(path: str, flags: Mapping[str, Any]) -> Merging:
-    """Reads the table `[merge]` of a recipe; flags take the place of keys.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is not TOML or has no such table, or a key is wrong.
-    """
-    try:
-        given = tomllib.loads(files.read_bytes(path).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be TOML: {error}") from error
-    if not isinstance(given.get("merge"), dict):
-        raise ValueError(
-            f"{path} must hold a table [merge] that says what is merged, it holds"
-            f" {', '.join(given) or 'nothing'}"
-        )
-    folder = given.get("output")
-    default = {"output": files.join(folder, "merged")} if folder else {}
-    try:
-        return read_table({**default, **given["merge"], **flags})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def gather(config: MergeConfig) -> Sources:
@@ -274,22 +77,22 @@ class Planned:
     notes: tuple[str, ...]
 
 
-def plan_merge(merging: Merging) -> Planned:
+def plan_merge(given: Merging) -> Planned:
     """Plans every tensor: how it is made, and in which file it goes.
 
     Raises:
       FileNotFoundError: if a model is not there.
       ValueError: if models or settings do not fit; names what and where.
     """
-    config, sources = merging.config, gather(merging.config)
+    config, sources = given.config, gather(given.config)
     dtype = match.DTYPES[config.dtype] if config.dtype else None
-    tensors, notes = match.match(sources, merging.rules, dtype)
+    tensors, notes = match.match(sources, given.rules, dtype)
     told = [*sources.vocabulary.notes, *notes, *merged.differences(sources)]
     shards = plan.part(tensors, config.shard_bytes)
     return Planned(sources=sources, shards=shards, notes=tuple(told))
 
 
-def merge_models(merging: Merging, runner_flags: Sequence[str] = ()) -> Manifest | None:
+def merge_models(given: Merging, runner_flags: Sequence[str] = ()) -> Manifest | None:
     """Merges models, and describes the folder once all files are there.
 
     Returns:
@@ -300,9 +103,9 @@ def merge_models(merging: Merging, runner_flags: Sequence[str] = ()) -> Manifest
       ValueError: if the settings or models do not fit; names what and where.
       SchemaError: if the output holds what is not of this work.
     """
-    config, dry = merging.config, launch.is_dry(runner_flags)
+    config, dry = given.config, launch.is_dry(runner_flags)
     launch.check(config.output, runner_flags, config.slices)
-    found, shaped = plan_merge(merging), merging.shaping
+    found, shaped = plan_merge(given), given.shaping
     told = Description(
         models=tuple(found.sources.models),
         lead=found.sources.lead,
@@ -411,8 +214,8 @@ def _do_slices(
     return all(map(tasks[-1].done, listed))
 
 
-def _parse(argv: Sequence[str]) -> tuple[Merging, list[str]]:
-    """Parses the command line: a recipe, our flags, and Beam's."""
+def flags_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the recipe and our own flags."""
     parser = argparse.ArgumentParser(
         prog="fusebeam merge",
         usage="fusebeam merge RECIPE.toml [flags]",
@@ -423,31 +226,39 @@ def _parse(argv: Sequence[str]) -> tuple[Merging, list[str]]:
     )
     parser.add_argument("recipe", help="the TOML file with a table [merge]")
     settings.add_flags(parser, MergeConfig)
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> tuple[Merging, list[str]]:
+    """Parses the command line: a recipe, our flags, and Beam's."""
     words, unseen = launch.behind_hyphens(argv)
     spelt = settings.snake_case_flags(words, settings.truths(MergeConfig))
     ours, flags = launch.part_runner_flags(spelt)
-    known, rest = parser.parse_known_args(ours)
+    known, rest = flags_parser().parse_known_args(ours)
     names = [f.name for f in dataclasses.fields(MergeConfig)]
     launch.refuse_unknown(rest, names)
     given = vars(known)
-    return read_recipe(given.pop("recipe"), given), flags + unseen
+    return merging.read_recipe(given.pop("recipe"), given), flags + unseen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    merging, runner_flags = _parse(sys.argv[1:] if argv is None else argv)
-    if merging.config.show:
-        found = plan_merge(merging)
-        for line in report.lines(found.sources, found.shards, found.notes):
+    given, runner_flags = _parse(sys.argv[1:] if argv is None else argv)
+    config = given.config
+    if config.show:
+        found = plan_merge(given)
+        names = [one.name for one in found.sources.models]
+        lead = found.sources.lead
+        for line in report.lines(names, lead, found.shards, found.notes):
             print(line)
         return 0
-    finished = merge_models(merging, runner_flags)
-    if finished is None:
-        print(stage.unfinished(merging.config.slices, runner_flags))
+    made = merge_models(given, runner_flags)
+    if made is None:
+        print(stage.unfinished(config.slices, runner_flags))
     else:
-        counts = finished.counts
+        counts = made.counts
         print(
-            f"{merging.config.output}: {counts['models']} models merged,"
+            f"{config.output}: {counts['models']} models merged,"
             f" {counts['parameters']:,} parameters in {counts['tensors']:,} tensors"
         )
     return 0

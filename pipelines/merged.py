@@ -103,7 +103,7 @@ def refuse_others(
     there = set(files.names(output))
     if not there or overwrite:
         return
-    if plan.NAME not in there:
+    if not plan.is_begun(output):
         raise SchemaError(
             f"{output} must be a new folder or one that merge wrote, but holds"
             f" {weights.some(sorted(there))}; choose another output, or pass"
@@ -132,10 +132,9 @@ def begin(output: str, sources: Sources, shards: Sequence[Shard], told: str) -> 
       shards: the files.
       told: digest of all that shapes the folder's bytes.
     """
-    if not files.exists(files.join(output, plan.NAME)) or plan.read(output) != shards:
+    if plan.write(output, shards):
         # Without a configuration nobody takes files of two merges for a model.
         files.remove_tree(files.join(output, checkpoint.CONFIG))
-        plan.write(output, shards)
     if sources.vocabulary.ids is not None:
         path = files.join(output, vocabulary.FILE)
         vocabulary.write(path, sources.vocabulary.ids, told)

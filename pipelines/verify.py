@@ -40,6 +40,7 @@ from schemas import (
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import Manifest
 from schemas.plan import Slice
+from train.merge import plan as merges
 from transforms import prepare
 from transforms.functional import windows as cutting
 from transforms.slices import QUARANTINED
@@ -113,19 +114,13 @@ def _begun(folder: str, names: Sequence[str]) -> bool:
     model, partial, _ = f"{folder}/".partition(f"{_PARTIAL}/")
     if partial:
         return not manifest.present(model)
-    if plan.NAME in names and _plans_weights(files.join(folder, plan.NAME)):
+    if plan.NAME in names and merges.is_begun(folder):
         return True
     ours = [name for name in names if _OURS.fullmatch(name)]
     if not ours or files.name_of(folder) == prepare.INDEX:
         return False
     # A corpus may be of files called so too: ours say in the footer what they are.
     return bool(parquet.footer(files.join(folder, ours[0])))
-
-
-def _plans_weights(path: str) -> bool:
-    """Says whether a plan is of a merge, whose slices are files of tensors."""
-    with files.open_input(path) as file:
-        return b'"tensors":' in file.readline()
 
 
 def check_files(folder: str, made: Manifest) -> None:

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import merge
+from pipelines import merge, merging
 from train.merge.plan import Tensor
 from train.merge.reading import Opened
 from train.merge.work import MergeShards
@@ -22,5 +22,5 @@ def merge_and_die(table: Mapping[str, Any], tensors: int) -> int:
         return make(self, opened, tensor)
 
     MergeShards._bytes = die  # type: ignore[method-assign]
-    merge.merge_models(merge.read_table(table))
+    merge.merge_models(merging.read_table(table))
     return 0

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines import card, merge
-from pipelines.merge import Merging
+from pipelines import card, merging
+from pipelines.merging import Merging
 from tests import causal_models
 from train.merge import methods
 
@@ -49,20 +49,20 @@ def several(folder: Path, count: int = 2, **more: Any) -> dict[str, str]:
 def table(made: Mapping[str, str], out: str, **more: Any) -> dict[str, Any]:
     """Returns a table `[merge]` of models that `several` wrote."""
     models = {name: place for name, place in made.items() if name != "base"}
-    given = {"models": models, "base": made["base"], "output": out, **more}
-    return {key: value for key, value in given.items() if value is not None}
+    told = {"models": models, "base": made["base"], "output": out, **more}
+    return {key: value for key, value in told.items() if value is not None}
 
 
-def merging(made: Mapping[str, str], out: str, method: str, **more: Any) -> Merging:
+def given(made: Mapping[str, str], out: str, method: str, **more: Any) -> Merging:
     """Returns what a table `[merge]` says."""
-    return merge.read_table(table(made, out, method=method, **more))
+    return merging.read_table(table(made, out, method=method, **more))
 
 
-def recipe(folder: Path, given: Mapping[str, Any]) -> str:
+def recipe(folder: Path, told: Mapping[str, Any]) -> str:
     """Writes a recipe of a table `[merge]`; returns its path."""
-    rules = given.get("rules", ())
+    rules = told.get("rules", ())
     lines = ["[merge]"]
-    lines += [f"{k} = {card.toml(v)}" for k, v in given.items() if k != "rules"]
+    lines += [f"{k} = {card.toml(v)}" for k, v in told.items() if k != "rules"]
     for rule in rules:
         lines += [
             "[[merge.rules]]",

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipelines import clean, cli, inspect, merge, verify
+from pipelines import merging as table
 from schemas import files, manifest, weights
 from schemas.errors import FusionError, SchemaError
 from tests import commands, deadly_merge, merging
@@ -32,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def run(made: Made, out: str, method: str = "ties", *flags: str, **more: Any) -> None:
     given = {**SMALL, **more}
-    assert merge.merge_models(merging.merging(made, out, method, **given), flags)
+    assert merge.merge_models(merging.given(made, out, method, **given), flags)
 
 
 def logits(folder: str, state: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
@@ -109,7 +110,7 @@ def test_slices_done_apart_make_the_same_folder(
 
     def part(slices: str) -> Any:
         given = {**SMALL, "settings": settings, "slices": slices}
-        return merge.merge_models(merging.merging(made, apart, "varm", **given))
+        return merge.merge_models(merging.given(made, apart, "varm", **given))
 
     assert part(f"1-{count - 1}") is None  # the others are not measured yet
     assert not list(Path(apart).glob("model*"))
@@ -318,7 +319,7 @@ def test_the_output_of_a_recipe_is_below_that_of_its_run(
     path = Path(merging.recipe(tmp_path, merging.table(made, "x", method="linear")))
     text = path.read_text().replace('output = "x"\n', "")
     path.write_text('output = "runs/mine"\n' + text)
-    assert merge.read_recipe(str(path), {}).config.output == "runs/mine/merged"
+    assert table.read_recipe(str(path), {}).config.output == "runs/mine/merged"
 
 
 @pytest.mark.parametrize(
@@ -444,7 +445,7 @@ def test_an_index_that_lies_is_named(spoilt: Made, out: str) -> None:
 def test_a_model_that_changes_while_it_is_merged_is_named(
     spoilt: Made, out: str
 ) -> None:
-    given = merging.merging(spoilt, out, "ties", **SMALL)
+    given = merging.given(spoilt, out, "ties", **SMALL)
     found = merge.plan_merge(given)
     files.write_bytes(f"{out}/{plan.NAME}", b"")
     (task,) = merge._works(given.config, found, "identity")
@@ -540,7 +541,7 @@ def test_building_makes_what_the_work_alone_makes(
 ) -> None:
     run(made, out)
     alone = str(tmp_path / "alone")
-    given = merging.merging(made, alone, "ties", **SMALL)
+    given = merging.given(made, alone, "ties", **SMALL)
     found = merge.plan_merge(given)
     plan.write(alone, found.shards)
     identity = manifest.read(out, work.STAGE).fingerprint

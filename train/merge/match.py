@@ -75,19 +75,22 @@ def match(
             f" {weights.some(map(repr, idle))} does not; --show lists the keys"
         )
     twins, notes = _twins(sources)
-    tensors = [
-        _Match(sources, key, found[key]).made(
-            rules.rule_for(chosen, key), dtype, twins.get(key, ())
+    matched = [_Match(sources, key, layer) for key, layer in found.items()]
+    if sources.vocabulary.differ and not any(one.is_of_tokens() for one in matched):
+        raise SchemaError(
+            f"{sources.vocabulary.differ}, so embeddings must be told from other"
+            " tensors, but the first dimension of none is the vocab_size of its model's"
+            " configuration; mend the configurations"
         )
-        for key in own
+    tensors = [
+        one.made(rules.rule_for(chosen, one.key), dtype, twins.get(one.key, ()))
+        for one in matched
     ]
     notes += _missing_heads(sources, tensors)
     return tensors, notes
 
 
-def _twins(
-    sources: Sources,
-) -> tuple[dict[str, Twins], list[str]]:
+def _twins(sources: Sources) -> tuple[dict[str, Twins], list[str]]:
     """Finds what models hold beside the lead's keys: a head stored twice, or more."""
     own = sources.tensors[sources.lead].places
     twins: dict[str, Twins] = {}
@@ -167,17 +170,18 @@ class _Match:
 
     def made(self, rule: Rule, dtype: str | None, twins: Twins) -> Tensor:
         """Settles how the tensor is made."""
-        lead = self.sources.lead
-        of_tokens = self._is_of_tokens()
+        lead, of_tokens = self.sources.lead, self.is_of_tokens()
         if rule.take is not None:
-            return self._taken(self.sources.place(rule.take), dtype, twins)
+            place = self.sources.place(rule.take)
+            if of_tokens and place != lead:
+                raise self._other_rows(place)
+            return self._taken(place, dtype, twins)
         if of_tokens and self.sources.vocabulary.ids is None:
             return self._taken(lead, dtype, twins)
         places = tuple(self._find(p) for p in range(len(self.sources.models)))
         for place, found in enumerate(places):
             self._check(place, found, of_tokens)
         if self._own.dtype not in weights.FLOATS:
-            self._refuse_packed(self._own.dtype)
             return self._tensor(plan.EQUAL, places, self._own.dtype, twins=twins)
         settings = rules.settle(rule, self.sources.names, self.layer, self.key)
         assert rule.method is not None
@@ -196,7 +200,7 @@ class _Match:
             twins=twins,
         )
 
-    def _is_of_tokens(self) -> bool:
+    def is_of_tokens(self) -> bool:
         """Says whether its rows are of tokens, in vocabularies that differ."""
         sources = self.sources
         if sources.vocabulary.differ is None or self.layer is not None:
@@ -227,12 +231,8 @@ class _Match:
         rows = self.sources.vocabulary.rows[self.sources.lead]
         tied = one.config.get("tie_word_embeddings") is not False
         twin = _head_of(self.sources, place, self.key)
-        if (
-            tied
-            and twin is not None
-            and self.layer is None
-            and self._own.shape[0] == rows
-        ):
+        is_of_tokens = self.layer is None and self._own.shape[:1] == (rows,)
+        if tied and twin is not None and is_of_tokens:
             return held[twin]
         own = sorted(self.sources.tensors[self.sources.lead].places)
         lead = self.sources.models[self.sources.lead]
@@ -246,33 +246,29 @@ class _Match:
 
     def _check(self, place: int, found: Place, of_tokens: bool) -> None:
         """Refuses a tensor of another shape or kind than the lead's."""
-        skipped = 1 if of_tokens else 0
-        if (
-            len(found.shape) != len(self._own.shape)
-            or found.shape[skipped:] != self._own.shape[skipped:]
-        ):
+        rows = found.shape[:1] if of_tokens else self._own.shape[:1]
+        if found.shape != (*rows, *self._own.shape[1:]):
             raise self._misfit(place, found)
-        is_float = [d in weights.FLOATS for d in (found.dtype, self._own.dtype)]
-        if len(set(is_float)) > 1 or not (
-            any(is_float) or found.dtype == self._own.dtype
-        ):
-            one, lead = (
-                self.sources.models[place],
-                self.sources.models[self.sources.lead],
-            )
+        kinds = {
+            "float" if dtype in weights.FLOATS else dtype
+            for dtype in (found.dtype, self._own.dtype)
+        }
+        if len(kinds) > 1:
+            models = self.sources.models
+            one, lead = models[place], models[self.sources.lead]
             raise SchemaError(
                 f"{self.key} must be of one kind in all models, but is {found.dtype} in"
                 f" {one.name} ({one.model}) and {self._own.dtype} in {lead.name}"
                 f" ({lead.model}); save both in the same type"
             )
 
-    def _refuse_packed(self, dtype: str) -> None:
-        if dtype.startswith("F8"):
-            raise SchemaError(
-                f"{self.key} must be of plain floats, got {dtype}, which goes with"
-                " scales that are stored apart; unpack the models with transformers"
-                " (dequantize) and save_pretrained"
-            )
+    def _other_rows(self, place: int) -> SchemaError:
+        one, lead = self.sources.models[place], self.sources.models[self.sources.lead]
+        return SchemaError(
+            f"{self.key} of {one.name} has rows of other tokens than {lead.name}, whose"
+            f' vocabulary is kept, so it cannot be taken; take = "{lead.name}", or'
+            " leave the rule out"
+        )
 
     def _misfit(self, place: int, found: Place) -> SchemaError:
         one, lead = self.sources.models[place], self.sources.models[self.sources.lead]
@@ -286,6 +282,12 @@ class _Match:
     def _tensor(
         self, how: str, places: tuple[Place | None, ...], dtype: str, **more: object
     ) -> Tensor:
+        if dtype.startswith("F8"):
+            raise SchemaError(
+                f"{self.key} must be of plain floats, got {dtype}, which goes with"
+                " scales that are stored apart; unpack the models with transformers"
+                " (dequantize) and save_pretrained"
+            )
         return Tensor(
             key=self.key,
             shape=self._own.shape,

@@ -152,10 +152,23 @@ def _place(told: Mapping[str, Any]) -> Place:
     return Place(**{**told, "shape": tuple(told["shape"])})
 
 
-def write(folder: str, shards: Sequence[Shard]) -> None:
-    """Publishes the plan of a merge."""
-    text = "".join(to_line(shard) + "\n" for shard in shards)
-    files.write_bytes(files.join(folder, NAME), text.encode())
+def write(folder: str, shards: Sequence[Shard]) -> bool:
+    """Publishes the plan of a merge; False where the very same is there."""
+    path = files.join(folder, NAME)
+    text = "".join(to_line(shard) + "\n" for shard in shards).encode()
+    if files.exists(path) and files.read_bytes(path) == text:
+        return False
+    files.write_bytes(path, text)
+    return True
+
+
+def is_begun(folder: str) -> bool:
+    """Says whether there is the plan of a merge, and not of windows."""
+    path = files.join(folder, NAME)
+    if not files.exists(path):
+        return False
+    with files.open_input(path) as file:
+        return b'"tensors":' in file.readline()
 
 
 def read(folder: str) -> list[Shard]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 
 from schemas import weights
 from train.merge import plan
-from train.merge.match import Sources
 from train.merge.plan import Shard, Tensor
 
 _HEADS = ("tensor", "shape", "type", "layer", "how")
@@ -14,30 +13,37 @@ _FACTOR = 2
 
 
 def lines(
-    sources: Sources, shards: Sequence[Shard], notes: Sequence[str]
+    names: Sequence[str], lead: int, shards: Sequence[Shard], notes: Sequence[str]
 ) -> Iterator[str]:
     """Yields a line for each tensor, then what is to be noted, then the totals."""
     tensors = [tensor for shard in shards for tensor in shard.tensors]
-    rows = [_HEADS, *map(cells, tensors)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rows = [_HEADS, *(cells(tensor, names) for tensor in tensors)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        padded = [f"{text:<{width}}" for text, width in zip(row, widths, strict=False)]
-        yield "  ".join([*padded, row[4]])
+        padded = (f"{text:<{width}}" for text, width in zip(row, widths, strict=True))
+        yield "  ".join(padded).rstrip()
     for note in notes:
         yield f"note: {note}"
-    yield from totals(sources, shards)
+    yield from totals(names, lead, shards)
 
 
-def cells(tensor: Tensor) -> tuple[str, ...]:
-    """Returns what is told of a tensor: key, shape, type, layer, how it is made."""
+def cells(tensor: Tensor, names: Sequence[str]) -> tuple[str, ...]:
+    """Returns what is told of a tensor: key, shape, type, layer, how it is made.
+
+    Args:
+      tensor: the tensor.
+      names: of the inputs, the base last.
+    """
     shape = " x ".join(map(str, tensor.shape)) or "one number"
-    return tensor.key, shape, tensor.dtype, tensor.layer or "-", how(tensor)
+    return tensor.key, shape, tensor.dtype, tensor.layer or "-", _how(tensor, names)
 
 
-def how(tensor: Tensor) -> str:
-    """Says how a tensor is made, in one line."""
-    if tensor.how != plan.MERGE:
-        return tensor.how
+def _how(tensor: Tensor, names: Sequence[str]) -> str:
+    if tensor.how == plan.TAKE:
+        (place,) = (at for at, found in enumerate(tensor.places) if found is not None)
+        return f"take {names[place]}"
+    if tensor.how == plan.EQUAL:
+        return "the same in all"
     told = [f"{name}={_shown(value)}" for name, value in tensor.settings.items()]
     return " ".join([tensor.method, *told, *(["by token"] if tensor.by_token else [])])
 
@@ -48,17 +54,16 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def totals(sources: Sources, shards: Sequence[Shard]) -> Iterator[str]:
+def totals(names: Sequence[str], lead: int, shards: Sequence[Shard]) -> Iterator[str]:
     """Yields what is read, written and held in all."""
     tensors = [tensor for shard in shards for tensor in shard.tensors]
-    names = ", ".join(one.name for one in sources.models)
     read = sum(
         place.stop - place.start
         for tensor in tensors
         for place in tensor.places
         if place is not None
     )
-    yield f"of {names}; the lead is {sources.models[sources.lead].name}"
+    yield f"of {', '.join(names)}; {names[lead]} leads"
     yield (
         f"{sum(t.elements for t in tensors):,} parameters in {len(tensors):,} tensors,"
         f" {len(shards):,} files, {size(sum(s.bytes for s in shards))};"

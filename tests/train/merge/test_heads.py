@@ -21,7 +21,7 @@ def made(tmp_path: Path) -> dict[str, str]:
 
 
 def run(made: dict[str, str], out: str, **more: Any) -> dict[str, torch.Tensor]:
-    assert merge.merge_models(merging.merging(made, out, "linear", **more))
+    assert merge.merge_models(merging.given(made, out, "linear", **more))
     return merging.state(out)
 
 
@@ -34,7 +34,7 @@ def test_a_model_without_a_head_has_its_embedding_for_one(
     made: dict[str, str], out: str
 ) -> None:
     tie(made["m2"])
-    notes = merge.plan_merge(merging.merging(made, out, "linear")).notes
+    notes = merge.plan_merge(merging.given(made, out, "linear")).notes
     assert f"m2 has no {HEAD}: its head is {EMBEDDING}" in notes
     found = run(made, out)
     one, other = (merging.state(made[name]) for name in ("m1", "m2"))

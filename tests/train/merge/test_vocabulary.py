@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pipelines import merge, verify
+from schemas.errors import SchemaError
 from tests import causal_models, merging, tiny_tokenizers
 from train.merge import vocabulary
 
@@ -42,7 +43,7 @@ def unlike(tmp_path: Path) -> dict[str, str]:
 
 def run(made: dict[str, str], out: str, **more: Any) -> dict[str, torch.Tensor]:
     given = {"method": "linear", "shard_bytes": 20_000, **more}
-    assert merge.merge_models(merging.merging(made, out, **given))
+    assert merge.merge_models(merging.given(made, out, **given))
     verify.verify([out])
     return merging.state(out)
 
@@ -101,6 +102,20 @@ def test_embeddings_may_be_those_of_the_base(unlike: dict[str, str], out: str) -
     assert not torch.equal(found[key], base[key])
 
 
+def test_rows_of_other_tokens_are_not_taken(unlike: dict[str, str], out: str) -> None:
+    rule = {"pattern": EMBEDDING, "take": "m2"}
+    with pytest.raises(SchemaError, match=r"of m2 has rows of other tokens than base"):
+        run(unlike, out, embeddings="base", rules=[rule])
+
+
+def test_embeddings_that_cannot_be_told_are_named(
+    unlike: dict[str, str], out: str
+) -> None:
+    merging.edit_config(unlike["m1"], vocab_size=None)
+    with pytest.raises(SchemaError, match=r"so embeddings must be told from other"):
+        run(unlike, out, embeddings="common")
+
+
 def test_common_needs_tokenizers(unlike: dict[str, str], out: str) -> None:
     (Path(unlike["m1"]) / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="compares tokenizers, but m1 has none"):
@@ -109,7 +124,7 @@ def test_common_needs_tokenizers(unlike: dict[str, str], out: str) -> None:
 
 def test_models_without_tokenizers_are_noted(tmp_path: Path, out: str) -> None:
     made = merging.several(tmp_path, count=1)
-    found = merge.plan_merge(merging.merging(made, out, "linear"))
+    found = merge.plan_merge(merging.given(made, out, "linear"))
     assert any("m1, base has no tokenizer" in note for note in found.notes)
 
 
