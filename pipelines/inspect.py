@@ -41,7 +41,7 @@ from schemas.windows import Window
 from train.merge import plan as merges
 from train.merge import report
 from transforms import tokenizer
-from transforms.functional import codec, ranks, tail, weigh
+from transforms.functional import codec, counted, ranks, tail, weigh
 from transforms.tokenizer import Tokenizer
 
 MERGED = "merge"
@@ -68,13 +68,18 @@ class Page:
         return self.paint(text, _GREEN) if bits <= _CHEAP_BITS else text
 
     def window(self, window: Window) -> Iterator[str]:
-        """Shows a window: where it stands, and its text."""
+        """Shows a window: where it stands, what of it counts, and its text."""
         n_bytes = len(window.text.encode())
         start = window.byte_start
+        counts = ""
+        if window.loss_spans is not None:
+            size = counted.counted_bytes(n_bytes, window.loss_spans)
+            counts = f"  {size} bytes count"
         yield self.paint(
             f"window {window.window_id}  document {escapes.one_line(window.doc_id)}"
             f"  bytes {start}-{start + n_bytes}{' (its last)' * window.ends_document}"
-            f"  domain {escapes.one_line(window.domain or windows.DEFAULT_DOMAIN)}",
+            f"  domain {escapes.one_line(window.domain or windows.DEFAULT_DOMAIN)}"
+            f"{counts}",
             BOLD,
         )
         yield escapes.plain(window.text)
@@ -94,7 +99,11 @@ class Page:
         if score.error is not None:
             yield self.paint(f"failed: {escapes.one_line(score.error)}", RED)
             return
-        yield f"{score.bits_per_byte:.3f} bits per byte over {score.n_bytes} bytes"
+        yield (
+            f"{score.bits_per_byte:.3f} bits per byte over {score.n_bytes} bytes"
+            if score.n_bytes
+            else "no byte of it counts"
+        )
         rest = tail.rest_mass(score)
         for t, logprob in enumerate(score.gold_logprob):
             bits = float(-logprob / np.log(2))

@@ -23,7 +23,7 @@ from pipelines.branches import (
     Merge,
 )
 from pipelines.fuse import FuseConfig
-from pipelines.merge import Merging, read_table
+from pipelines.merging import Merging, read_table
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
 from schemas import files, settings

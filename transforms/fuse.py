@@ -157,14 +157,15 @@ class FuseSlices:
 
     def _packed_metrics(self, piece: Slice) -> np.ndarray:
         """Reads the scores once more than the others do: a row's windows come apart."""
-        metrics, lengths = [], []
+        metrics, lengths, counted = [], [], []
         for window, target, candidates in self._read(piece):
             metrics.append([_metric(window, score) for score in candidates])
             lengths.append(len(target.token_ids))
+            counted.append(lengths[-1] * (window.loss_spans != ()))
         scored = np.flatnonzero(lengths)
         packed = pack.pack_windows([lengths[w] for w in scored], self.seq_length)
         places = [scored[row].tolist() for row in packed]
-        return weigh.packed_metrics(np.array(metrics), np.array(lengths), places)
+        return weigh.packed_metrics(np.array(metrics), np.array(counted), places)
 
     def _fuse(
         self,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jinja2
-from jinja2 import ext, nodes
+from jinja2 import ext, meta, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -31,6 +31,12 @@ DEFAULT = "default"
 _CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")  # the later decides
 _FILES = ("*.json", "*.jinja")
 _BEGIN, _END = "generation_begins", "generation_ends"
+_CLOCK = "strftime_now"
+_UNDATED = (
+    "a chat template must not depend on today's date, as the same corpus would be"
+    " another tomorrow, but this one asks for it; name a day by --chat_date, e.g."
+    " --chat_date=2024-07-26"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +59,12 @@ class Template:
         return files.digest([self.text, sorted(self.tokens.items()), self.date])
 
     def check(self) -> None:
-        """Raises ValueError if it is no Jinja template."""
+        """Raises ValueError if it is no Jinja template, or has to know the day."""
         _compiled(self.text)
+        if self.date is None and _CLOCK in meta.find_undeclared_variables(
+            _parsed(self.text)
+        ):
+            raise ValueError(_UNDATED)
 
     def looked_for(self) -> tuple[str, ...]:
         """Lists the strings in its expressions: what it may look for in a turn."""
@@ -85,8 +95,7 @@ class Template:
                 tools=None,
                 documents=None,
                 add_generation_prompt=prompt,
-                strftime_now=self._today,
-                **{_BEGIN: marks[0], _END: marks[1]},
+                **{_CLOCK: self._today, _BEGIN: marks[0], _END: marks[1]},
                 **self.tokens,
             )
         except TemplateError as error:
@@ -97,10 +106,7 @@ class Template:
     def _today(self, form: str) -> str:
         """Says what day it is, for templates that write it."""
         if self.date is None:
-            raise ValueError(
-                "it asks for today's date, and the same corpus would be another"
-                " tomorrow; name a day by --chat_date, e.g. --chat_date=2024-07-26"
-            )
+            raise ValueError(_UNDATED)
         return datetime.date.fromisoformat(self.date).strftime(form)
 
 

@@ -15,7 +15,7 @@ look for stay bare, then all punctuation. White space always does, as it is trim
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from schemas.dialogues import USER, Turn
 
@@ -23,6 +23,7 @@ NOTHING = re.compile("(?!)")
 _CODES = range(0xF0000, 0x10FFFE)  # planes for private use
 
 
+@runtime_checkable
 class Render(Protocol):
     """A template."""
 

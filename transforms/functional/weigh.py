@@ -164,13 +164,15 @@ def packed_metrics(
 
     Args:
       metrics: of each window, by source, in nats per own token.
-      lengths: the windows' target tokens.
+      lengths: the windows' target tokens; 0 where none of a window's counts.
       rows: the windows of each row; NaN for a window in none.
     """
     packed = np.full(metrics.shape, np.nan)
     for row in rows:
-        weights = lengths[row] / lengths[row].sum()
-        packed[row] = weights @ metrics[row]
+        own = [window for window in row if lengths[window]]
+        if own:
+            weights = lengths[own] / lengths[own].sum()
+            packed[row] = weights @ metrics[own]
     return packed
 
 
