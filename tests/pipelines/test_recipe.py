@@ -275,7 +275,12 @@ def test_without_arms_every_named_fusion_has_one(tmp_path: Path) -> None:
 def test_merges_are_of_the_pairs_with_the_target_as_base(tmp_path: Path) -> None:
     plan = read(tmp_path, PAIRWISE)
     assert [merge.models for merge in plan.merges] == [("pair.one", "pair.two")] * 2
-    made = plan.merge(plan.merges[1])
+    made = plan.merge(plan.merges[1]).config
+    assert made.places == {
+        "pair.one": "runs/x/models/pair.one",
+        "pair.two": "runs/x/models/pair.two",
+        "base": "t",
+    }
     assert made.output == "runs/x/merges/ties"
     assert plan.models["merge:ties"] == made.output
     assert list(plan.models) == [
@@ -329,7 +334,7 @@ def tables(*lines: str) -> str:
         (tables('[arms."fusion.a"]'), "no arm may be called"),
         (tables('[merges."a/b"]'), r"letters, digits, and _\.-"),
         (tables("[merges.a]", 'models = ["pair.tow"]'), "must name arms and merges"),
-        (tables("[merges.a]", 'models = ["a"]'), "did you mean merge.a"),
+        (tables("[merges.a]", 'models = ["a"]'), r"which are .* merge\.ties, merge\.a,"),
         (
             tables("[merges.a]", 'models = ["merge.b", "clm"]')
             + '[merges.b]\nmodels = ["merge.a", "clm"]\n',

@@ -167,7 +167,8 @@ def _check(rule: Rule, names: Sequence[str], where: str, has_base: bool) -> None
         _try(rule, names, has_base)
     except ValueError as error:
         cure = ""
-        if rule.takes_base(has_base) and methods.METHODS[rule.method].base != "needed":
+        known = rule.method in methods.METHODS and rule.takes_base(has_base)
+        if known and methods.METHODS[rule.method].base != "needed":
             cure = "; use_base = false keeps the base out of it"
         raise ValueError(f"{where}: {error}{cure}") from error
 
