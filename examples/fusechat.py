@@ -97,8 +97,10 @@ def make_inputs(output: str, size: Size) -> None:
 
 def found_of(plan: Recipe, argv: Sequence[str], seconds: float) -> dict[str, Any]:
     """Gathers all that the page is written of, from the folder of a finished run."""
+    table = files.read_json(plan.folder(run.RESULT))
     return {
-        **files.read_json(plan.folder(run.RESULT)),
+        "models": {name: table["models"][name] for name in plan.models},
+        "bytes": table["bytes"],
         "taught": {
             name: run.taught_of(manifest.read(plan.fuse_of(name).output, fused.STAGE))
             for name in plan.fusions

@@ -1,7 +1,12 @@
 """Runs of recipes with pairs: what is done, what is not done again, and its bytes."""
 
 import dataclasses
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ import pytest
 
 from pipelines import fuse, recipe, run
 from pipelines.fuse import FuseConfig
+from pipelines.progress import Stage
 from pipelines.recipe import Recipe
 from schemas import files
 from schemas.errors import SchemaError
@@ -55,6 +61,7 @@ def read(
             "learning_rate": 1e-3,
             "clm_weight": 0.5,
             "threads": 1,
+            "save_steps": 2,
         },
         evaluate={"threads": 1},
         **{"merges.mean": {"method": "linear"}},
@@ -85,16 +92,20 @@ def stamps(folder: str) -> dict[str, int]:
     }
 
 
+def table(plan: Recipe) -> dict[str, Any]:
+    return dict(files.read_json(plan.folder(run.RESULT))["models"])
+
+
 def weights(folder: str) -> str:
     return files.checksum(f"{folder}/model.safetensors")
 
 
 def test_a_run_of_pairs_measures_every_target_and_merge(plan: Recipe) -> None:
-    rows = files.read_json(plan.folder(run.RESULT))["models"]
-    assert list(rows) == [
+    rows = table(plan)
+    assert rows.keys() == {
         *("untouched", "many", "pair.other", "pair.alike"),
         *("merge:mean", "source:other", "source:alike"),
-    ]
+    }
     assert len({row["all"] for row in rows.values()}) == len(rows)
 
 
@@ -130,26 +141,22 @@ def test_a_pair_is_what_fusing_and_training_by_hand_give(
 
 
 def test_a_second_run_writes_nothing(plan: Recipe) -> None:
-    before = stamps(plan.output)
-    table = files.read_json(plan.folder(run.RESULT))
+    before, rows = stamps(plan.output), table(plan)
     run.run(plan)
     assert stamps(plan.output) == before
-    assert files.read_json(plan.folder(run.RESULT)) == table
-
-
-@pytest.fixture
-def half(
-    tmp_path: Path, corpus: list[str], models: dict[str, str], sources: dict[str, str]
-) -> Recipe:
-    """Returns the recipe of a run of which one pair alone is done."""
-    made = read(tmp_path, corpus, models, sources)
-    run.run(made, only=["pair.other"])
-    return made
+    assert table(plan) == rows
 
 
 def test_a_part_is_done_alone_and_the_rest_from_the_same_scores(
-    half: Recipe, plan: Recipe, contents: Contents
+    plan: Recipe,
+    corpus: list[str],
+    models: dict[str, str],
+    sources: dict[str, str],
+    contents: Contents,
+    tmp_path: Path,
 ) -> None:
+    half = read(tmp_path, corpus, models, sources)
+    run.run(half, only=["pair.other"])
     root = Path(half.output)
     for folder, names in {
         "scores": {"target", "other"},
@@ -158,27 +165,73 @@ def test_a_part_is_done_alone_and_the_rest_from_the_same_scores(
     }.items():
         assert {path.name for path in (root / folder).iterdir()} == names
     assert not (root / "merges").exists()
-    first = files.read_json(half.folder(run.RESULT))["models"]
-    assert list(first) == ["pair.other"]
+    assert table(half).keys() == {"pair.other"}
     before = stamps(half.output)
     run.run(half, only=["merge.mean"])
     after = stamps(half.output)
     assert {name: after[name] for name in before} == before
     assert not (root / "fused").exists()
-    second = files.read_json(half.folder(run.RESULT))["models"]
-    assert list(second) == ["pair.other", "merge:mean"]
-    whole = files.read_json(plan.folder(run.RESULT))["models"]
-    assert second == {name: whole[name] for name in second}
+    both = ("pair.other", "merge:mean")
+    assert table(half) == {name: table(plan)[name] for name in both}
     for name in ("scores", "fusions"):
         assert contents(half.folder(name)) == contents(plan.folder(name))
     assert weights(half.models["merge:mean"]) == weights(plan.models["merge:mean"])
 
 
-def test_a_row_of_a_model_that_has_changed_leaves_the_table(half: Recipe) -> None:
-    shutil.rmtree(half.models["pair.other"])
-    run.run(half, only=["fusion.pair.other"])
-    assert not (Path(half.output) / "models" / "pair.other").exists()
-    assert run.evaluate_all(half, (), run.Stage("evaluate"))["models"] == {}
+def test_a_row_of_a_model_that_is_gone_leaves_the_table(
+    plan: Recipe,
+    corpus: list[str],
+    models: dict[str, str],
+    sources: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(plan.output, tmp_path / "run")
+    moved = read(tmp_path, corpus, models, sources)
+    names = set(run.evaluate_all(moved, (), Stage("evaluate"))["models"])
+    assert names == set(moved.models)
+    shutil.rmtree(moved.models["pair.other"])
+    shutil.copytree(
+        moved.models["many"], moved.models["pair.alike"], dirs_exist_ok=True
+    )
+    left = set(run.evaluate_all(moved, (), Stage("evaluate"))["models"])
+    assert names - left == {"pair.other", "pair.alike"}
+
+
+def test_a_run_that_is_killed_while_it_trains_a_pair_ends_with_the_same_bytes(
+    plan: Recipe,
+    corpus: list[str],
+    models: dict[str, str],
+    sources: dict[str, str],
+    contents: Contents,
+    tmp_path: Path,
+) -> None:
+    for name in ("windows", "scores"):
+        shutil.copytree(plan.folder(name), tmp_path / "run" / name)
+    killed = read(tmp_path, corpus, models, sources)
+    moment = Path(f"{killed.models['pair.alike']}.partial", "checkpoints")
+    command = [sys.executable, "-m", "pipelines.cli", "run", f"{tmp_path}/recipe.toml"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        end = time.monotonic() + 240
+        while not moment.exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < end, "the run never came that far"
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not Path(killed.models["merge:mean"]).exists()
+    done = stamps(killed.models["pair.other"])
+    run.run(killed)
+    assert stamps(killed.models["pair.other"]) == done
+    for name in ("fusions", "fused"):
+        assert contents(killed.folder(name)) == contents(plan.folder(name))
+    for name, model in plan.models.items():
+        if model.startswith(plan.output):
+            assert weights(killed.models[name]) == weights(model)
+    assert table(killed) == table(plan)
 
 
 def test_a_source_that_comes_later_costs_its_own_pair_and_the_merges(
@@ -201,8 +254,4 @@ def test_a_source_that_comes_later_costs_its_own_pair_and_the_merges(
     result = run.run(again, only=["merge.mean"])["models"]
     changed = {n for n, at in stamps(more.output).items() if after.get(n) != at}
     assert {name.split("/")[0] for name in changed} == {"merges", "evaluation"}
-    assert result["merge:mean"] != run_table(plan)["merge:mean"]
-
-
-def run_table(plan: Recipe) -> dict[str, Any]:
-    return dict(files.read_json(plan.folder(run.RESULT))["models"])
+    assert result["merge:mean"] != table(plan)["merge:mean"]

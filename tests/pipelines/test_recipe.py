@@ -334,7 +334,10 @@ def tables(*lines: str) -> str:
         (tables('[arms."fusion.a"]'), "no arm may be called"),
         (tables('[merges."a/b"]'), r"letters, digits, and _\.-"),
         (tables("[merges.a]", 'models = ["pair.tow"]'), "must name arms and merges"),
-        (tables("[merges.a]", 'models = ["a"]'), r"which are .* merge\.ties, merge\.a,"),
+        (
+            tables("[merges.a]", 'models = ["a"]'),
+            r"which are .* merge\.ties, merge\.a,",
+        ),
         (
             tables("[merges.a]", 'models = ["merge.b", "clm"]')
             + '[merges.b]\nmodels = ["merge.a", "clm"]\n',
