@@ -6,6 +6,9 @@ with zeros where an element is dropped. What is kept is rescaled in one of these
     none      nothing
     l1        by sum |delta| / sum |kept|, as mergekit does
     density   by 1 / P(kept), so that the expectation is delta   (random ones only)
+
+Of equal magnitudes at a cut those of least index come first, in a stable sort of rising
+or of falling order; mergekit's choice among them hangs on the machine's sort.
 """
 
 import numpy as np
