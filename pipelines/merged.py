@@ -147,7 +147,8 @@ def describe(output: str, told: Description) -> Manifest:
       FusionError: if another command writes there.
     """
     shards = plan.read(output)
-    before = files.stamps(output, ".safetensors")
+    wanted = {shard.file for shard in shards}
+    before = _stamps(output, wanted)
     entries = _entries(output, shards, told.identity)
     measured = _measured(output, shards, told.identity)
     text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
@@ -155,7 +156,7 @@ def describe(output: str, told: Description) -> Manifest:
     files.write_bytes(
         files.join(output, card.NAME), (text + card.checksums(entries)).encode()
     )
-    _remove_others(output, {*(shard.file for shard in shards), *others})
+    _remove_others(output, {*wanted, *others})
     tensors = [tensor for shard in shards for tensor in shard.tensors]
     made = Manifest(
         stage=work.STAGE,
@@ -173,7 +174,7 @@ def describe(output: str, told: Description) -> Manifest:
         code_version=version.VERSION,
     )
     manifest.write(output, made)
-    if files.stamps(output, ".safetensors") != before:
+    if _stamps(output, wanted) != before:
         files.remove_tree(files.join(output, manifest.NAME))
         raise FusionError(
             f"{output} must be at rest when it is described, but its files were written"
@@ -185,6 +186,11 @@ def describe(output: str, told: Description) -> Manifest:
     ledger.forget(output)
     files.tidy(output)
     return made
+
+
+def _stamps(output: str, names: set[str]) -> dict[str, tuple[int, str]]:
+    found = files.stamps(output, ".safetensors")
+    return {name: found[name] for name in names if name in found}
 
 
 def _entries(output: str, shards: Sequence[Shard], identity: str) -> list[FileEntry]:

@@ -12,7 +12,13 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["pipelines.cli", "pipelines.prepare", "pipelines.fuse", "tests.deadly_slices"]
+    [
+        "pipelines.cli",
+        "pipelines.prepare",
+        "pipelines.fuse",
+        "tests.deadly_slices",
+        "tests.deadly_merge",
+    ]
 )
 WAIT_S = 1500.0
 

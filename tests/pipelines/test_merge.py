@@ -36,12 +36,8 @@ def run(made: Made, out: str, method: str = "ties", *flags: str, **more: Any) ->
     assert merge.merge_models(merging.given(made, out, method, **given), flags)
 
 
-def logits(folder: str, state: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+def logits(folder: str) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    if state is not None:
-        told = model.load_state_dict(state, strict=False)
-        assert not told.unexpected_keys
-        assert set(told.missing_keys) <= {"lm_head.weight"}  # where it is tied
     ids = torch.arange(40)[None] % merging.WIDTH
     with torch.no_grad():
         return model(input_ids=ids).logits
@@ -58,7 +54,8 @@ def test_a_merged_model_computes_what_one_merged_in_memory_does(
     plainly = merging.plainly(made, "ties", settings, ["m1", "m2"])
     assert len(list(Path(out).glob("model-*.safetensors"))) > 2
     assert merging.same(merging.state(out), plainly)
-    assert torch.equal(logits(out), logits(made["base"], plainly))
+    merging.rewrite(made["base"], plainly)
+    assert torch.equal(logits(out), logits(made["base"]))
 
 
 def test_every_method_may_be_named_in_a_recipe(made: Made, tmp_path: Path) -> None:
@@ -84,19 +81,12 @@ def test_merging_twice_leaves_the_same_bytes(
     verify.verify([out])
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--runner=BundleBasedDirectRunner"],
-        ["--direct_running_mode=multi_processing", "--direct_num_workers=2"],
-    ],
-    ids=["bundles", "processes"],
-)
-def test_a_job_of_workers_leaves_the_bytes_of_this_process(
-    flags: list[str], made: Made, out: str, tmp_path: Path, contents: Contents
+def test_a_job_of_bundles_leaves_the_bytes_of_this_process(
+    made: Made, out: str, tmp_path: Path, contents: Contents
 ) -> None:
     varied = {"settings": {"granularity": "layer"}}
     run(made, out, "varm", **varied)
+    flags = ["--runner=BundleBasedDirectRunner"]
     run(made, str(tmp_path / "job"), "varm", *flags, **varied)
     assert contents(out) == contents(str(tmp_path / "job"))
 
@@ -160,14 +150,13 @@ def test_a_merge_that_is_killed_ends_with_the_same_bytes(
 ) -> None:
     run(made, out)
     killed = str(tmp_path / "killed")
-    for tensors in (1, 4):
-        process = commands.start(
-            deadly_merge.merge_and_die,
-            merging.table(made, killed, method="ties", **SMALL),
-            tensors,
-            log=tmp_path / "log",
-        )
-        assert commands.end(process) == -9
+    process = commands.start(
+        deadly_merge.merge_and_die,
+        merging.table(made, killed, method="ties", **SMALL),
+        4,
+        log=tmp_path / "log",
+    )
+    assert commands.end(process) == -9
     left = set(files.names(killed))
     assert plan.NAME in left
     assert manifest.NAME not in left
@@ -277,7 +266,7 @@ def test_the_recipe_on_the_card_gives_the_same_model(
     told = (Path(out) / "README.md").read_text()
     text = told.partition("```toml\n")[2].partition("```")[0]
     for name, place in made.items():
-        text = text.replace(f' "{name}"', f' "{place}"')
+        text = text.replace(f'= "{name}"', f'= "{place}"')
     (tmp_path / "recipe.toml").write_text(text)
     again = str(tmp_path / "again")
     assert cli.main(["merge", str(tmp_path / "recipe.toml"), f"--output={again}"]) == 0

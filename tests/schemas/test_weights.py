@@ -78,7 +78,10 @@ def test_an_index_chooses_the_files(folder: str) -> None:
     [
         ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "a has 4 bytes for"),
         ('{"a":{"dtype":"Q4","shape":[2],"data_offsets":[0,4]}}', "unknown type Q4"),
-        ('{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}', "should have 71"),
+        (
+            '{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}',
+            r"should have \d+ bytes, it has",
+        ),
         ('{"a":{"dtype":"F32"}}', "shape"),
         ("[1]", "cannot be read"),
     ],

@@ -166,15 +166,14 @@ def _check(rule: Rule, names: Sequence[str], where: str, has_base: bool) -> None
     try:
         _try(rule, names, has_base)
     except ValueError as error:
-        cure = ""
-        known = rule.method in methods.METHODS and rule.takes_base(has_base)
-        if known and methods.METHODS[rule.method].base != "needed":
-            cure = "; use_base = false keeps the base out of it"
-        raise ValueError(f"{where}: {error}{cure}") from error
+        known = methods.METHODS.get(rule.method or "")
+        free = known is not None and known.base == "optional" and has_base
+        cure = "; use_base = false keeps the base out of it"
+        raise ValueError(f"{where}: {error}{cure * free}") from error
 
 
 def _try(rule: Rule, names: Sequence[str], has_base: bool) -> None:
-    settings = settle(rule, names, Layer(stack="", index=0, count=1), "any tensor")
+    settings = settle(rule, names, Layer(stack="", index=1, count=3), "any tensor")
     assert rule.method is not None
     method = methods.METHODS[rule.method]
     if method.base == "needed" and not has_base:

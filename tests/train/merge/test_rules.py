@@ -19,6 +19,7 @@ def read(
 
 def settled(settings: Any, key: str = "h.0.w", count: int = 3) -> dict[str, Any]:
     keys = [key, *(f"h.{i}.w" for i in range(count))]
+    settings = {**settings, "normalize": False}
     return rules.settle(
         read(settings=settings)[-1], NAMES, layers.layers_of(keys)[key], key
     )
