@@ -74,13 +74,14 @@ def _rendered(piece: Piece, cut: Cut) -> Piece:
     """Puts in place of the text of dialogues what a template makes of them."""
     records: list[Document | Reject] = []
     for record in piece.records:
+        if isinstance(record, Reject):
+            records.append(record)
+            continue
         try:
-            if isinstance(record, Document):
-                text = cutting.rendered(record, cut).text
-                record = dataclasses.replace(record, text=text)
+            text = cutting.rendered(record, cut).text
+            records.append(dataclasses.replace(record, text=text))
         except UnusableError as error:
-            record = cutting.left_out(piece.path, record, *error.args)
-        records.append(record)
+            records.append(cutting.left_out(piece.path, record, *error.args))
     texts = [len(r.text.encode()) for r in records if isinstance(r, Document)]
     return dataclasses.replace(piece, records=tuple(records), text_bytes=sum(texts))
 

@@ -317,11 +317,12 @@ def document_of(
             doc_id = checked.id_of(content.get(fields.id), fields.id)
         domain = checked.domain_of(content, fields.domain)
         split = checked.split_of(content, fields.split)
-        turns = fields.dialogue and dialogues.turns_of(content, fields.dialogue)
-        if turns:
-            text = dialogues.said(turns)
-        else:
+        turns = None
+        if fields.dialogue is None:
             text = checked.text_of(content.get(fields.text), fields.text)
+        else:
+            turns = dialogues.turns_of(content, fields.dialogue)
+            text = dialogues.said(turns)
     except checked.UnusableError as error:
         reason, detail = error.args
         return Reject(file=name, row=row, doc_id=doc_id, reason=reason, detail=detail)

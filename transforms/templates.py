@@ -13,7 +13,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import ext, meta, nodes
@@ -113,7 +113,9 @@ class Template:
 class _Generation(ext.Extension):
     """`{% generation %}`: writes marks around what it holds."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Any) -> list[nodes.Node]:
         line = next(parser.stream).lineno

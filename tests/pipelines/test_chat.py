@@ -144,8 +144,10 @@ def test_every_window_fits_both_models_and_some_hold_no_answer(
 
 
 def test_a_run_on_dialogues_is_proved_from_its_files(run: str, place: Path) -> None:
-    found = verify.verify([f"{run}/windows"])
-    assert any("kept, byte for byte" in line for line in found)
+    assert len(verify.verify([run])) == 3
+    (line,), left = verify.between([f"{run}/windows"])
+    assert "12 documents read = 12 kept, byte for byte" in line
+    assert not left
 
 
 def test_the_manifest_holds_the_template_and_another_is_another_corpus(
@@ -229,22 +231,24 @@ def test_a_template_s_refusal_is_a_reject_with_its_reason(
     )
     counts = prepare.prepare_corpus(given)["fusion"].counts
     assert counts["left_out_template_refused"] == 1
-    assert any("1 template_refused" in line for line in verify.verify([out]))
+    (line,), _ = verify.between([out])
+    assert "3 kept, byte for byte + left out: 1 template_refused" in line
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         ({"chat_shape": None}, "chat_template must stand beside chat_shape"),
-        ({"models": (), "max_bytes": 99}, "chat_model or models must be given"),
+        ({"models": ()}, "chat_model or models must be given"),
         ({"chat_date": "today"}, "chat_date must be YYYY-MM-DD"),
     ],
 )
 def test_settings_out_of_place_are_refused(
     place: Path, models: dict[str, str], more: dict[str, Any], told: str
 ) -> None:
+    given = config(place, models, "unused", max_bytes=99)
     with pytest.raises(ValueError, match=told):
-        config(place, models, "unused", **more)
+        dataclasses.replace(given, **more)
 
 
 def test_a_target_without_a_template_is_refused_with_the_cure(

@@ -92,7 +92,7 @@ def windows_of(
 
 
 def only(text: str, said, *families: Family) -> Window:
-    (window,) = windows_of(text, said, *families)
+    (window,) = windows_of(text, said, *families, max_tokens=4096)
     return window
 
 
