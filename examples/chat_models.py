@@ -7,6 +7,7 @@ with real models, whose templates are not those that they are scored with.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from examples import models
 from examples.corpus import Size
@@ -51,17 +52,17 @@ _CODER = dataclasses.replace(
     mixture={"programs": 1.0},
     steps=400,
 )
-_SMALL = {"width": 64, "layers": 2, "vocabulary": 1024}
+_SMALL: dict[str, Any] = {"width": 64, "layers": 2, "vocabulary": 1024}
 
 PLANS: Mapping[Size, tuple[Plan, ...]] = {
     "full": (_PIVOT, _RECKONER, _CODER),
     "tiny": (
         dataclasses.replace(_PIVOT, **_SMALL, steps=40),
         dataclasses.replace(
-            _RECKONER, **_SMALL | {"width": 96}, steps=100, learning_rate=5e-3
+            _RECKONER, **_SMALL | {"width": 96}, steps=60, learning_rate=5e-3
         ),
         dataclasses.replace(
-            _CODER, **_SMALL | {"width": 96}, steps=100, learning_rate=5e-3
+            _CODER, **_SMALL | {"width": 96}, steps=60, learning_rate=5e-3
         ),
     ),
 }
