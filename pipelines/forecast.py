@@ -163,5 +163,5 @@ def _trained(of: Basis, training: TrainConfig, volume: Volume) -> float:
 
 def _merge(of: Basis) -> list[Stage]:
     """Estimates all merges: their bytes, as hours are those of copying them."""
-    written = of.job.merges * of.target.parameters.stored_bytes
+    written = float(of.job.merges * of.target.parameters.stored_bytes)
     return [Stage(name="merge", tokens=None, bytes=written)] if written else []
