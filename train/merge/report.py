@@ -85,7 +85,7 @@ def held_bytes(tensor: Tensor) -> int:
     )
 
 
-def size(n_bytes: float) -> str:
+def size(n_bytes: int | float) -> str:
     """Writes a number of bytes for people.
 
     Example:
