@@ -105,9 +105,11 @@ def calculate(deltas: Iterable[Weight], floor: float) -> list[float]:
 
 def _variance(deltas: Sequence[Weight]) -> Weight:
     """The population variance of each element; exactly 0 where all are equal."""
-    shifted = [delta - deltas[0] for delta in deltas[1:]]
-    mean = sum(shifted, torch.zeros_like(deltas[0])) / len(deltas)
+    first, mean = deltas[0], torch.zeros_like(deltas[0])
+    for delta in deltas[1:]:
+        mean.add_(delta - first)
+    mean.div_(len(deltas))
     squares = mean.square()  # of the first, which the shift puts at 0
-    for one in shifted:
-        squares.add_((one - mean).square())
-    return squares / len(deltas)
+    for delta in deltas[1:]:
+        squares.add_((delta - first - mean).square())
+    return squares.div_(len(deltas))

@@ -29,7 +29,7 @@ class Parameter:
       optional: may be left out though it has no default.
     """
 
-    default: float | str | bool | None
+    default: float | int | str | bool | None
     per_model: bool = False
     low: float | None = None
     high: float | None = None
@@ -64,7 +64,7 @@ def complete(
             told = ", ".join(parameters) or "no settings"
             near = words.suggestion(name, parameters)
             raise ValueError(f"{method} takes {told}, got {name!r}{near}")
-    settled = {}
+    settled: dict[str, Any] = {}
     for name, parameter in parameters.items():
         value = given.get(name, parameter.default)
         if value is None and parameter.optional:
@@ -96,7 +96,7 @@ def _per_model(
     ]
 
 
-def _value(parameter: Parameter, value: Any, where: str) -> float | str | bool:
+def _value(parameter: Parameter, value: Any, where: str) -> float | int | str | bool:
     """A string, a truth value or a number, whichever the parameter takes."""
     if parameter.choices:
         if isinstance(value, bool) and "l1" in parameter.choices:
@@ -113,7 +113,7 @@ def _value(parameter: Parameter, value: Any, where: str) -> float | str | bool:
     return _number(parameter, value, where)
 
 
-def _number(parameter: Parameter, value: Any, where: str) -> float:
+def _number(parameter: Parameter, value: Any, where: str) -> float | int:
     """A finite number in range; whole where the default is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where} must be a number, got {value!r}")
@@ -123,5 +123,5 @@ def _number(parameter: Parameter, value: Any, where: str) -> float:
     low = -math.inf if parameter.low is None else parameter.low
     high = math.inf if parameter.high is None else parameter.high
     if not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{where} must be in [{low}, {high}], got {value}")
+        raise ValueError(f"{where} must be in [{low:g}, {high:g}], got {value}")
     return int(value) if whole else float(value)

@@ -6,6 +6,9 @@ with zeros where an element is dropped. What is kept is rescaled in one of these
     none      nothing
     l1        by sum |delta| / sum |kept|, as mergekit does
     density   by 1 / P(kept), so that the expectation is delta   (random ones only)
+
+Of equal magnitudes at a cut those of least index come first, in a stable sort of rising
+or of falling order; mergekit's choice among them hangs on the machine's sort.
 """
 
 import numpy as np
@@ -109,8 +112,9 @@ def keep_ranked(
     if density <= 0 or not delta.numel():
         return torch.zeros_like(delta)
     rows = delta.flatten(1) if delta.dim() > 1 else delta.reshape(1, -1)
-    kept = []
-    for some in rows.split(max(1, _ROWS_ELEMENTS // rows.shape[1])):
+    kept, step = [], max(1, _ROWS_ELEMENTS // rows.shape[1])
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
         chances = rank_chances(some, density, epsilon)
         mask = torch.rand(some.shape, generator=generator) < chances
         kept.append(some * mask / chances if rescale == "density" else some * mask)

@@ -49,8 +49,8 @@ _AS_IT_IS = Parameter(
 _DENSITY = Parameter(
     default=1.0,
     per_model=True,
-    low=0,
-    high=1,
+    low=0.0,
+    high=1.0,
     meaning="share of differences that is kept, in [0, 1]",
 )
 _CUT_RESCALE = Parameter(
@@ -79,7 +79,7 @@ _DRAWN = {
 _EPSILON = Parameter(
     default=0.15,
     per_model=True,
-    low=0,
+    low=0.0,
     high=0.5,
     meaning="half the spread of probabilities about the density, in [0, 0.5]",
 )
@@ -89,8 +89,8 @@ _CRUMBS = {
     "gamma": Parameter(
         default=0.01,
         per_model=True,
-        low=0,
-        high=1,
+        low=0.0,
+        high=1.0,
         meaning="share of greatest differences that is dropped, in [0, 1]",
     ),
     "rescale": _CUT_RESCALE,
@@ -171,8 +171,8 @@ METHODS: dict[str, Method] = {
         parameters={
             "t": Parameter(
                 default=None,
-                low=0,
-                high=1,
+                low=0.0,
+                high=1.0,
                 meaning="place between the base (or first model), 0, and the other, 1",
             )
         },
@@ -202,7 +202,7 @@ METHODS: dict[str, Method] = {
             "weight": _MEAN_WEIGHT,
             "normalize_weights": _NORMALIZE,
             "eps": Parameter(
-                default=1e-8, low=0, meaning="what is added to norms, at least 0"
+                default=1e-8, low=0.0, meaning="what is added to norms, at least 0"
             ),
         },
         source="Goddard 2025, mergekit's documentation",
@@ -212,10 +212,10 @@ METHODS: dict[str, Method] = {
         base="none",
         parameters={
             "max_iter": Parameter(
-                default=10, low=0, meaning="greatest number of steps, a whole number"
+                default=10, low=0.0, meaning="greatest number of steps, a whole number"
             ),
             "tol": Parameter(
-                default=1e-5, low=0, meaning="step that ends the search, radians"
+                default=1e-5, low=0.0, meaning="step that ends the search, radians"
             ),
         },
         source="Karcher 1977, doi 10.1002/cpa.3160300502",
@@ -245,8 +245,8 @@ METHODS: dict[str, Method] = {
                 default=None,
                 optional=True,
                 per_model=True,
-                low=0,
-                high=1,
+                low=0.0,
+                high=1.0,
                 meaning="weights in [0, 1] found in a first pass, for model and layer",
             ),
         },
@@ -258,8 +258,8 @@ METHODS: dict[str, Method] = {
         parameters={
             "select_topk": Parameter(
                 default=0.1,
-                low=0,
-                high=1,
+                low=0.0,
+                high=1.0,
                 meaning="share of elements by variance that is selected, in [0, 1]",
             ),
             "variant": Parameter(

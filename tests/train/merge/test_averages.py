@@ -45,7 +45,8 @@ def test_model_stock_of_more_than_two_takes_the_mean_of_their_cosines() -> None:
 
 
 def test_model_stock_of_opposites_is_the_base() -> None:
-    np.testing.assert_allclose(stock(E[0], -3 * E[0], base=E[2]), E[2])
+    models = [E[2] + E[0], E[2] - 3 * E[0]]
+    np.testing.assert_allclose(stock(*models, base=E[2]), E[2])
 
 
 @pytest.mark.parametrize("each", [True, False])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,8 @@ SYMMETRIC = sorted(
 WEIGHTS = st.sampled_from([0.25, 0.5, 1.0, 2.0])
 DENSITIES = st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])
 SEEDS = st.integers(0, 100)
+a_few = settings(max_examples=15, deadline=None)
+"""Each law is tried on every method, so on some tensors of each."""
 
 Inputs = tuple[list[Tensor], Tensor]
 
@@ -34,6 +36,7 @@ def cancelling(models: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", EVERY)
+@a_few
 @given(inputs=cases.models_and_base(), data=st.data())
 def test_identical_models_merge_to_themselves(
     name: str, inputs: Inputs, data: st.DataObject
@@ -45,6 +48,7 @@ def test_identical_models_merge_to_themselves(
 
 
 @pytest.mark.parametrize("variant", ["paper", "authors", "mergekit"])
+@a_few
 @given(inputs=cases.models_and_base(), count=st.integers(1, 4))
 def test_identical_models_merge_to_themselves_in_sce_of_all_elements(
     variant: str, inputs: Inputs, count: int
@@ -56,6 +60,7 @@ def test_identical_models_merge_to_themselves_in_sce_of_all_elements(
 
 
 @pytest.mark.parametrize("name", [n for n in WEIGHTED if n != "nuslerp"])
+@a_few
 @given(inputs=cases.models_and_base(most=1), weight=WEIGHTS)
 def test_one_model_alone_is_the_result(
     name: str, inputs: Inputs, weight: float
@@ -63,11 +68,12 @@ def test_one_model_alone_is_the_result(
     models, base = inputs
     if not methods.METHODS[name].parameters.get("normalize"):
         weight = 1.0
-    settings = cases.ONE_FOR_ALL[name] | {"weight": weight}
-    close(cases.merge(name, models, base, **settings), models[0])
+    how = cases.ONE_FOR_ALL[name] | {"weight": weight}
+    close(cases.merge(name, models, base, **how), models[0])
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
+@a_few
 @given(inputs=cases.models_and_base(least=2), data=st.data())
 def test_a_model_that_has_all_the_weight_is_the_result(
     name: str, inputs: Inputs, data: st.DataObject
@@ -76,12 +82,13 @@ def test_a_model_that_has_all_the_weight_is_the_result(
     models = models[: methods.METHODS[name].most]
     chosen = data.draw(st.integers(0, len(models) - 1))
     weight = [float(place == chosen) for place in range(len(models))]
-    settings = cases.ONE_FOR_ALL[name] | {"weight": weight}
+    how = cases.ONE_FOR_ALL[name] | {"weight": weight}
     assume(name != "multislerp" or bool(models[chosen].ne(base).any()))
-    close(cases.merge(name, models, base, **settings), models[chosen])
+    close(cases.merge(name, models, base, **how), models[chosen])
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)
+@a_few
 @given(inputs=cases.models_and_base(least=2), data=st.data())
 def test_the_order_of_models_changes_nothing(
     name: str, inputs: Inputs, data: st.DataObject
@@ -90,21 +97,22 @@ def test_the_order_of_models_changes_nothing(
     models = models[: methods.METHODS[name].most]
     if name in ("karcher", "multislerp"):
         assume(not cancelling([m - base * (name != "karcher") for m in models]))
-    settings = dict(cases.ONE_FOR_ALL[name])
+    how = dict(cases.ONE_FOR_ALL[name])
     order = data.draw(st.permutations(range(len(models))))
-    turned = dict(settings)
+    turned = dict(how)
     for key, numbers in (("weight", WEIGHTS), ("density", DENSITIES)):
         if key in methods.METHODS[name].parameters:
             several = st.lists(numbers, min_size=len(models), max_size=len(models))
-            settings[key] = data.draw(several)
-            turned[key] = [settings[key][place] for place in order]
+            how[key] = data.draw(several)
+            turned[key] = [how[key][place] for place in order]
     if name == "multislerp":
-        settings["weight"] = turned["weight"] = 1.0
-    first = cases.merge(name, models, base, **settings)
+        how["weight"] = turned["weight"] = 1.0
+    first = cases.merge(name, models, base, **how)
     close(cases.merge(name, [models[i] for i in order], base, **turned), first)
 
 
 @pytest.mark.parametrize("variant", ["paper", "authors", "mergekit"])
+@a_few
 @given(inputs=cases.models_and_base(least=2), data=st.data())
 def test_the_order_of_models_changes_nothing_in_any_sce(
     variant: str, inputs: Inputs, data: st.DataObject
@@ -117,6 +125,7 @@ def test_the_order_of_models_changes_nothing_in_any_sce(
     close(cases.merge("sce", list(turned), base, **given), first)
 
 
+@a_few
 @given(inputs=cases.models_and_base(least=2, most=2), t=st.floats(0, 1))
 def test_slerp_from_the_other_end_comes_to_the_same(inputs: Inputs, t: float) -> None:
     models, base = inputs
@@ -125,22 +134,24 @@ def test_slerp_from_the_other_end_comes_to_the_same(inputs: Inputs, t: float) ->
 
 
 @pytest.mark.parametrize("name", SUMS)
+@a_few
 @given(inputs=cases.models_and_base(), density=DENSITIES, seed=SEEDS)
 def test_with_lambda_0_the_base_stays(
     name: str, inputs: Inputs, density: float, seed: int
 ) -> None:
     models, base = inputs
-    settings = {"weight": 0.5, "lambda": 0.0}
+    how = {"weight": 0.5, "lambda": 0.0}
     if "density" in methods.METHODS[name].parameters:
-        settings["density"] = density
+        how["density"] = density
     if "epsilon" in methods.METHODS[name].parameters:
-        settings["epsilon"] = 0.05
-    assert cases.merge(name, models, base, seed, **settings).equal(base)
+        how["epsilon"] = 0.05
+    assert cases.merge(name, models, base, seed, **how).equal(base)
 
 
 @pytest.mark.parametrize(
     "name", [n for n in SUMS if "density" in methods.METHODS[n].parameters]
 )
+@a_few
 @given(inputs=cases.models_and_base(), seed=SEEDS)
 def test_with_density_0_the_base_stays(name: str, inputs: Inputs, seed: int) -> None:
     models, base = inputs
@@ -150,6 +161,7 @@ def test_with_density_0_the_base_stays(name: str, inputs: Inputs, seed: int) -> 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("elected", [True, False])
+@a_few
 @given(inputs=cases.models_and_base(), data=st.data())
 def test_with_density_1_methods_differ_only_in_whether_they_elect(
     normalize: bool, elected: bool, inputs: Inputs, data: st.DataObject
@@ -157,15 +169,16 @@ def test_with_density_1_methods_differ_only_in_whether_they_elect(
     models, base = inputs
     count = len(models)
     weight = data.draw(st.lists(WEIGHTS, min_size=count, max_size=count))
-    settings = {"weight": weight, "normalize": normalize, "lambda": 0.7}
+    how = {"weight": weight, "normalize": normalize, "lambda": 0.7}
     names = ("task_arithmetic", "dare_linear", "della_linear", "breadcrumbs")
     if elected:
         names = ("ties", "dare_ties", "della", "breadcrumbs_ties")
-    first, *others = (cases.merge(name, models, base, **settings) for name in names)
+    first, *others = (cases.merge(name, models, base, **how) for name in names)
     assert all(one.equal(first) for one in others)
 
 
 @pytest.mark.parametrize("name", SUMS)
+@a_few
 @given(inputs=cases.models_and_base(), seed=SEEDS)
 def test_twice_the_lambda_goes_twice_as_far(
     name: str, inputs: Inputs, seed: int
@@ -179,6 +192,7 @@ def test_twice_the_lambda_goes_twice_as_far(
 
 
 @pytest.mark.parametrize("name", EVERY)
+@a_few
 @given(inputs=cases.models_and_base(least=2), seed=SEEDS)
 def test_what_is_finite_stays_finite_and_keeps_its_shape(
     name: str, inputs: Inputs, seed: int
@@ -187,15 +201,16 @@ def test_what_is_finite_stays_finite_and_keeps_its_shape(
     models = models[: methods.METHODS[name].most]
     known = methods.METHODS[name].parameters
     some = {"density": 0.5, "gamma": 0.2, "select_topk": 0.3, "weight": 0.4}
-    settings = {"t": 0.6} if name == "slerp" else {}
-    settings |= {key: value for key, value in some.items() if key in known}
+    how = {"t": 0.6} if name == "slerp" else {}
+    how |= {key: value for key, value in some.items() if key in known}
     assume(name != "multislerp" or not cancelling([m - base for m in models]))
-    merged = cases.merge(name, models, base, seed, **settings)
+    merged = cases.merge(name, models, base, seed, **how)
     assert merged.isfinite().all()
     assert merged.shape == base.shape
 
 
 @pytest.mark.parametrize("name", ["linear", "varm", "karcher", "slerp", "model_stock"])
+@a_few
 @given(inputs=cases.models_and_base(least=2), power=st.sampled_from([-20, -3, 4]))
 def test_a_merge_scales_with_its_inputs(name: str, inputs: Inputs, power: int) -> None:
     models, base = inputs
