@@ -11,6 +11,8 @@ Of equal magnitudes at a cut those of least index come first, in a stable sort o
 or of falling order; mergekit's choice among them hangs on the machine's sort.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from torch import Tensor
 from train.merge import inner
 from train.tensors import Marks, Weight
 
-_ROWS_ELEMENTS = 1 << 22
+_ROWS_ELEMENTS = 1 << 20
 """Elements whose ranks are held at once."""
 
 
@@ -36,7 +38,7 @@ def keep_largest(delta: Weight, density: float, rescale: str) -> Weight:
     count = int(density * delta.numel())
     if density > 0:
         count = max(1, count)
-    return _rescaled(delta, least(-delta.abs(), count), rescale)
+    return _rescaled(delta, least(delta.abs().neg_(), count), rescale)
 
 
 def keep_middle(delta: Weight, density: float, gamma: float, rescale: str) -> Weight:
@@ -147,6 +149,18 @@ def check_epsilon(density: list[float], epsilon: list[float]) -> None:
                 f"{middle} and {half} for model {place}; choose epsilon below "
                 f"{min(middle, 1 - middle):.3g}"
             )
+
+
+def agreements(deltas: Sequence[Weight]) -> list[Marks]:
+    """Marks for each difference the elements that have the sign of the sum of all.
+
+    Where the sum is 0 its sign is positive; elements that are 0 are never marked.
+    """
+    total = torch.zeros_like(deltas[0])
+    for delta in deltas:
+        total.add_(delta)
+    positive = total >= 0
+    return [torch.where(positive, delta > 0, delta < 0) for delta in deltas]
 
 
 def least(values: Weight, count: int) -> Marks:
