@@ -46,10 +46,8 @@ def text(
         f"## Methods\n\n{cited}\n",
     ]
     if measured:
-        rows = [
-            (part, *(f"{w:.6f}" for w in found)) for part, found in measured.items()
-        ]
-        parts.append(f"## Weights, as measured\n\n{_table(('of', *names), rows)}")
+        listed = [[of, *(f"{w:.6f}" for w in found)] for of, found in measured.items()]
+        parts.append(f"## Weights, as measured\n\n{_table(['of', *names], listed)}")
     if notes:
         parts.append("## Notes\n\n" + "".join(f"- {note}\n" for note in notes))
     return "\n".join(parts)

@@ -27,7 +27,7 @@ def test_a_merge_in_a_bucket_that_fails_is_the_merge_on_a_disk(
     for name, place in made.items():
         for path in Path(place).iterdir():
             copies.copy(str(path), f"{held[name]}/{path.name}")
-    more = {"settings": {"granularity": "layer"}, "shard_bytes": 9_000}
+    more = {"settings": {"granularity": "layer"}, "shard_bytes": 3_000}
     merge.merge_models(merging.given(made, f"{tmp_path}/out", "varm", **more))
     store.proxy.harm = Harm(every=10)
     given = merging.given(held, f"{folder}/out", "varm", **more)

@@ -21,7 +21,7 @@ def test_a_merge_on_flink_leaves_the_bytes_of_a_local_one(
         method="varm",
         settings={"granularity": "layer"},
         rules=[{"pattern": "*norm*", "method": "dare_ties", "settings": WEIGHT}],
-        shard_bytes=9_000,
+        shard_bytes=3_000,
     )
     recipe = merging.recipe(tmp_path, given)
     flink = [

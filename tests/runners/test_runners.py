@@ -73,7 +73,7 @@ def test_merged_models_are_the_same_on_every_runner(
             str(tmp_path / name),
             "varm",
             settings={"granularity": "model"},
-            shard_bytes=9_000,
+            shard_bytes=3_000,
         )
         merge.merge_models(given, flags)
     assert contents(tmp_path / "runner") == contents(tmp_path / "none")

@@ -285,11 +285,10 @@ def _elected_sum(
 ) -> Weight:
     """theta_base + lambda * sum_i M_i w_i delta_i / sum_i M_i w_i; uses deltas up."""
     weighted = [delta.mul_(one) for delta, one in zip(deltas, weight, strict=True)]
-    positive = sum(weighted, torch.zeros_like(base)) >= 0
+    agreed = sparsify.agreements(weighted)
     mixed, divisor = torch.zeros_like(base), torch.zeros_like(base)
-    for delta, one in zip(weighted, weight, strict=True):
-        agrees = torch.where(positive, delta > 0, delta < 0)
-        mixed.add_(delta * agrees)
+    for delta, agrees, one in zip(weighted, agreed, weight, strict=True):
+        mixed.add_(delta.mul_(agrees))
         divisor.add_(agrees, alpha=one)
     if normalize:
         mixed.div_(divisor.where(divisor.abs() >= _LEAST_SUM, 1.0))

@@ -4,7 +4,8 @@ They are formed in float64, a piece after the other, so a tensor of any size nee
 copy of its size, and the number of threads does not change the last digit.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,20 +18,17 @@ _PIECE = 1 << 14
 
 def product(first: Tensor, second: Tensor) -> float:
     """Sums first * second over all elements."""
-    total = 0.0
-    pieces = zip(
-        first.reshape(-1).split(_PIECE), second.reshape(-1).split(_PIECE), strict=True
+    one, other = first.reshape(-1), second.reshape(-1)
+    return math.fsum(
+        float((one[piece].double() * other[piece].double()).sum())
+        for piece in _pieces(one)
     )
-    for one, other in pieces:
-        total += float((one.double() * other.double()).sum())
-    return total
 
 
 def size(tensor: Tensor) -> float:
     """Sums absolute values: the L1 norm."""
-    return sum(
-        float(piece.double().abs().sum()) for piece in tensor.reshape(-1).split(_PIECE)
-    )
+    flat = tensor.reshape(-1)
+    return math.fsum(float(flat[piece].double().abs().sum()) for piece in _pieces(flat))
 
 
 def gram(tensors: Sequence[Weight]) -> Gram:
@@ -47,3 +45,9 @@ def cosines(products: Gram) -> Gram:
     norms = products.diagonal().sqrt()
     safe = norms.where(norms > 0, 1.0)
     return (products / safe / safe[:, None]).clamp(-1, 1)
+
+
+def _pieces(flat: Tensor) -> Iterator[slice]:
+    """Cuts a vector into pieces."""
+    for start in range(0, len(flat), _PIECE):
+        yield slice(start, start + _PIECE)

@@ -178,9 +178,7 @@ class _Match:
             return self._taken(place, dtype, twins)
         if of_tokens and self.sources.vocabulary.ids is None:
             return self._taken(lead, dtype, twins)
-        places = tuple(self._find(p) for p in range(len(self.sources.models)))
-        for place, found in enumerate(places):
-            self._check(place, found, of_tokens)
+        places: tuple[Place | None, ...] = self._find_all(of_tokens)
         if self._own.dtype not in weights.FLOATS:
             return self._tensor(plan.EQUAL, places, self._own.dtype, twins=twins)
         settings = rules.settle(rule, self.sources.names, self.layer, self.key)
@@ -199,6 +197,13 @@ class _Match:
             by_token=of_tokens,
             twins=twins,
         )
+
+    def _find_all(self, of_tokens: bool) -> tuple[Place, ...]:
+        """Returns where the tensor is in every model, all of one shape and kind."""
+        places = tuple(map(self._find, range(len(self.sources.models))))
+        for place, found in enumerate(places):
+            self._check(place, found, of_tokens)
+        return places
 
     def is_of_tokens(self) -> bool:
         """Says whether its rows are of tokens, in vocabularies that differ."""

@@ -106,7 +106,7 @@ def merge_tensors(
     merged = method.merge(
         *places, **{KEYWORDS.get(key, key): value for key, value in arguments.items()}
     )
-    if not merged.isfinite().all():
+    if not _finite(merged):
         raise ValueError(
             f"{name} leaves the range of {merged.dtype}: the greatest input is "
             f"{max(float(one.abs().max()) for one in inputs)}; scale the settings down"
@@ -140,12 +140,22 @@ def _checked(models: Sequence[Tensor], base: Tensor | None) -> list[Tensor]:
                 f"only floats can be merged, got {tensor.dtype} in {who}; take such a "
                 "tensor over where it is equal in all models"
             )
-        wrong = int(tensor.numel() - tensor.isfinite().sum())
-        if wrong:
+    wide = any(tensor.dtype == torch.float64 for tensor in inputs.values())
+    dtype = torch.float64 if wide else torch.float32
+    found = {who: tensor.detach().to(dtype) for who, tensor in inputs.items()}
+    for who, tensor in found.items():
+        if not _finite(tensor):
+            wrong = int(tensor.numel() - tensor.isfinite().sum())
             raise ValueError(
                 f"tensors must be finite, got NaN or inf at {wrong} of "
                 f"{tensor.numel()} places in {who}"
             )
-    wide = any(tensor.dtype == torch.float64 for tensor in inputs.values())
-    dtype = torch.float64 if wide else torch.float32
-    return [tensor.detach().to(dtype) for tensor in inputs.values()]
+    return list(found.values())
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or inf; needs no memory of the tensor's size."""
+    if not tensor.numel():
+        return True
+    least, greatest = tensor.aminmax()
+    return bool(least.isfinite() and greatest.isfinite())

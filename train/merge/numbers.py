@@ -1,5 +1,7 @@
 """Numbers of tensors as safetensors stores them, and as torch computes with them."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,14 @@ def from_bytes(content: bytearray, place: Place) -> Tensor:
     return torch.frombuffer(content, dtype=TORCH[place.dtype]).reshape(place.shape)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Says whether no number is NaN or infinite; makes no mask of all of them."""
+    if not tensor.numel():
+        return True
+    # NaN goes through both.
+    return all(map(math.isfinite, map(float, torch.aminmax(tensor))))
+
+
 def to_bytes(tensor: Tensor) -> memoryview:
     """Returns the bytes of a tensor, which stay its memory.
 
@@ -37,6 +47,6 @@ def to_bytes(tensor: Tensor) -> memoryview:
     runs on.
     """
     flat = tensor.contiguous().reshape(-1)
-    return (
-        memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
-    )
+    if not flat.numel():
+        return memoryview(b"")
+    return flat.view(torch.uint8).numpy().data

@@ -84,7 +84,7 @@ class Opened:
         found = self.stored(at, place)
         if found.dtype != torch.float64:
             found = found.to(torch.float32)
-        if not torch.isfinite(found).all():
+        if not numbers.is_finite(found):
             one = self.of.models[at]
             raise SchemaError(
                 f"weights must be finite, but {key} of {one.name} ({one.model}) holds"

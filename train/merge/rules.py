@@ -83,7 +83,7 @@ class Rule:
 def read_rules(
     method: str,
     settings: Mapping[str, Any],
-    tables: Sequence[Mapping[str, Any]],
+    tables: Sequence[Any],
     names: Sequence[str],
     *,
     use_base: bool,
@@ -166,8 +166,8 @@ def _check(rule: Rule, names: Sequence[str], where: str, has_base: bool) -> None
     try:
         _try(rule, names, has_base)
     except ValueError as error:
-        known = methods.METHODS.get(rule.method or "")
-        free = known is not None and known.base == "optional" and has_base
+        method = methods.METHODS.get(rule.method or "")
+        free = method is not None and method.base == "optional" and has_base
         cure = "; use_base = false keeps the base out of it"
         raise ValueError(f"{where}: {error}{cure * free}") from error
 
@@ -274,7 +274,7 @@ def _single(value: Any, layer: Layer | None, where: str) -> Any:
     return _at_depth(value, layer, where) if isinstance(value, Mapping) else value
 
 
-def _at_depth(value: Mapping[str, Any], layer: Layer | None, where: str) -> float:
+def _at_depth(value: Mapping[str, Any], layer: Layer | None, where: str) -> Any:
     """Interpolates numbers, spread evenly over the layers, at one of them.
 
     With n numbers y and a layer at depth d in [0, 1], x = d (n - 1) and i = floor(x):
@@ -300,7 +300,7 @@ def _at_depth(value: Mapping[str, Any], layer: Layer | None, where: str) -> floa
                 f"{where}: it is of no layer, so depth does not say its value; write"
                 " { depth = [...], outside = VALUE }, or a rule for it"
             )
-        return value["outside"]  # type: ignore[no-any-return]
+        return value["outside"]
     x = layer.depth * (len(numbers) - 1)
     low = min(int(x), len(numbers) - 2)
     return float((low + 1 - x) * numbers[low] + (x - low) * numbers[low + 1])

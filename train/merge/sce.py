@@ -56,11 +56,10 @@ def sce(
     weights = calculate(
         (delta * selected for delta in deltas), 1e-6 if variant == "mergekit" else 0.0
     )
-    positive = sum(deltas, torch.zeros_like(base)) >= 0
+    agreed = sparsify.agreements(deltas)
     mixed, divisor = torch.zeros_like(base), torch.zeros_like(base)
-    for delta, eta in zip(deltas, weights, strict=True):
-        agrees = torch.where(positive, delta > 0, delta < 0)
-        mixed.add_(delta * agrees, alpha=eta)
+    for delta, agrees, eta in zip(deltas, agreed, weights, strict=True):
+        mixed.add_(delta.mul_(agrees), alpha=eta)
         divisor.add_(agrees, alpha=eta)
     if variant == "authors":
         mixed.div_(divisor.where(divisor != 0, 1.0))
@@ -86,7 +85,7 @@ def select(
     if not varied and without_variance and select_topk > 0:
         return torch.ones_like(variance, dtype=torch.bool)
     count = int(np.float32(varied) * np.float32(select_topk))
-    return sparsify.least(-variance, count)
+    return sparsify.least(variance.neg_(), count)
 
 
 def calculate(deltas: Iterable[Weight], floor: float) -> list[float]:

@@ -64,7 +64,7 @@ def complete(
             told = ", ".join(parameters) or "no settings"
             near = words.suggestion(name, parameters)
             raise ValueError(f"{method} takes {told}, got {name!r}{near}")
-    settled = {}
+    settled: dict[str, Any] = {}
     for name, parameter in parameters.items():
         value = given.get(name, parameter.default)
         if value is None and parameter.optional:

@@ -11,6 +11,8 @@ Of equal magnitudes at a cut those of least index come first, in a stable sort o
 or of falling order; mergekit's choice among them hangs on the machine's sort.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from torch import Tensor
 from train.merge import inner
 from train.tensors import Marks, Weight
 
-_ROWS_ELEMENTS = 1 << 22
+_ROWS_ELEMENTS = 1 << 20
 """Elements whose ranks are held at once."""
 
 
@@ -36,7 +38,7 @@ def keep_largest(delta: Weight, density: float, rescale: str) -> Weight:
     count = int(density * delta.numel())
     if density > 0:
         count = max(1, count)
-    return _rescaled(delta, least(-delta.abs(), count), rescale)
+    return _rescaled(delta, least(delta.abs().neg_(), count), rescale)
 
 
 def keep_middle(delta: Weight, density: float, gamma: float, rescale: str) -> Weight:
@@ -112,8 +114,9 @@ def keep_ranked(
     if density <= 0 or not delta.numel():
         return torch.zeros_like(delta)
     rows = delta.flatten(1) if delta.dim() > 1 else delta.reshape(1, -1)
-    kept = []
-    for some in rows.split(max(1, _ROWS_ELEMENTS // rows.shape[1])):
+    kept, step = [], max(1, _ROWS_ELEMENTS // rows.shape[1])
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
         chances = rank_chances(some, density, epsilon)
         mask = torch.rand(some.shape, generator=generator) < chances
         kept.append(some * mask / chances if rescale == "density" else some * mask)
@@ -146,6 +149,18 @@ def check_epsilon(density: list[float], epsilon: list[float]) -> None:
                 f"{middle} and {half} for model {place}; choose epsilon below "
                 f"{min(middle, 1 - middle):.3g}"
             )
+
+
+def agreements(deltas: Sequence[Weight]) -> list[Marks]:
+    """Marks for each difference the elements that have the sign of the sum of all.
+
+    Where the sum is 0 its sign is positive; elements that are 0 are never marked.
+    """
+    total = torch.zeros_like(deltas[0])
+    for delta in deltas:
+        total.add_(delta)
+    positive = total >= 0
+    return [torch.where(positive, delta > 0, delta < 0) for delta in deltas]
 
 
 def least(values: Weight, count: int) -> Marks:

@@ -145,8 +145,8 @@ def common_ids(known: Sequence[Tokenizer], lead: int) -> Int32[np.ndarray, "v m"
                 found[token, seen[token]] = token_id
         places.append(found)
     ids = np.full((known[lead].size, len(known)), -1, np.int32)
-    for token, token_id in places[lead].items():
-        ids[token_id] = [found.get(token, -1) for found in places]
+    for named, token_id in places[lead].items():
+        ids[token_id] = [found.get(named, -1) for found in places]
     return ids
 
 

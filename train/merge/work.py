@@ -107,7 +107,7 @@ class MergeShards:
         _check_twins(opened, tensor)
         made = self._made(opened, tensor)
         stored = made.to(numbers.TORCH[tensor.dtype])
-        if stored.is_floating_point() and not torch.isfinite(stored).all():
+        if stored.is_floating_point() and not numbers.is_finite(stored):
             raise SchemaError(
                 f"merged weights must be finite, but {tensor.key} is not in"
                 f" {tensor.dtype}; store it in a type of greater range (dtype ="

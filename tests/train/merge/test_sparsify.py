@@ -86,7 +86,7 @@ def test_l1_keeps_the_sum_of_magnitudes(density: float) -> None:
 
 def test_l1_of_nothing_kept_is_nothing() -> None:
     assert sparsify.keep_largest(tensor(0, 0), 0.5, "l1").tolist() == [0, 0]
-    assert sparsify.keep_middle(tensor(1, 2), 0.1, 0, "l1").tolist() == [0, 0]
+    assert sparsify.keep_middle(tensor(1, 2), 0.1, 0.0, "l1").tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("density", [0.2, 0.75])
