@@ -19,6 +19,7 @@ CORE = [
     "numpy>=2,<2.5",  # Beam's own upper bound
     "zstandard>=0.22,<1",
     "fsspec>=2024.6",
+    "jinja2>=3.1.6,<4",  # chat templates; what came before could be broken out of
     "grpcio>=1.71,<2",  # Beam's own; what it excludes below is left out whole
     "jaxtyping>=0.2.34,<0.4",
     "numba>=0.61,<1",

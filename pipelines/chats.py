@@ -12,6 +12,11 @@ from transforms.chat import Chat
 from transforms.templates import Template
 
 _DEFAULTS = Shape()
+_ALONE = (
+    *("chat_field", "prompt_field", "answer_field"),
+    *("chat_template", "chat_model", "chat_date"),
+)
+"""Settings that mean nothing where documents are texts."""
 
 
 def chat_shape() -> Any:
@@ -106,7 +111,7 @@ def check(config: Any) -> None:
       ValueError: if one is out of place; says how it is meant.
     """
     if config.chat_shape is None:
-        for name in ("chat_field", "chat_template", "chat_model", "chat_date"):
+        for name in _ALONE:
             if getattr(config, name) is not None:
                 raise ValueError(
                     f"{name} must stand beside chat_shape, which says that the corpus"

@@ -12,22 +12,20 @@ from typing import Any, Literal
 
 import apache_beam as beam
 
-from pipelines import chats, guards, launch, slicing, stage
+from pipelines import chats, guards, launch, left_out, slicing, stage
 from pipelines.watchdog import Watch
 from schemas import (
     corpora,
     documents,
     files,
     manifest,
-    parquet,
     plan,
     settings,
     windows,
 )
-from schemas.errors import FusionError
 from schemas.manifest import Manifest
 from schemas.settings import setting
-from transforms import ledger, lines, prepare, rejects, tokenizer
+from transforms import ledger, lines, prepare, tokenizer
 from transforms.attempts import Guards
 from transforms.functional import splits
 from transforms.prepare import Cut, DoUnits, Unit
@@ -249,9 +247,14 @@ def prepare_corpus(
             ),
             runner_flags,
             Watch("prepare", places, config.output, guarded.stall_timeout),
-            reads=[unit.path for unit in units],
+            reads=[*(unit.path for unit in units), *config.models, *_chat_model(cut)],
         )
     return {} if launch.left_alone(runner_flags) else describe()
+
+
+def _chat_model(cut: Cut) -> list[str]:
+    """Names the model whose chat template is used, and whose tokenizer tells more."""
+    return [] if cut.chat is None else [cut.chat.model]
 
 
 def _cut_all(
@@ -270,7 +273,7 @@ def _describe(config: PrepareConfig, inputs: Mapping[str, Any]) -> dict[str, Man
     cut = cut_of(config, inputs, ())
     listed = files.read_bytes(files.join(config.output, UNITS)).decode()
     units = [prepare.unit_of(cut, line) for line in listed.splitlines()]
-    rejects = _rejects(config, cut, units)
+    rejects = left_out.count(cut, units, config.inputs, config.max_reject_fraction)
     for place, names in (
         (prepare.REJECTS, {unit.rejects for unit in units}),
         (prepare.INDEX, {unit.part for unit in units}),
@@ -314,51 +317,6 @@ def _whole(
     )
 
 
-def _rejects(config: PrepareConfig, cut: Cut, units: Sequence[Unit]) -> Counter[str]:
-    """Counts what was left out by reason, and refuses too many rejects.
-
-    Raises:
-      FusionError: if there are too many, or a part is of another command's settings.
-    """
-    folder = files.join(config.output, prepare.REJECTS)
-    reasons: Counter[str] = Counter()
-    lists = [files.join(folder, unit.rejects) for unit in units]
-    contents = files.each(files.read_bytes, lists)
-    for content in contents:
-        reasons.update(rejects.reason_of(line) for line in content.splitlines())
-    parts = [
-        files.join(config.output, split, unit.part)
-        for split in config.shares()
-        for unit in units
-    ]
-    footers = files.each(parquet.footer, parts)
-    own = [cut.unit_fingerprint(unit) for _ in config.shares() for unit in units]
-    beside = [content for _ in config.shares() for content in contents]
-    for part, footer, wanted, listed in zip(parts, footers, own, beside, strict=True):
-        if footer["fingerprint"] != wanted or not rejects.belongs(listed, footer):
-            raise FusionError(
-                f"{part} must be of this command's settings when its folder is"
-                " described, but another command wrote it anew meanwhile; give each its"
-                " own folder, and repeat this one"
-            )
-    kept = sum(footer["documents"] for footer in footers)
-    if not kept and not reasons:
-        raise FusionError(
-            f"the corpus must hold a document, but {len(units)} files hold none; are"
-            f" {', '.join(config.inputs)} the right ones?"
-        )
-    bad = sum(n for reason, n in reasons.items() if reason != prepare.NEAR_DUPLICATE)
-    read = kept + sum(reasons.values())
-    if bad > config.max_reject_fraction * read:
-        found = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-        raise FusionError(
-            f"at most {config.max_reject_fraction:g} of the documents may be rejected,"
-            f" got {bad} of {read} ({found}); they are listed in {folder}: mend them,"
-            " or allow a share by --max_reject_fraction"
-        )
-    return reasons
-
-
 def _finish(
     config: PrepareConfig,
     folder: str,
@@ -370,7 +328,7 @@ def _finish(
     """Writes the plan and the manifest of one split."""
     names = [unit.part for unit in units]
     plan.write(folder, slicing.plan_slices(folder, names, config.slice_bytes))
-    left_out = {f"left_out_{reason}": n for reason, n in sorted(rejects.items())}
+    lost = {f"left_out_{reason}": n for reason, n in sorted(rejects.items())}
     return stage.finish(
         folder,
         windows.STAGE,
@@ -380,7 +338,7 @@ def _finish(
         names=names,
         count=lambda footers: {
             **stage.total(footers, "documents", "windows", "text_bytes"),
-            **left_out,
+            **lost,
         },
     )
 

@@ -7,7 +7,9 @@ import pytest
 from tests.golden import __main__ as golden
 from tests.golden.cases import Cases
 
-NAMES = ["splits", "windows", "tokens", "maps", "fused", "frame", "chunks"]
+NAMES = [
+    *("splits", "windows", "dialogues", "tokens", "maps", "fused", "frame", "chunks"),
+]
 
 
 @pytest.fixture(scope="module")

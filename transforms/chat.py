@@ -1,7 +1,10 @@
 """Dialogues become windows: rendered once, with one template, for every model."""
 
 import dataclasses
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from schemas.checked import UnusableError
 from schemas.documents import Document
@@ -55,8 +58,8 @@ def render(
         raise UnusableError("template_refused", detail) from error
     if found is None:
         detail = (
-            "what the template does with the turns must be seen, to tell answers apart;"
-            " mark answers in it by {% generation %} or write turns as they come"
+            "what comes from which turn must be seen in what the template makes of it,"
+            " but it changes the words; name one that does not by --chat_template"
         )
         raise UnusableError("unlocated_turns", detail)
     if not found.loss_spans:
@@ -67,7 +70,8 @@ def render(
 
 def _without_text(told: str, document: Document) -> str:
     """Leaves out what a template says where it quotes the dialogue."""
-    quoted = any(t.content.strip() in told for t in document.turns or () if t.content)
+    said = (turn.content.strip() for turn in document.turns or ())
+    quoted = any(text in told for text in said if text)
     return "with a message that quotes it" if quoted else told[:200]
 
 
@@ -79,9 +83,36 @@ def cut(
     max_bytes: int | None,
 ) -> list[Window]:
     """Cuts a rendered dialogue into windows, each with its share of the spans."""
+    raw, made = rendering.text.encode(), []
+    for start, stop in _places(rendering, tokenizers, max_tokens, max_bytes):
+        text = raw[start:stop].decode()
+        made.append(
+            Window(
+                window_id=windows.window_id(document.doc_id, start, text),
+                doc_id=document.doc_id,
+                text=text,
+                byte_start=start,
+                ends_document=stop == len(raw),
+                domain=document.domain,
+                loss_spans=clip(rendering.loss_spans, start, stop),
+                control_spans=clip(rendering.control_spans, start, stop),
+            )
+        )
+    return made
+
+
+def _places(
+    rendering: Rendering,
+    tokenizers: Sequence[Tokenizer],
+    max_tokens: int,
+    max_bytes: int | None,
+) -> Iterator[tuple[int, int]]:
+    """Yields the bytes [start, stop) of each window."""
     text, spans = rendering.text, rendering.control_spans
     to_byte = turns.byte_offsets(text)
-    to_char = {int(byte): char for char, byte in enumerate(to_byte)}
+
+    def chars(edges: Iterable[int]) -> list[int]:
+        return [int(at) for at in np.searchsorted(to_byte, list(edges))]
 
     def count(start: int, stop: int) -> int:
         own = clip(spans, int(to_byte[start]), int(to_byte[stop]))
@@ -90,40 +121,25 @@ def cut(
 
     spelled = [one for own in tokenizers for one in own.controls]
     found = control.find_control_tokens(text, spans, spelled)
+    starts, stops = chars(t.start for t in found), chars(t.stop for t in found)
     places = turn_cuts.cut_turns(
         text,
-        [to_char[border] for border in rendering.borders],
-        [(to_char[token.start], to_char[token.stop]) for token in found],
+        chars(rendering.borders),
+        list(zip(starts, stops, strict=True)),
         count,
-        max_tokens,
-        max_bytes,
+        max_tokens=max_tokens,
+        max_bytes=max_bytes,
     )
-    made = []
     for start, stop in places:
-        first, last = int(to_byte[start]), int(to_byte[stop])
-        made.append(
-            Window(
-                window_id=windows.window_id(document.doc_id, first, text[start:stop]),
-                doc_id=document.doc_id,
-                text=text[start:stop],
-                byte_start=first,
-                ends_document=stop == len(text),
-                domain=document.domain,
-                loss_spans=clip(rendering.loss_spans, first, last),
-                control_spans=clip(spans, first, last),
-            )
-        )
-    return made
+        yield int(to_byte[start]), int(to_byte[stop])
 
 
 def clip(spans: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
     """Returns what lies of flat spans in [start, stop), counted from `start`.
 
-    >>> clip((0, 4, 6, 9), 2, 8)
-    (0, 2, 4, 6)
+    >>> clip((0, 4, 6, 9), 2, 8), clip((0, 4, 6, 9), 4, 6)
+    ((0, 2, 4, 6), ())
     """
-    edges: list[int] = []
-    for first, last in zip(spans[::2], spans[1::2], strict=True):
-        if max(first, start) < min(last, stop):
-            edges += [max(first, start) - start, min(last, stop) - start]
-    return tuple(edges)
+    first = bisect_right(spans, start) // 2 * 2
+    last = (bisect_left(spans, stop) + 1) // 2 * 2
+    return tuple(min(max(edge, start), stop) - start for edge in spans[first:last])

@@ -61,15 +61,13 @@ class Template:
     def check(self) -> None:
         """Raises ValueError if it is no Jinja template, or has to know the day."""
         _compiled(self.text)
-        if self.date is None and _CLOCK in meta.find_undeclared_variables(
-            _parsed(self.text)
-        ):
+        told = meta.find_undeclared_variables(_environment().parse(self.text))
+        if self.date is None and _CLOCK in told:
             raise ValueError(_UNDATED)
 
     def looked_for(self) -> tuple[str, ...]:
         """Lists the strings in its expressions: what it may look for in a turn."""
-        found = _parsed(self.text).find_all(nodes.Const)
-        return tuple({c.value: None for c in found if isinstance(c.value, str)})
+        return _strings(self.text)
 
     def render(
         self,
@@ -153,6 +151,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         extensions=[_Generation, ext.loopcontrols],
     )
     made.filters["tojson"] = _to_json
+    del made.filters["random"], made.globals["lipsum"]  # another text each time
     made.globals["raise_exception"] = _refuse
     made.globals["namespace"] = _Namespace
     return made
@@ -169,8 +168,9 @@ def _compiled(text: str) -> jinja2.Template:
 
 
 @functools.lru_cache(maxsize=8)
-def _parsed(text: str) -> nodes.Template:
-    return _environment().parse(text)
+def _strings(text: str) -> tuple[str, ...]:
+    found = _environment().parse(text).find_all(nodes.Const)
+    return tuple({c.value: None for c in found if isinstance(c.value, str)})
 
 
 def read(

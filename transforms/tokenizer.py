@@ -110,9 +110,8 @@ class Tokenizer:
         """Tokenizes a window, with the start token, and EOS where its document ends.
 
         The start token has the empty span at 0, EOS the empty span at the end. A
-        model without EOS gets none. Where a chat template wrote the model's own start
-        token in front, that is not read a second time: the token behind it covers its
-        bytes.
+        model without EOS gets none. Where a chat template wrote the model's own BOS in
+        front, that is not read a second time: the token behind it covers its bytes.
 
         Args:
           text: the window's text.
@@ -176,8 +175,9 @@ class Tokenizer:
                 ends.append(np.array([token.stop], np.int32))
                 start = token.stop
         made, stops = np.concatenate(ids), np.concatenate(ends)
-        # the model's own start token in front is that of the frame
-        twice = int(len(made) > 1 and made[0] == self.start_id)
+        # a BOS in front is that of the frame; what is EOS too may end a turn there
+        is_start = self.bos_id is not None and self.bos_id != self.eos_id
+        twice = int(is_start and len(made) > 1 and made[0] == self.bos_id)
         return Encoding(token_ids=made[twice:], byte_ends=stops[twice:])
 
     def _between_controls(

@@ -7,6 +7,7 @@ hand or by arithmetic, so that nothing but FuseBeam's own code shapes the values
 
 import base64
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,10 @@ import numpy as np
 from tokenizers import Tokenizer as Tokens
 from tokenizers import decoders, models, pre_tokenizers
 
+from schemas.documents import Document
 from tests import snippets, tiny_tokenizers
-from transforms import tokenizer
+from tests.transforms import chat_templates
+from transforms import chat, tokenizer
 from transforms.functional import (
     align,
     chunks,
@@ -25,6 +28,7 @@ from transforms.functional import (
     fuse,
     project,
     ranks,
+    turns,
     vocabulary,
     weigh,
 )
@@ -73,6 +77,7 @@ class Cases:
         return {
             "splits": self.splits,
             "windows": self.windows,
+            "dialogues": self.dialogues,
             "tokens": self.tokens,
             "maps": self.maps,
             "fused": self.fused,
@@ -105,6 +110,27 @@ class Cases:
                 start += len(piece.encode())
             made[name] = pieces
         return made
+
+    def dialogues(self) -> Any:
+        """What templates make of a dialogue: the windows, and what of them counts."""
+        made = {}
+        for name, (text, family) in chat_templates.FAMILIES.items():
+            template = chat_templates.template(text, family)
+            document = Document(doc_id=name, text="-", turns=chat_templates.TURNS)
+            found = turns.locate(
+                chat_templates.TURNS,
+                template.render,
+                looked_for=template.looked_for(),
+                controls=chat_templates.CONTROLS,
+                bos=template.tokens["bos_token"],
+            )
+            assert found is not None
+            own = [self.byte_pairs, self.prefixed]
+            made[name] = [
+                [w.window_id, w.text, w.loss_spans, w.control_spans]
+                for w in chat.cut(document, found, own, 80, None)
+            ]
+        return json.loads(json.dumps(made))  # lists, as they are read
 
     def tokens(self) -> Any:
         """Ids and byte spans of each text under each tokenizer."""

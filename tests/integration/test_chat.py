@@ -28,7 +28,7 @@ SAID = {
     "coal": "black",
 }
 MARKS = ["<|im_start|>", "<|im_end|>"]
-COPIES = 24
+COPIES = 10
 SECOND = "And coal?"
 
 
@@ -97,8 +97,9 @@ def run(folder: Path) -> str:
             "protected": [],
             "max_tokens": 128,
         },
+        fuse={"top_k": 6, "seq_length": 256},
         arms={"fused": {"clm_weight": 0.95, "learning_rate": 5e-3}},
-        train={"max_steps": 120, "batch_size": 4, "threads": 1, "save_steps": 1000},
+        train={"max_steps": 80, "batch_size": 2, "threads": 1, "save_steps": 1000},
         evaluate={"threads": 1},
     )
     (folder / "recipe.toml").write_text(text)

@@ -289,6 +289,7 @@ def test_fusion_weighs_by_the_answers_alone_and_trains_on_them(
 ) -> None:
     more = {"fusion": "avgce", "granularity": granularity, "include_target": True}
     fuse.fuse_scores(fuse_config(run, out, **more))
+    assert len(verify.verify([out])) == 1
     found = read(f"{run}/windows/fusion")
     by_id = {window.window_id: n for n, window in enumerate(found)}
     nats, sizes = np.moveaxis(_costs(run, models), -1, 0)

@@ -140,6 +140,21 @@ SPELLED = {
 }
 """BOS and EOS of each family."""
 
+FAMILIES = {
+    "chatml": (CHATML, "chatml"),
+    "default_system": (DEFAULT_SYSTEM, "chatml"),
+    "llama2": (LLAMA2, "llama2"),
+    "llama3": (LLAMA3, "llama3"),
+    "gemma": (GEMMA, "gemma"),
+    "zephyr": (ZEPHYR, "llama2"),
+    "mistral": (MISTRAL, "llama2"),
+    "deepseek": (DEEPSEEK, "deepseek"),
+    "vicuna": (VICUNA, "llama2"),
+    "phi": (PHI, "phi"),
+    "generation": (GENERATION, "chatml"),
+}
+"""Templates that take `TURNS`, and whose special tokens they write."""
+
 CONTROLS = tuple(
     {
         *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>"),

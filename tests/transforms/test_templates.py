@@ -72,8 +72,9 @@ def test_a_model_without_a_template_is_refused_with_the_cure(tmp_path: Path) -> 
 
 
 def test_what_is_no_jinja_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must be a Jinja template"):
-        templates.read(folder(tmp_path, chat_template="{% if %}"))
+    for text in ("{% if %}", "{{ messages | random }}"):
+        with pytest.raises(ValueError, match="must be a Jinja template"):
+            templates.read(folder(tmp_path, chat_template=text))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,8 @@ def test_what_is_no_jinja_is_refused(tmp_path: Path) -> None:
         "{{ raise_exception.__globals__ }}",
         "{% set n = namespace() %}{% set n.__class__ = 1 %}",
         "{% include '/etc/passwd' %}",
+        "{{ dict.mro() }}",
+        "{{ lipsum() }}",
         "{{ messages[0].format_map.__globals__ }}",
     ],
 )

@@ -13,6 +13,7 @@ look for stay bare, then all punctuation. White space always does, as it is trim
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
@@ -81,12 +82,13 @@ class _Cloth:
 
 def _cloths(looked_for: Sequence[str]) -> Iterator[_Cloth]:
     yield _Cloth(hidden=r"\S", bare=NOTHING, is_full=True)
-    bare = any_of(looked_for)
+    bare = any_of(tuple(looked_for))
     yield _Cloth(hidden=r"\S", bare=bare)
     yield _Cloth(hidden=r"[^\W_]", bare=bare)
 
 
-def any_of(words: Sequence[str]) -> re.Pattern[str]:
+@functools.lru_cache(maxsize=64)
+def any_of(words: tuple[str, ...]) -> re.Pattern[str]:
     """Compiles a pattern of words, none hiding a longer one; white space is no word."""
     known = sorted({word for word in words if word.strip()}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, known))) if known else NOTHING

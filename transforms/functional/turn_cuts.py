@@ -7,6 +7,8 @@ Put end to end the windows are the text. A turn that is too long for a window of
 is cut as running text is, but not within a control token.
 """
 
+import functools
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,6 +22,7 @@ def cut_turns(
     borders: Sequence[int],
     whole: Sequence[tuple[int, int]],
     count: Callable[[int, int], int],
+    *,
     max_tokens: int,
     max_bytes: int | None = None,
 ) -> Iterator[tuple[int, int]]:
@@ -43,50 +46,52 @@ def cut_turns(
     """
     budget = max_tokens - windows.FRAME_TOKENS
 
+    @functools.cache  # each turn is asked for twice
+    def size(start: int, stop: int) -> int:
+        # Of what is far too long not even the tokens are counted.
+        far = stop - start > _CHARS_A_TOKEN * max_tokens
+        return max_tokens if far else count(start, stop)
+
     def fits(start: int, stop: int) -> bool:
-        size = len(text[start:stop].encode()) if max_bytes is not None else 0
-        return (max_bytes is None or size <= max_bytes) and count(start, stop) <= budget
+        if max_bytes is not None and len(text[start:stop].encode()) > max_bytes:
+            return False
+        return size(start, stop) <= budget
 
     stops = [border for border in borders if 0 < border < len(text)] + [len(text)]
-    sizes: dict[int, int] = {}
     start = 0
     while start < len(text):
         first = bisect_right(stops, start)
-        guess = _farthest(start, stops[first:], count, sizes, budget)
+        guess = _farthest(start, stops[first:], size, budget)
         within = (s for s in reversed(stops[first : first + guess]) if fits(start, s))
         stop = next(within, None)
         if stop is None:
             stop = _cut_within(
-                text, start, stops[first], whole, count, max_tokens, max_bytes
+                text,
+                start,
+                stops[first],
+                whole,
+                count,
+                max_tokens=max_tokens,
+                max_bytes=max_bytes,
             )
         yield start, stop
         start = stop
 
 
 def _farthest(
-    start: int,
-    stops: Sequence[int],
-    count: Callable[[int, int], int],
-    sizes: dict[int, int],
-    budget: int,
+    start: int, stops: Sequence[int], size: Callable[[int, int], int], budget: int
 ) -> int:
     """Counts the turns that fit a window by the sum of their tokens; at least one.
 
     Args:
       start: where the window begins.
       stops: where turns end from there on.
-      count: counts tokens.
-      sizes: tokens of turns by their ends, from their own beginnings; filled.
+      size: counts tokens.
       budget: tokens that a window may hold.
     """
     total = 0
-    for place, stop in enumerate(stops):
-        if place == 0:
-            total = count(start, stop)
-        else:
-            if stop not in sizes:
-                sizes[stop] = count(stops[place - 1], stop)
-            total += sizes[stop]
+    for place, (begin, stop) in enumerate(itertools.pairwise([start, *stops])):
+        total += size(begin, stop)
         if total > budget:
             return max(1, place)
     return len(stops)
@@ -98,6 +103,7 @@ def _cut_within(
     end: int,
     whole: Sequence[tuple[int, int]],
     count: Callable[[int, int], int],
+    *,
     max_tokens: int,
     max_bytes: int | None,
 ) -> int:

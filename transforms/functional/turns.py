@@ -69,7 +69,7 @@ def locate(
     Raises:
       ValueError: if the template refuses the dialogue.
     """
-    spelled = disguises.any_of(controls)
+    spelled = disguises.any_of(tuple(controls))
     words = [word for word in looked_for if not spelled.search(word)]
     made = disguises.disguise(turns, render, words)
     return None if made is None else _Spans(made, controls, bos).rendering()
@@ -82,7 +82,7 @@ class _Spans:
         self, made: Disguised, controls: Sequence[str], bos: str | None
     ) -> None:
         self._made, self._bos = made, bos
-        self._controls = disguises.any_of(controls)
+        self._controls = disguises.any_of(tuple(controls))
         self._runs = made.runs()
         # a turn whose parts the template rendered apart is one all the same
         groups = itertools.groupby(self._runs, key=lambda run: run.turn)

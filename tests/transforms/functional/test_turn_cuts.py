@@ -13,8 +13,8 @@ def cut(text, borders, whole=(), *, max_tokens=MAX_TOKENS, max_bytes=None):
     def count(start, stop):
         return stop - start
 
-    found = turn_cuts.cut_turns(text, borders, whole, count, max_tokens, max_bytes)
-    return list(found)
+    limits = {"max_tokens": max_tokens, "max_bytes": max_bytes}
+    return list(turn_cuts.cut_turns(text, borders, whole, count, **limits))
 
 
 def pieces(text, *given, **more):
@@ -62,6 +62,19 @@ def test_windows_end_to_end_are_the_text_fit_and_are_cut_at_turns_where_these_fi
         if fitting:
             assert stop == fitting[-1]
     assert all(a < b for a, b in itertools.pairwise(b for _, b in found))
+
+
+def test_of_a_turn_much_longer_than_a_window_the_tokens_are_never_counted():
+    text, longest = "ab " * 20_000, 0
+
+    def count(start, stop):
+        nonlocal longest
+        longest = max(longest, stop - start)
+        return stop - start
+
+    found = list(turn_cuts.cut_turns(text, [], (), count, max_tokens=MAX_TOKENS))
+    assert found[-1][1] == len(text)
+    assert longest <= 64 * MAX_TOKENS
 
 
 def test_limits_too_small_for_any_text_are_refused():

@@ -201,3 +201,11 @@ def test_a_packed_row_has_the_mean_over_its_windows_tokens():
     found = weigh.packed_metrics(metrics, lengths, [[0, 1], [3]])
     mixed = [1.25, 3.75]
     assert_array_equal(found, [mixed, mixed, [np.nan] * 2, [5.0, np.nan]])
+
+
+def test_a_window_of_which_nothing_counts_has_no_part_in_its_row():
+    metrics = np.array([[1.0, 4.0], [np.nan, np.nan], [3.0, 2.0]])
+    found = weigh.packed_metrics(metrics, np.array([2, 0, 2]), [[0, 1, 2]])
+    assert_array_equal(found, [[2.0, 3.0]] * 3)
+    silent = weigh.packed_metrics(metrics, np.array([0, 0, 0]), [[0, 1, 2]])
+    assert np.isnan(silent).all()
