@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import fuse, recipe, run
+from pipelines import fuse, recipe, run, verify
 from pipelines.fuse import FuseConfig
 from pipelines.progress import Stage
 from pipelines.recipe import Recipe
@@ -138,6 +138,12 @@ def test_a_pair_is_what_fusing_and_training_by_hand_give(
     )
     assert weights(trained.output) == weights(plan.models[arm.name])
     assert weights(trained.output) != weights(plan.models["many"])
+
+
+def test_a_run_of_pairs_is_proved_whole(plan: Recipe) -> None:
+    assert len(verify.verify([plan.output])) == 13
+    _, left = verify.between([plan.output])
+    assert not left
 
 
 def test_a_second_run_writes_nothing(plan: Recipe) -> None:
