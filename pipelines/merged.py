@@ -250,7 +250,10 @@ def _write_model(
         yield weights.INDEX
     if "vocabulary" in told.inputs:
         yield vocabulary.FILE
-    text = json.dumps(_config(lead.config, told.dtype), indent=2, sort_keys=True) + "\n"
+    config = _config(lead.config, told.dtype)
+    if told.dtype is not None and not any(key in config for key in _DTYPE_KEYS):
+        config[_DTYPE_KEYS[0]] = told.dtype
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     files.write_bytes(files.join(output, checkpoint.CONFIG), text.encode())
     yield checkpoint.CONFIG
 

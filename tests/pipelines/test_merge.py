@@ -235,6 +235,19 @@ def test_the_stored_type_is_said_by_the_configuration(made: Made, out: str) -> N
     assert all(torch.equal(state[k], v.bfloat16()) for k, v in plainly.items())
 
 
+@pytest.mark.parametrize("said", [{"dtype": None}, {"torch_dtype": "float32"}])
+def test_a_configuration_that_says_no_type_or_says_it_otherwise_is_mended(
+    said: dict[str, str | None], tmp_path: Path, out: str
+) -> None:
+    made = merging.several(tmp_path, count=1)
+    merging.edit_config(made["base"], **{"dtype": None, **said})
+    run(made, out, "linear", dtype="float16")
+    told = json.loads((Path(out) / "config.json").read_text())
+    found = {key: told.get(key) for key in ("dtype", "torch_dtype")}
+    key = "torch_dtype" if "torch_dtype" in said else "dtype"
+    assert found == {"dtype": None, "torch_dtype": None, key: "float16"}
+
+
 def test_without_a_base_the_first_model_leads(made: Made, out: str) -> None:
     more = {"settings": {"t": {"depth": [0, 1], "outside": 0.5}}, "base": None}
     run(made, out, "slerp", **more)
