@@ -317,6 +317,22 @@ def test_the_command_takes_a_recipe_and_flags_over_it(
     )
 
 
+def test_a_dry_run_without_a_value_is_led_to_showing(
+    made: Made, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = merging.recipe(tmp_path, merging.table(made, out, method="ties"))
+    assert cli.main(["merge", path, "--dry-run"]) == 1
+    assert capsys.readouterr().err.endswith("tensor, give --show\n")
+
+
+def test_a_misspelt_flag_is_refused_with_a_suggestion(
+    made: Made, out: str, tmp_path: Path
+) -> None:
+    path = merging.recipe(tmp_path, merging.table(made, out, method="ties"))
+    with pytest.raises(SystemExit, match=r"'--metod=linear'; did you mean --method\?"):
+        cli.main(["merge", path, "--metod=linear"])
+
+
 def test_the_output_of_a_recipe_is_below_that_of_its_run(
     made: Made, tmp_path: Path
 ) -> None:
