@@ -102,3 +102,20 @@ def test_small_differences_weigh_alike_in_mergekit_and_by_size_elsewhere() -> No
     weights = sce.calculate(small, 0.0)
     np.testing.assert_allclose(weights, squares, rtol=1e-5)
     assert sce.calculate(small, 1e-6) == [0.5, 0.5]
+
+
+def test_the_share_of_elements_is_rounded_as_the_programs_do() -> None:
+    deltas = [torch.arange(100.0), -torch.arange(100.0) - 1]
+    # In 64 bits 0.29 * 100 falls short of 29.
+    assert int(sce.select(deltas, 0.29, without_variance=True).sum()) == 29
+
+
+def test_small_differences_are_averaged_evenly_in_mergekit_alone() -> None:
+    base, models = torch.zeros(2), [torch.tensor([1e-4, 0]), torch.tensor([3e-4, 0])]
+    found = {
+        variant: cases.merge("sce", models, base, variant=variant, select_topk=1)[0]
+        for variant in VARIANTS
+    }
+    assert found["mergekit"].item() == pytest.approx(2e-4)
+    for variant in ("paper", "authors"):
+        assert found[variant].item() == pytest.approx(0.1 * 1e-4 + 0.9 * 3e-4)

@@ -195,3 +195,10 @@ def test_steps_of_karcher_end_at_their_greatest_number() -> None:
 def test_where_directions_cancel_karcher_stays_at_the_first() -> None:
     found = cases.merge("karcher", [2 * E[0], -4 * E[0]], None)
     np.testing.assert_allclose(found, 3 * E[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_antipode_that_rounding_hides_does_not_move_karcher(seed: int) -> None:
+    (model,), _ = cases.normal(37, seed=seed, count=1)
+    found = cases.merge("karcher", [model, -model / 3], None)
+    torch.testing.assert_close(found, model * 2 / 3)
