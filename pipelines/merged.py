@@ -152,27 +152,12 @@ def describe(output: str, told: Description) -> Manifest:
     entries = _entries(output, shards, told.identity)
     measured = _measured(output, shards, told.identity)
     text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
-    others = [*_write_model(output, shards, told), plan.NAME, card.NAME]
-    files.write_bytes(
-        files.join(output, card.NAME), (text + card.checksums(entries)).encode()
-    )
-    _remove_others(output, {*wanted, *others})
-    tensors = [tensor for shard in shards for tensor in shard.tensors]
-    made = Manifest(
-        stage=work.STAGE,
-        fingerprint=told.identity,
-        settings=told.settings,
-        inputs=told.inputs,
-        origins={"models": {one.name: one.model for one in told.models}},
-        counts={
-            "models": len(told.settings["models"]),
-            "tensors": len(tensors),
-            "parameters": sum(tensor.elements for tensor in tensors),
-            "merged": sum(tensor.how == plan.MERGE for tensor in tensors),
-        },
-        files=[*entries, *(_entry(output, name) for name in sorted(others))],
-        code_version=version.VERSION,
-    )
+    text += card.checksums(entries)
+    files.write_bytes(files.join(output, card.NAME), text.encode())
+    others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
+    _remove_others(output, wanted | others)
+    entries += [_entry(output, name) for name in sorted(others)]
+    made = _manifest(shards, told, entries)
     manifest.write(output, made)
     if _stamps(output, wanted) != before:
         files.remove_tree(files.join(output, manifest.NAME))
@@ -186,6 +171,27 @@ def describe(output: str, told: Description) -> Manifest:
     ledger.forget(output)
     files.tidy(output)
     return made
+
+
+def _manifest(
+    shards: Sequence[Shard], told: Description, entries: Sequence[FileEntry]
+) -> Manifest:
+    tensors = [tensor for shard in shards for tensor in shard.tensors]
+    return Manifest(
+        stage=work.STAGE,
+        fingerprint=told.identity,
+        settings=told.settings,
+        inputs=told.inputs,
+        origins={"models": {one.name: one.model for one in told.models}},
+        counts={
+            "models": len(told.settings["models"]),
+            "tensors": len(tensors),
+            "parameters": sum(tensor.elements for tensor in tensors),
+            "merged": sum(tensor.how == plan.MERGE for tensor in tensors),
+        },
+        files=entries,
+        code_version=version.VERSION,
+    )
 
 
 def _stamps(output: str, names: set[str]) -> dict[str, tuple[int, str]]:

@@ -288,6 +288,24 @@ def test_the_recipe_on_the_card_gives_the_same_model(
     assert merging.same(merging.state(out), merging.state(again))
 
 
+def test_a_model_of_the_hub_is_read_at_one_commit(
+    made: Made, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, asked = shutil.copytree(made["m1"], tmp_path / "0123abc"), []
+
+    def download(name: str, *, revision: str | None, allow_patterns: object) -> str:
+        asked.append((name, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    run({**made, "m1": "org/m1"}, out, "linear")
+    assert asked[0] == ("org/m1", None)
+    assert set(asked[1:]) == {("org/m1", "0123abc")}
+    assert "| m1 | org/m1 |" in (Path(out) / "README.md").read_text()
+    plainly = merging.plainly(made, "linear", {}, ["m1", "m2"])
+    assert merging.same(merging.state(out), plainly)
+
+
 def test_showing_says_what_becomes_of_every_tensor_and_writes_nothing(
     made: Made, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
