@@ -11,6 +11,7 @@ one tensor of each model is in memory at a time, and what is done is skipped.
 import argparse
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -233,12 +234,28 @@ def _parse(argv: Sequence[str]) -> tuple[Merging, list[str]]:
     """Parses the command line: a recipe, our flags, and Beam's."""
     words, unseen = launch.behind_hyphens(argv)
     spelt = settings.snake_case_flags(words, settings.truths(MergeConfig))
+    _refuse_bare(spelt)
     ours, flags = launch.part_runner_flags(spelt)
     known, rest = flags_parser().parse_known_args(ours)
     names = [f.name for f in dataclasses.fields(MergeConfig)]
     launch.refuse_unknown(rest, names)
     given = vars(known)
     return merging.read_recipe(given.pop("recipe"), given), flags + unseen
+
+
+def _refuse_bare(words: Sequence[str]) -> None:
+    """Refuses Beam's --dry_run without a value, for which --show is meant.
+
+    Raises:
+      ValueError: if it stands there; names both.
+    """
+    for word, after in itertools.pairwise([*words, "--"]):
+        if word == "--dry_run" and after.startswith("--"):
+            raise ValueError(
+                "--dry_run must have a value, as it is Beam's: on Dataflow it"
+                " translates a job and starts none; to see what would become of every"
+                " tensor, give --show"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

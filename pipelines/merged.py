@@ -152,27 +152,12 @@ def describe(output: str, told: Description) -> Manifest:
     entries = _entries(output, shards, told.identity)
     measured = _measured(output, shards, told.identity)
     text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
-    others = [*_write_model(output, shards, told), plan.NAME, card.NAME]
-    files.write_bytes(
-        files.join(output, card.NAME), (text + card.checksums(entries)).encode()
-    )
-    _remove_others(output, {*wanted, *others})
-    tensors = [tensor for shard in shards for tensor in shard.tensors]
-    made = Manifest(
-        stage=work.STAGE,
-        fingerprint=told.identity,
-        settings=told.settings,
-        inputs=told.inputs,
-        origins={"models": {one.name: one.model for one in told.models}},
-        counts={
-            "models": len(told.settings["models"]),
-            "tensors": len(tensors),
-            "parameters": sum(tensor.elements for tensor in tensors),
-            "merged": sum(tensor.how == plan.MERGE for tensor in tensors),
-        },
-        files=[*entries, *(_entry(output, name) for name in sorted(others))],
-        code_version=version.VERSION,
-    )
+    text += card.checksums(entries)
+    files.write_bytes(files.join(output, card.NAME), text.encode())
+    others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
+    _remove_others(output, wanted | others)
+    entries += [_entry(output, name) for name in sorted(others)]
+    made = _manifest(shards, told, entries)
     manifest.write(output, made)
     if _stamps(output, wanted) != before:
         files.remove_tree(files.join(output, manifest.NAME))
@@ -186,6 +171,27 @@ def describe(output: str, told: Description) -> Manifest:
     ledger.forget(output)
     files.tidy(output)
     return made
+
+
+def _manifest(
+    shards: Sequence[Shard], told: Description, entries: Sequence[FileEntry]
+) -> Manifest:
+    tensors = [tensor for shard in shards for tensor in shard.tensors]
+    return Manifest(
+        stage=work.STAGE,
+        fingerprint=told.identity,
+        settings=told.settings,
+        inputs=told.inputs,
+        origins={"models": {one.name: one.model for one in told.models}},
+        counts={
+            "models": len(told.settings["models"]),
+            "tensors": len(tensors),
+            "parameters": sum(tensor.elements for tensor in tensors),
+            "merged": sum(tensor.how == plan.MERGE for tensor in tensors),
+        },
+        files=entries,
+        code_version=version.VERSION,
+    )
 
 
 def _stamps(output: str, names: set[str]) -> dict[str, tuple[int, str]]:
@@ -250,7 +256,10 @@ def _write_model(
         yield weights.INDEX
     if "vocabulary" in told.inputs:
         yield vocabulary.FILE
-    text = json.dumps(_config(lead.config, told.dtype), indent=2, sort_keys=True) + "\n"
+    config = _config(lead.config, told.dtype)
+    if told.dtype is not None and not any(key in config for key in _DTYPE_KEYS):
+        config[_DTYPE_KEYS[0]] = told.dtype
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     files.write_bytes(files.join(output, checkpoint.CONFIG), text.encode())
     yield checkpoint.CONFIG
 

@@ -235,6 +235,19 @@ def test_the_stored_type_is_said_by_the_configuration(made: Made, out: str) -> N
     assert all(torch.equal(state[k], v.bfloat16()) for k, v in plainly.items())
 
 
+@pytest.mark.parametrize("said", [{"dtype": None}, {"torch_dtype": "float32"}])
+def test_a_configuration_that_says_no_type_or_says_it_otherwise_is_mended(
+    said: dict[str, str | None], tmp_path: Path, out: str
+) -> None:
+    made = merging.several(tmp_path, count=1)
+    merging.edit_config(made["base"], **{"dtype": None, **said})
+    run(made, out, "linear", dtype="float16")
+    told = json.loads((Path(out) / "config.json").read_text())
+    found = {key: told.get(key) for key in ("dtype", "torch_dtype")}
+    key = "torch_dtype" if "torch_dtype" in said else "dtype"
+    assert found == {"dtype": None, "torch_dtype": None, key: "float16"}
+
+
 def test_without_a_base_the_first_model_leads(made: Made, out: str) -> None:
     more = {"settings": {"t": {"depth": [0, 1], "outside": 0.5}}, "base": None}
     run(made, out, "slerp", **more)
@@ -275,6 +288,24 @@ def test_the_recipe_on_the_card_gives_the_same_model(
     assert merging.same(merging.state(out), merging.state(again))
 
 
+def test_a_model_of_the_hub_is_read_at_one_commit(
+    made: Made, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, asked = shutil.copytree(made["m1"], tmp_path / "0123abc"), []
+
+    def download(name: str, *, revision: str | None, allow_patterns: object) -> str:
+        asked.append((name, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    run({**made, "m1": "org/m1"}, out, "linear")
+    assert asked[0] == ("org/m1", None)
+    assert set(asked[1:]) == {("org/m1", "0123abc")}
+    assert "| m1 | org/m1 |" in (Path(out) / "README.md").read_text()
+    plainly = merging.plainly(made, "linear", {}, ["m1", "m2"])
+    assert merging.same(merging.state(out), plainly)
+
+
 def test_showing_says_what_becomes_of_every_tensor_and_writes_nothing(
     made: Made, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +333,22 @@ def test_the_command_takes_a_recipe_and_flags_over_it(
     assert merging.same(
         merging.state(out), merging.plainly(made, "linear", {}, ["m1", "m2"])
     )
+
+
+def test_a_dry_run_without_a_value_is_led_to_showing(
+    made: Made, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = merging.recipe(tmp_path, merging.table(made, out, method="ties"))
+    assert cli.main(["merge", path, "--dry-run"]) == 1
+    assert capsys.readouterr().err.endswith("tensor, give --show\n")
+
+
+def test_a_misspelt_flag_is_refused_with_a_suggestion(
+    made: Made, out: str, tmp_path: Path
+) -> None:
+    path = merging.recipe(tmp_path, merging.table(made, out, method="ties"))
+    with pytest.raises(SystemExit, match=r"'--metod=linear'; did you mean --method\?"):
+        cli.main(["merge", path, "--metod=linear"])
 
 
 def test_the_output_of_a_recipe_is_below_that_of_its_run(

@@ -97,7 +97,7 @@ def find(name: str, model: str) -> Input:
         located = checkpoint.locate(model)
         found = Input(name=name, model=model, commit=located.commit)
     if packed := found.config.get("quantization_config"):
-        kind = packed.get("quant_method", "unknown") if packed else "unknown"
+        kind = packed.get("quant_method", "unknown")
         raise ValueError(
             f"model {name!r}, {model}, must have plain weights, but they are packed"
             f" (quantization_config says {kind}); unpack them with transformers"

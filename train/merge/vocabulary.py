@@ -67,7 +67,7 @@ def compare(models: Sequence[Input], lead: int, policy: Policy) -> Vocabulary:
     notes = []
     if bare and len(models) > 1:
         notes.append(
-            f"{', '.join(bare)} has no tokenizer to compare: ids are taken to mean the"
+            f"no tokenizer to compare in {', '.join(bare)}: ids are taken to mean the"
             " same in all models"
         )
     differ = _difference(models, rows, known, lead)

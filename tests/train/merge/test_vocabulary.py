@@ -125,7 +125,7 @@ def test_common_needs_tokenizers(unlike: dict[str, str], out: str) -> None:
 def test_models_without_tokenizers_are_noted(tmp_path: Path, out: str) -> None:
     made = merging.several(tmp_path, count=1)
     found = merge.plan_merge(merging.given(made, out, "linear"))
-    assert any("m1, base has no tokenizer" in note for note in found.notes)
+    assert any("no tokenizer to compare in m1, base" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "unigram"])
