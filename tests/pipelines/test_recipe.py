@@ -289,6 +289,18 @@ def test_merges_are_of_the_pairs_with_the_target_as_base(tmp_path: Path) -> None
     ]
 
 
+def test_the_table_merge_alone_is_one_merge(tmp_path: Path) -> None:
+    text = PAIRWISE.partition("[merges.linear]")[0] + '[merge]\nmethod = "ties"\n'
+    plan = read(tmp_path, text)
+    (made,) = plan.merges
+    assert plan.merge(made).config.method == "ties"
+    assert plan.models["merge:merged"] == "runs/x/merged"
+    shared = read(tmp_path, text + "[merges.a]\n[merges.b]\nseed = 3\n")
+    found = [shared.merge(merge).config for merge in shared.merges]
+    assert [(one.method, one.seed) for one in found] == [("ties", 0), ("ties", 3)]
+    assert found[0].output == "runs/x/merges/a"
+
+
 def test_a_merge_stands_behind_those_that_it_takes(tmp_path: Path) -> None:
     more = 'models = ["merge.ties", "clm"]'
     plan = read(tmp_path, PAIRWISE.replace('"linear"', f'"linear"\n{more}'))
@@ -320,6 +332,8 @@ def tables(*lines: str) -> str:
         (tables('[arms."pair.one"]', 'fusion = "fused"'), "fusion must be left out"),
         (tables('[fusions."pair.one"]', 'sources = ["two"]'), "sources must be left"),
         (tables("[fusions.fused]"), "no fusion may be called 'fused'"),
+        (tables("[merges.merged]"), "no merge may be called 'merged'"),
+        (tables("[merges.a]", "show = true"), r"\[merges\.a\] must not hold 'show'"),
         (
             tables("[fusions.a]", 'output = "b"'),
             r"\[fusions\.a\] must not hold 'output'",
