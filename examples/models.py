@@ -145,7 +145,13 @@ def read_texts(folder: str) -> dict[str, list[str]]:
     return texts
 
 
-def make_model(made: Plan, texts: Texts, folder: str, seed: int = 0) -> float:
+def make_model(
+    made: Plan,
+    texts: Texts,
+    folder: str,
+    seed: int = 0,
+    template: str | None = None,
+) -> float:
     """Trains a tokenizer and a model and saves both in one folder.
 
     Args:
@@ -154,11 +160,16 @@ def make_model(made: Plan, texts: Texts, folder: str, seed: int = 0) -> float:
       folder: gets what transformers reads: config.json, model.safetensors,
         tokenizer.json and tokenizer_config.json.
       seed: of the weights and of the order of the windows.
+      template: chat template of a model that knows the marks of ChatML as control
+        tokens; None for one that has no template, to which they are text.
 
     Returns:
       The mean loss of the last tenth of the steps, in nats a token.
     """
     tokenizer = _tokenizer(made, texts)
+    if template is not None:
+        tokenizer.add_special_tokens(dict(vocabularies.CHAT_ROLES))
+        tokenizer.chat_template = template
     torch.manual_seed(seed)
     model = _model(made, tokenizer)
     drawn = _draw(made, texts, np.random.default_rng(seed))

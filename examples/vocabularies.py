@@ -19,6 +19,12 @@ BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 BORDER = "<|endoftext|>"
 """Begins and ends a document, as in GPT-2."""
 
+CHAT_ROLES = {
+    "additional_special_tokens": ["<|im_start|>"],
+    "eos_token": "<|im_end|>",
+}
+"""Control tokens of ChatML, by what they are to a tokenizer."""
+
 _MOST_PIECE_CHARS = 16
 _MOST_SENTENCE_BYTES = 1 << 16  # longer texts would be left out
 

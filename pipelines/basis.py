@@ -27,15 +27,21 @@ class Job:
       prepare: how the corpus is cut.
       split: the split that is scored and fused; None for all of it.
       scores: how each model is scored, the target first, by name.
-      fuse: how they are fused.
+      fusions: how they are fused, each time they are, by name.
       trainings: how the target is trained, each time it is.
+      merges: how many models are made of trained ones.
     """
 
     prepare: PrepareConfig
     split: str | None
     scores: Mapping[str, ScoreConfig]
-    fuse: FuseConfig
+    fusions: Mapping[str, FuseConfig]
     trainings: Sequence[TrainConfig]
+    merges: int = 0
+
+    def rows_of(self, training: TrainConfig) -> FuseConfig:
+        """Returns the fusion that a training is on."""
+        return next(f for f in self.fusions.values() if f.output == training.data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,11 +104,6 @@ class Basis:
         return self.models["target"]
 
     @property
-    def candidates(self) -> int:
-        """How many rows are fused into one."""
-        return len(self.job.fuse.named_sources())
-
-    @property
     def windows_per_byte(self) -> float:
         """Windows for each byte of text."""
         return self.measured.windows / self.measured.text_bytes
@@ -117,21 +118,27 @@ class Basis:
         """Bytes of text that one core cuts in a second."""
         return self.measured.text_bytes / self.measured.cpu_s
 
-    @property
-    def fused_entries(self) -> int:
-        """Entries kept and drawn for each fused position."""
-        return self.job.fuse.top_k + self.job.fuse.tail_samples
-
-    @property
-    def fused_bytes_per_token(self) -> float:
-        """Bytes of a fused token, start tokens among them."""
-        return budget.fused_bytes_per_token(self.fused_entries, self.target.vocabulary)
+    def fused_bytes_per_token(self, fusion: FuseConfig) -> float:
+        """Returns the bytes of a fused token, start tokens among them."""
+        return budget.fused_bytes_per_token(
+            fused_entries(fusion), self.target.vocabulary
+        )
 
     def trained_per_s(self, training: TrainConfig) -> float:
         """Returns the tokens that one device trains on in a second."""
         return self.rates.train or budget.tokens_per_second(
             self.rates.flops, self.target.parameters.count, training_flops(training)
         )
+
+
+def fused_entries(fusion: FuseConfig) -> int:
+    """Returns the entries kept and drawn for each fused position."""
+    return fusion.top_k + fusion.tail_samples
+
+
+def candidates(fusion: FuseConfig) -> int:
+    """Returns how many rows are fused into one."""
+    return len(fusion.named_sources())
 
 
 def training_flops(training: TrainConfig) -> float:

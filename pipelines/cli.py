@@ -19,6 +19,7 @@ COMMANDS = {
     "map": ("pipelines.map", "choose one target token for each source token"),
     "fuse": ("pipelines.fuse", "align and fuse scores into training shards"),
     "train": ("train.__main__", "continue the target model on fused shards"),
+    "merge": ("pipelines.merge", "make one model of several, tensor by tensor"),
     "evaluate": ("train.evaluate", "measure bits per byte on windows"),
     "run": ("pipelines.run", "do all stages of a recipe on this machine"),
     "verify": ("pipelines.verify", "prove from the files that nothing was lost"),

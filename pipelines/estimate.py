@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from pipelines import basis, forecast, forecast_page, recipe
 from pipelines.basis import Job, Rates
+from pipelines.branches import ALL_SOURCES
 from pipelines.forecast import Forecast
 from pipelines.fuse import FuseConfig
 from pipelines.prepare import PrepareConfig
@@ -174,8 +175,9 @@ def job_of(config: EstimateConfig) -> Job:
             prepare=plan.prepare,
             split=plan.splits["fusion"],
             scores={name: plan.score(name) for name in ("target", *plan.sources)},
-            fuse=plan.fuse,
+            fusions={name: plan.fuse_of(name) for name in plan.fusions},
             trainings=[plan.train(arm, rate) for arm, rate in rates],
+            merges=len(plan.merges),
         )
     models = {"target": config.models[0], **config.sources()}
     return Job(
@@ -192,13 +194,15 @@ def job_of(config: EstimateConfig) -> Job:
             name: ScoreConfig(windows="", model=model, output="", top_k=config.top_k)
             for name, model in models.items()
         },
-        fuse=FuseConfig(
-            windows="",
-            target="scores",
-            sources=tuple(f"{name}=scores" for name in models if name != "target"),
-            output="",
-            top_k=config.top_k,
-        ),
+        fusions={
+            ALL_SOURCES: FuseConfig(
+                windows="",
+                target="scores",
+                sources=tuple(f"{name}=scores" for name in models if name != "target"),
+                output="",
+                top_k=config.top_k,
+            )
+        },
         trainings=[
             TrainConfig(
                 data="", model=models["target"], output="", epochs=config.epochs

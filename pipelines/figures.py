@@ -75,18 +75,30 @@ def _of_stages(of: Basis) -> list[Figure]:
     training = of.job.trainings[0]
     rate = "given" if of.rates.train else _by_flops(basis.training_flops(training))
     kept = budget.CHECKPOINTS * budget.CHECKPOINT_BYTES
-    fused = basis.FUSE_TOKENS_PER_S / of.candidates
+    fusions = of.job.fusions
+    named = {n: "" if len(fusions) == 1 else f" {n}" for n in fusions}
     return [
-        Figure(
-            f"fused, k = {of.fused_entries}",
-            of.fused_bytes_per_token,
-            "bytes/token",
-            FORMULA,
+        *(
+            Figure(
+                f"fused{named[name]}, k = {basis.fused_entries(fusion)}",
+                of.fused_bytes_per_token(fusion),
+                "bytes/token",
+                FORMULA,
+            )
+            for name, fusion in fusions.items()
         ),
         Figure("checkpoints in training", kept, "bytes/parameter", FORMULA),
         Figure("training", of.trained_per_s(training), "tokens/s", rate),
         Figure("prepare, a core", of.prepared_bytes_per_s, "text bytes/s", SAMPLE),
-        Figure("fuse, a core", fused, "tokens/s", "measured once (docs/log.md)"),
+        *(
+            Figure(
+                f"fuse{named[name]}, a core",
+                basis.FUSE_TOKENS_PER_S / basis.candidates(fusion),
+                "tokens/s",
+                "measured once (docs/log.md)",
+            )
+            for name, fusion in fusions.items()
+        ),
         Figure("a device", of.rates.flops, "FLOP/s", "given or assumed: --flops"),
     ]
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines import figures
+from pipelines import basis, figures
 from pipelines.basis import FUSE_TOKENS_PER_S, Basis
 from pipelines.figures import Figure
 from schemas import fused
@@ -81,8 +81,9 @@ def _size(of: Basis, prices: Prices, tokens: float | None) -> Size:
     stages = (
         _prepare(of, sum(file_bytes) * scale),
         *(_score(of, name, volume) for name in of.models),
-        _fuse(of, volume),
+        *(_fuse(of, name, volume) for name in of.job.fusions),
         _train(of, volume),
+        *_merge(of),
     )
     return Size(
         is_corpus=tokens is None,
@@ -120,19 +121,20 @@ def _fused_tokens(of: Basis, volume: Volume) -> float:
     return volume.text_bytes * of.target.tokens_per_byte + volume.windows
 
 
-def _fuse(of: Basis, volume: Volume) -> Stage:
-    tokens = _fused_tokens(of, volume)
+def _fuse(of: Basis, name: str, volume: Volume) -> Stage:
+    tokens, fusion = _fused_tokens(of, volume), of.job.fusions[name]
+    candidates = basis.candidates(fusion)
     return Stage(
-        name="fuse",
+        name="fuse" if len(of.job.fusions) == 1 else f"fuse {name}",
         tokens=tokens,
         bytes=budget.fused_bytes(
             tokens,
             volume,
-            of.fused_bytes_per_token,
-            sources=of.candidates,
-            group_tokens=of.job.fuse.seq_length * fused.ROW_GROUP_ROWS,
+            of.fused_bytes_per_token(fusion),
+            sources=candidates,
+            group_tokens=fusion.seq_length * fused.ROW_GROUP_ROWS,
         ),
-        cpu_hours=budget.hours(tokens * of.candidates, FUSE_TOKENS_PER_S),
+        cpu_hours=budget.hours(tokens * candidates, FUSE_TOKENS_PER_S),
     )
 
 
@@ -155,4 +157,11 @@ def _trained(of: Basis, training: TrainConfig, volume: Volume) -> float:
     """Returns the tokens that a training sees, all its passes together."""
     if training.max_steps is None:
         return training.epochs * _fused_tokens(of, volume)
-    return float(training.max_steps * training.batch_size * of.job.fuse.seq_length)
+    row_tokens = of.job.rows_of(training).seq_length
+    return float(training.max_steps * training.batch_size * row_tokens)
+
+
+def _merge(of: Basis) -> list[Stage]:
+    """Estimates all merges: their bytes, as hours are those of copying them."""
+    written = float(of.job.merges * of.target.parameters.stored_bytes)
+    return [Stage(name="merge", tokens=None, bytes=written)] if written else []

@@ -70,7 +70,7 @@ def _size_rows(sizes: Sequence[Size]) -> list[list[str]]:
                 amount(size.corpus_bytes),
                 f"{size.volume.slices:,}",
                 *(amount(_bytes(size, n)) for n in ("prepare", "score", "fuse")),
-                amount(_bytes(size, "train")),
+                amount(_bytes(size, "train") + _bytes(size, "merge")),
                 _hours(sum(stage.cpu_hours for stage in size.stages)),
                 _hours(sum(stage.gpu_hours for stage in size.stages)),
                 _money(size.cost),

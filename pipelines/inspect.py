@@ -6,8 +6,9 @@ likeliest tokens with their probabilities; then, where tokens were drawn from th
 its mass and these. For fused rows the same of the fused distribution, with the source
 that weighs most in each window, what every source weighs, costs and speaks about, and
 behind the last token of each chunk what that chunk costs the source, in bits. For
-co-occurrences of tokens, the pairs of a file from the most frequent on. For a folder
-that holds such folders, the commands that show them.
+co-occurrences of tokens, the pairs of a file from the most frequent on. For a merged
+model, its tensors and how each was made. For a folder that holds such folders, the
+commands that show them.
 
 Tokens stand in quotes, with \n and the like escaped, and \xNN for a byte that is no
 UTF-8 by itself. Control characters of a text are escaped, new lines and tabs apart.
@@ -37,9 +38,14 @@ from schemas.errors import SchemaError
 from schemas.fused import FusedRow
 from schemas.scores import Score
 from schemas.windows import Window
+from train.merge import plan as merges
+from train.merge import report
 from transforms import tokenizer
 from transforms.functional import codec, counted, ranks, tail, weigh
 from transforms.tokenizer import Tokenizer
+
+MERGED = "merge"
+"""The stage of a merged model's manifest; `train.merge` names it too."""
 
 _DIM, BOLD, RED, _GREEN, _OFF = (f"\x1b[{n}m" for n in (2, 1, 31, 32, 0))
 _CHEAP_BITS, _DEAR_BITS = 2.0, 8.0
@@ -229,7 +235,8 @@ def lines(
     stage = files.read_json(files.join(folder, manifest.NAME)).get("stage")
     if stage not in VIEWS:
         raise SchemaError(
-            f"{folder} must hold windows, scores, co-occurrences or fused rows"
+            f"{folder} must hold windows, scores, co-occurrences, fused rows or a"
+            " merged model"
         )
     views = VIEWS[stage](folder, page, top, tokens)
     chosen = itertools.islice(views, skip, skip + count)
@@ -318,11 +325,21 @@ def _pairs(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
             yield iter([f"{counts[row]:>9,}  {pair[0]:<18}  {pair[1]}"])
 
 
+def _tensors(folder: str, page: Page, top: int, tokens: str | None) -> _Views:
+    """Yields a line for each tensor of a merged model."""
+    found = manifest.read(folder, MERGED)
+    names = [*found.settings["models"], "base"]
+    for shard in merges.read(folder):
+        for tensor in shard.tensors:
+            yield iter(["  ".join([*report.cells(tensor, names), shard.file])])
+
+
 VIEWS: dict[str, Callable[[str, Page, int, str | None], _Views]] = {
     windows.STAGE: _windows,
     scores.STAGE: _scores,
     fused.STAGE: _rows,
     cooccurrences.STAGE: _pairs,
+    MERGED: _tensors,
 }
 
 

@@ -28,7 +28,7 @@ from schemas.settings import setting
 from transforms import ledger, lines, prepare, tokenizer
 from transforms.attempts import Guards
 from transforms.functional import splits
-from transforms.prepare import AwaitUnits, Cut, DoUnits, Unit
+from transforms.prepare import Cut, DoUnits, Unit
 
 UNITS = "units.jsonl"
 PROTECTED = ("dev", "heldout", "test", "validation")
@@ -264,7 +264,7 @@ def _cut_all(
     units = root | "List units" >> lines.ReadLines(listed)
     if cut.protected and len(cut.protected) < len(cut.splits):
         parts = units | "Index" >> DoUnits(cut, "index", guarded)
-        units = parts | "Then" >> AwaitUnits(listed)
+        units = parts | "Then" >> lines.AwaitLines(listed)
     return units | "Cut" >> DoUnits(cut, "cut", guarded)
 
 

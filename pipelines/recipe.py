@@ -10,7 +10,20 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from pipelines import branches
+from pipelines.branches import (
+    ALL_SOURCES,
+    MERGE,
+    ONE_MERGE,
+    SOURCE,
+    SWEPT,
+    UNTOUCHED,
+    Arm,
+    Fusion,
+    Merge,
+)
 from pipelines.fuse import FuseConfig
+from pipelines.merging import Merging, read_table
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
 from schemas import files, settings
@@ -19,34 +32,28 @@ from train.evaluate import EvaluateConfig
 
 Config = TypeVar("Config")
 
-TABLES = ("corpus", "prepare", "target", "sources", "score", "fuse", "train", "arms")
-TABLES_AND_KEYS = (*TABLES, "evaluate", "splits", "output")
+SINGLE = ("prepare", "target", "score", "fuse", "pairs", "train", "merge", "evaluate")
+"""Tables of settings."""
+
+NAMED = ("sources", "fusions", "arms", "merges")
+"""Tables of tables of settings, by name."""
+
+TABLES_AND_KEYS = ("corpus", *SINGLE, *NAMED, "splits", "output")
 SPLITS = {"fusion": "fusion", "dev": "dev", "heldout": "heldout"}
-SWEPT = "learning_rate"
-"""The setting of an arm that may be a list, of which the dev split chooses."""
 
 _OWN_KEYS = ("windows", "output", "data", "slices", "name")
 """Settings that a recipe's tables may not hold: the recipe sets them, or has none."""
 
-_FUSE_KEYS = ("target", "sources", "maps_only")
-"""Those of `[fuse]` alone: [target] and [sources.NAME] say what is fused."""
+_OWN_KEYS_OF = {
+    "fuse": ("target", "sources", "maps_only"),
+    "pairs": ("target", "maps_only"),
+    "fusions": ("target", "maps_only"),
+    "merge": ("show",),
+    "merges": ("show",),
+}
+"""Those of single tables: [target] and [sources.NAME] say what is fused."""
 
 _NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One way to continue the target.
-
-    Attributes:
-      name: its name in tables and folders.
-      settings: what its table holds beside the shared settings of `[train]`.
-      rates: learning rates to choose from on the dev split; empty where one is given.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    rates: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +65,9 @@ class Recipe:
       target: the model that is trained: a folder, a .gguf file or a hub id.
       sources: the models that teach, by name.
       splits: which split is fused, which chooses settings, and which is reported.
+      fusions: the ways to fuse, by name.
       arms: the ways to continue the target, in order.
+      merges: the ways to merge arms, each behind those that it takes.
       tables: the table of each stage, by name.
       overwrite: whether every stage writes anew what other settings have written.
     """
@@ -67,7 +76,9 @@ class Recipe:
     target: str
     sources: Mapping[str, str]
     splits: Mapping[str, str]
+    fusions: Mapping[str, Fusion]
     arms: tuple[Arm, ...]
+    merges: tuple[Merge, ...]
     tables: Mapping[str, Mapping[str, Any]]
     overwrite: bool = False
 
@@ -85,6 +96,16 @@ class Recipe:
         """The splits that must hold windows; dev only where it chooses something."""
         idle = set() if any(arm.rates for arm in self.arms) else {"dev"}
         return tuple(self.splits[role] for role in SPLITS if role not in idle)
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Where the models are that the run compares, by their names in its table."""
+        return {
+            UNTOUCHED: self.target,
+            **{arm.name: self.folder("models", arm.name) for arm in self.arms},
+            **{f"{MERGE[:-1]}:{m.name}": self._merged(m.name) for m in self.merges},
+            **{f"{SOURCE[:-1]}:{name}": at for name, at in self.sources.items()},
+        }
 
     @property
     def fusion_windows(self) -> str:
@@ -121,15 +142,26 @@ class Recipe:
 
     @property
     def fuse(self) -> FuseConfig:
-        """Settings of fuse."""
+        """Settings of the fusion of all sources."""
+        return self.fuse_of(ALL_SOURCES)
+
+    def fuse_of(self, name: str) -> FuseConfig:
+        """Settings of a fusion."""
+        fusion = self.fusions[name]
+        scores = {source: self.folder("scores", source) for source in fusion.sources}
         given = {
             "windows": self.fusion_windows,
             "target": self.folder("scores", "target"),
-            "sources": [f"{n}={self.folder('scores', n)}" for n in self.sources],
-            "output": self.folder("fused"),
-            **self.tables["fuse"],
+            "sources": [f"{source}={folder}" for source, folder in scores.items()],
+            "output": self._fused(name),
+            **fusion.settings,
         }
-        return self._settings(FuseConfig, given, "[fuse]")
+        return self._settings(FuseConfig, given, fusion.where)
+
+    def _fused(self, fusion: str) -> str:
+        """Returns the folder of a fusion's rows."""
+        below = () if fusion == ALL_SOURCES else (fusion,)
+        return self.folder("fusions" if below else ALL_SOURCES, *below)
 
     def train(self, arm: Arm, rate: float | None = None) -> TrainConfig:
         """Settings of the training of an arm, at one of its rates where it has any."""
@@ -139,7 +171,7 @@ class Recipe:
             given[SWEPT] = rate
             where = ("trials", arm.name, f"{SWEPT}={rate:g}")
         given = {
-            "data": self.folder("fused"),
+            "data": self._fused(arm.fusion),
             "model": self.target,
             "output": self.folder(*where),
             **given,
@@ -148,10 +180,28 @@ class Recipe:
             given["checkpoints"] = files.join(given["checkpoints"], *where)
         return self._settings(TrainConfig, given, f"[train] and [arms.{arm.name}]")
 
+    def merge(self, merge: Merge) -> Merging:
+        """How arms are merged."""
+        places = {name.replace(":", "."): at for name, at in self.models.items()}
+        more = {"overwrite": True} if self.overwrite else {}
+        given = {
+            "base": self.target,
+            "output": self._merged(merge.name),
+            **merge.settings,
+            "models": [f"{name}={places[name]}" for name in merge.models],
+            **more,
+        }
+        return read_table(given, f"[merges.{merge.name}]")
+
+    def _merged(self, merge: str) -> str:
+        """Returns the folder of a merged model."""
+        below = () if merge == ONE_MERGE else (merge,)
+        return self.folder("merges" if below else ONE_MERGE, *below)
+
     def evaluate(self, name: str, model: str, split: str) -> EvaluateConfig:
         """Settings of the evaluation of one model on one split."""
         given = {
-            "name": name,
+            "name": name.replace(":", "."),
             "model": model,
             "windows": self.folder("windows", self.splits[split]),
             "output": self.folder("evaluation", self.splits[split]),
@@ -179,6 +229,10 @@ def read(path: str, output: str | None = None, overwrite: bool = False) -> Recip
         raise ValueError(f"{path} must be TOML: {error}") from error
     try:
         _check_tables(given)
+        fusions = branches.fusions_of(given)
+        arms = branches.arms_of(given, fusions)
+        if all(arm.fusion != ALL_SOURCES for arm in arms):
+            del fusions[ALL_SOURCES]  # nobody asks for it
         recipe = Recipe(
             output=output or _text(given, "the recipe", "output"),
             target=_text(given["target"], "[target]", "model"),
@@ -187,7 +241,9 @@ def read(path: str, output: str | None = None, overwrite: bool = False) -> Recip
                 for name, table in given["sources"].items()
             },
             splits=_splits(given.get("splits", {})),
-            arms=tuple(_arms(given.get("arms", {"fused": {}}))),
+            fusions=fusions,
+            arms=arms,
+            merges=branches.merges_of(given, [arm.name for arm in arms]),
             tables={name: given.get(name, {}) for name in TABLES_AND_KEYS},
             overwrite=overwrite,
         )
@@ -208,30 +264,40 @@ def _check_tables(given: Mapping[str, Any]) -> None:
     for key in ("corpus", "target", "sources"):
         if not given.get(key):
             raise ValueError(f"a recipe must hold a table [{key}]")
-    for key in ("sources", "arms"):
+    for key in NAMED:
         for name, table in given.get(key, {}).items():
-            if not isinstance(table, dict):
-                raise ValueError(f"[{key}.{name}] must be a table, got {table!r}")
-            if not _NAME.fullmatch(name):
-                raise ValueError(
-                    f"[{key}.{name}]: a name must be of letters, digits, and _.-, as it"
-                    " names folders"
-                )
+            _check_named(key, name, table)
     if "target" in given["sources"]:
         raise ValueError("[sources.target]: no source may be called 'target'")
-    for where, table in _stage_tables(given):
-        more = _FUSE_KEYS if where == "[fuse]" else ()
-        for key in (*_OWN_KEYS, *more):
+    for kind, where, table in _stage_tables(given):
+        for key in (*_OWN_KEYS, *_OWN_KEYS_OF.get(kind, ())):
             if key in table:
                 raise ValueError(f"{where} must not hold {key!r}: a recipe sets it")
 
 
-def _stage_tables(given: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Returns the tables of settings, as they are written and as they are."""
-    single = ("prepare", "target", "score", "fuse", "train", "evaluate")
-    found = [(f"[{key}]", given.get(key, {})) for key in single]
-    for key in ("sources", "arms"):
-        found += [(f"[{key}.{n}]", table) for n, table in given.get(key, {}).items()]
+def _check_named(kind: str, name: str, table: Any) -> None:
+    """Refuses what is no table of settings, and a name that cannot be a folder."""
+    if not isinstance(table, dict):
+        raise ValueError(f"[{kind}.{name}] must be a table, got {table!r}")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"[{kind}.{name}]: a name must be of letters, digits, and _.-, as it names"
+            " folders"
+        )
+    for key, value in table.items():
+        if isinstance(value, dict) and kind != "merges":
+            raise ValueError(
+                f"[{kind}.{name}] must hold settings, got a table {key!r}; a name with"
+                f' a dot stands in quotes: [{kind}."{name}.{key}"]'
+            )
+
+
+def _stage_tables(given: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Returns the tables of settings: kind, how it is written, and what it holds."""
+    found = [(key, f"[{key}]", given.get(key, {})) for key in SINGLE]
+    for key in NAMED:
+        tables = given.get(key, {})
+        found += [(key, f"[{key}.{name}]", table) for name, table in tables.items()]
     return found
 
 
@@ -250,35 +316,11 @@ def _splits(table: Mapping[str, Any]) -> dict[str, str]:
     return {**SPLITS, **{key: _text(table, "[splits]", key) for key in table}}
 
 
-def _arms(tables: Mapping[str, Any]) -> list[Arm]:
-    arms = []
-    for name, table in tables.items():
-        if name == "untouched" or name.startswith("source."):
-            raise ValueError(f"[arms.{name}]: no arm may be called {name!r}")
-        own = dict(table)
-        rates: tuple[float, ...] = ()
-        if isinstance(own.get(SWEPT), list):
-            rates = _rates(name, own.pop(SWEPT))
-        arms.append(Arm(name=name, settings=own, rates=rates))
-    if not arms:
-        raise ValueError("[arms] must hold an arm, or be left out")
-    return arms
-
-
-def _rates(name: str, listed: list[Any]) -> tuple[float, ...]:
-    numbers = [rate for rate in listed if type(rate) in (int, float)]
-    if not listed or len({f"{rate:g}" for rate in numbers}) != len(listed):
-        raise ValueError(
-            f"[arms.{name}]: {SWEPT} must be a number or a list of numbers, each once,"
-            f" got {listed!r}"
-        )
-    return tuple(map(float, numbers))
-
-
 def _check(recipe: Recipe) -> None:
     """Builds the settings of every stage, so that a slip is found before any work."""
     prepared = recipe.prepare
-    _ = recipe.fuse
+    for fusion in recipe.fusions:
+        recipe.fuse_of(fusion)
     for name in ("target", *recipe.sources):
         recipe.score(name)
     for arm in recipe.arms:
@@ -291,5 +333,7 @@ def _check(recipe: Recipe) -> None:
                 f"[prepare]: splits must name {split!r}, which [splits] has or means,"
                 f" it names {', '.join(named)}"
             )
-    for name in ("untouched", *(arm.name for arm in recipe.arms), *recipe.sources):
-        recipe.evaluate(name, recipe.target, "heldout")
+    for merge in recipe.merges:
+        recipe.merge(merge)
+    for name, model in recipe.models.items():
+        recipe.evaluate(name, model, "heldout")

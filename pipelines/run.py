@@ -1,40 +1,74 @@
 """fusebeam run: all stages of a recipe, on this machine.
 
-    prepare → score the target and every source → fuse → train every arm → evaluate
+    prepare → score the target and every source → fuse → train every arm → merge
+    → evaluate
 
-Each stage skips what is done, so the same command goes on where it stopped.
+Each stage skips what is done, so the same command goes on where it stopped. `--only`
+does what the named arms, merges and fusions need, and nothing else.
 """
 
 import argparse
-import dataclasses
-import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from pipelines import fuse, launch, prepare, recipe, score
-from pipelines.recipe import Arm, Recipe
-from schemas import copies, files, manifest, settings
+from pipelines import fuse, launch, prepare, recipe, score, selection, training
+from pipelines import merge as merging
+from pipelines.branches import ALL_SOURCES, Merge
+from pipelines.progress import Slices, Stage
+from pipelines.recipe import Recipe
+from schemas import files, manifest, settings
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
-from train import evaluate, trainer
-from train.config import TrainConfig
+from train import evaluate
 from transforms import rows
 
 RESULT = "evaluation.json"
-CHOICE = "choice.json"
 
 
-def run(plan: Recipe, runner_flags: Sequence[str] = ()) -> dict[str, Any]:
-    """Does all stages of a recipe.
+def run(
+    plan: Recipe, runner_flags: Sequence[str] = (), only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Does the stages of a recipe.
+
+    Args:
+      plan: the recipe.
+      runner_flags: Beam's own.
+      only: names of what is wanted, as `selection.select` takes them; empty: all.
 
     Returns:
       What `evaluation.json` holds: bits per byte by model and domain, and bytes.
     """
     start = time.monotonic()
-    with _Stage("prepare") as stage:
+    work = selection.select(plan, only)
+    _prepare(plan, runner_flags)
+    for name in work.scores:
+        _score(plan, name, runner_flags)
+    fused = {name: _fuse(plan, name, runner_flags) for name in work.fusions}
+    for arm in work.arms:
+        with Stage(f"train {arm.name}") as stage:
+            training.train_arm(plan, arm, stage)
+    for merge in work.merges:
+        _merge(plan, merge, runner_flags)
+    with Stage("evaluate") as stage:
+        result = evaluate_all(plan, work.models, stage)
+    for name, made in fused.items():
+        print(f"\n{taught_table(made, name)}")
+    if result["models"]:
+        files.write_json(plan.folder(RESULT), result)
+        print(f"\n{evaluate.table(result)}")
+    print(f"\ndone in {launch.clock(time.monotonic() - start)}: {plan.output}")
+    return result
+
+
+def _prepare(plan: Recipe, runner_flags: Sequence[str]) -> None:
+    """Cuts the corpus.
+
+    Raises:
+      FusionError: if a split that is needed is empty.
+    """
+    with Stage("prepare") as stage:
         for split, made in prepare.prepare_corpus(plan.prepare, runner_flags).items():
             stage.say(f"{split}: {_counts(made, 'documents', 'windows', 'text_bytes')}")
             if split in plan.needed_splits and not made.counts["windows"]:
@@ -42,159 +76,76 @@ def run(plan: Recipe, runner_flags: Sequence[str] = ()) -> dict[str, Any]:
                     f"split {split!r} must hold windows, it holds none; give it a"
                     " larger share, or more documents"
                 )
-    for name in ("target", *plan.sources):
-        with _Stage(f"score {name}") as stage:
-            scored = score.score_windows(plan.score(name), runner_flags)
-            assert scored is not None
-            stage.say(_counts(scored, "windows", "tokens", "failed"))
-            for line in manifest.losses(plan.score(name).output, scored):
-                stage.say(line)
-    with _Stage("fuse") as stage:
-        fused = fuse.fuse_scores(plan.fuse, runner_flags)
+
+
+def _score(plan: Recipe, name: str, runner_flags: Sequence[str]) -> None:
+    with Stage(f"score {name}") as stage:
+        scored = score.score_windows(plan.score(name), runner_flags)
+        assert scored is not None
+        stage.say(_counts(scored, "windows", "tokens", "failed"))
+        for line in manifest.losses(plan.score(name).output, scored):
+            stage.say(line)
+
+
+def _fuse(plan: Recipe, name: str, runner_flags: Sequence[str]) -> Manifest:
+    config = plan.fuse_of(name)
+    with Stage("fuse" if name == ALL_SOURCES else f"fuse {name}") as stage:
+        fused = fuse.fuse_scores(config, runner_flags)
         assert fused is not None
         stage.say(_counts(fused, "windows", "tokens", "positions", "covered"))
-        lost = manifest.losses(plan.fuse.output, fused)
-        for line in (*lost, *fuse.slips(plan.fuse, fused.counts)):
+        lost = manifest.losses(config.output, fused)
+        for line in (*lost, *fuse.slips(config, fused.counts)):
             stage.say(line)
-    models = {"untouched": plan.target}
-    for arm in plan.arms:
-        with _Stage(f"train {arm.name}") as stage:
-            models[arm.name] = train_arm(plan, arm, stage)
-    models |= {f"source:{name}": model for name, model in plan.sources.items()}
-    with _Stage("evaluate") as stage:
-        result = evaluate_all(plan, models, stage)
-    files.write_json(plan.folder(RESULT), result)
-    print()
-    print(taught_table(fused))
-    print()
-    print(evaluate.table(result))
-    print(f"\ndone in {launch.clock(time.monotonic() - start)}: {plan.folder(RESULT)}")
-    return result
+    return fused
 
 
-class _Stage:
-    """Says when a stage begins, what it came to, and how long it took."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._start = name, time.monotonic()
-
-    def __enter__(self) -> "_Stage":
-        print(f"── {self._name}", flush=True)
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.say(f"({launch.clock(time.monotonic() - self._start)})")
-
-    def say(self, text: str) -> None:
-        """Prints a line of the stage."""
-        print(f"   {text}", flush=True)
-
-
-class _Slices:
-    """Shows on standard error which slice of how many an evaluation has done."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._terminal = name, sys.stderr.isatty()
-
-    def __call__(self, line: str) -> None:
-        text = f"{self._name}: {line}"
-        if not self._terminal:
-            print(text, file=sys.stderr, flush=True)
-            return
-        done, _, total = line.rpartition(" ")[2].partition("/")
-        # One line that is written over, as the other stages have, until the last slice.
-        print(
-            f"\r\x1b[K{text}", end="\n" * (done == total), file=sys.stderr, flush=True
-        )
+def _merge(plan: Recipe, merge: Merge, runner_flags: Sequence[str]) -> None:
+    with Stage(f"merge {merge.name}") as stage:
+        merged = merging.merge_models(plan.merge(merge), runner_flags)
+        assert merged is not None
+        stage.say(_counts(merged, "models", "tensors", "parameters"))
 
 
 def _counts(made: Manifest, *names: str) -> str:
     return ", ".join(f"{made.counts[n]:,} {n.replace('_', ' ')}" for n in names)
 
 
-def train_arm(plan: Recipe, arm: Arm, stage: _Stage) -> str:
-    """Trains an arm, at each of its rates where it has several.
+def evaluate_all(plan: Recipe, chosen: Collection[str], stage: Stage) -> dict[str, Any]:
+    """Evaluates models on the held-out split.
 
-    Of several rates the one with the fewest bits per byte on the dev split is taken;
-    `choice.json` beside the model tells them all.
-
-    Returns:
-      The folder of the trained model.
+    Args:
+      plan: the recipe.
+      chosen: names of the models that are measured. Others have a row where they were
+        measured before, and are what they were.
+      stage: is told of each.
     """
-    if not arm.rates:
-        return _train(plan.train(arm), plan, stage)
-    scores: dict[float, float] = {}
-    trials: dict[float, str] = {}
-    for rate in arm.rates:
-        trials[rate] = _train(plan.train(arm, rate), plan, stage)
-        found = evaluate.evaluate_model(
-            plan.evaluate(f"{arm.name}.{rate:g}", trials[rate], "dev"),
-            _Slices(f"evaluate {arm.name} on dev"),
-        )
-        scores[rate] = evaluate.bits_per_byte(found)["all"]
-        stage.say(f"learning rate {rate:g}: {scores[rate]:.4f} bits per byte on dev")
-    best = min(scores, key=lambda rate: scores[rate])
-    stage.say(f"dev chose {best:g}")
-    folder = plan.folder("models", arm.name)
-    _adopt(trials[best], folder)
-    costs = {f"{rate:g}": score for rate, score in scores.items()}
-    choice = {"chosen": best, "dev_bits_per_byte": costs}
-    place = files.join(folder, CHOICE)
-    if not files.exists(place) or files.read_json(place) != choice:
-        files.write_json(place, choice)
-    return folder
-
-
-def _train(config: TrainConfig, plan: Recipe, stage: _Stage) -> str:
-    """Trains, or takes over the model that another arm got by the same settings."""
-    for arm in plan.arms:
-        other = plan.train(arm) if not arm.rates else config
-        alike = dataclasses.replace(other, output=config.output) == config
-        trained = files.exists(files.join(other.output, manifest.NAME))
-        if alike and trained and other != config:
-            stage.say(f"the same settings as {arm.name}: its model is taken")
-            _adopt(other.output, config.output)
-    result = trainer.train(config)
-    stage.say(f"{result.steps:,} steps, {result.tokens:,} tokens")
-    return result.output
-
-
-def _adopt(trial: str, folder: str) -> None:
-    """Copies a trial's folder, unless it is there already; whole or not at all."""
-    marks = [files.join(place, manifest.NAME) for place in (trial, folder)]
-    if files.exists(marks[1]) and len({files.checksum(mark) for mark in marks}) == 1:
-        return
-    if "://" in folder:
-        copies.replace_tree(trial, folder, last=manifest.NAME)
-        return
-    copy = Path(f"{folder}.copy")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(trial, copy)
-    shutil.rmtree(folder, ignore_errors=True)
-    copy.rename(folder)
-
-
-def evaluate_all(
-    plan: Recipe, models: Mapping[str, str], stage: _Stage
-) -> dict[str, Any]:
-    """Evaluates every model on the held-out split."""
     found = {}
-    for name, model in models.items():
-        config = plan.evaluate(name.replace(":", "."), model, "heldout")
-        found[name] = evaluate.evaluate_model(config, _Slices(f"evaluate {name}"))
+    for name, model in plan.models.items():
+        config = plan.evaluate(name, model, "heldout")
+        if name not in chosen:
+            if (before := evaluate.measured(config)) is not None:
+                found[name] = before
+            continue
+        found[name] = evaluate.evaluate_model(config, Slices(f"evaluate {name}"))
         cost = evaluate.bits_per_byte(found[name])[evaluate.ALL]
         stage.say(f"{name}: {cost:.4f} bits per byte")
     return evaluate.summarize(found)
 
 
-def taught_table(fused: Manifest) -> str:
-    """Writes which share of a domain's windows each source taught most."""
-    table: dict[str, dict[str, int]] = {}
+def taught_of(fused: Manifest) -> dict[str, dict[str, int]]:
+    """Returns how many windows each source taught most, by domain."""
+    found: dict[str, dict[str, int]] = {}
     for domain, name, count in rows.taught(fused.counts):
-        table.setdefault(domain, {})[name] = count
+        found.setdefault(domain, {})[name] = count
+    return found
+
+
+def taught_table(fused: Manifest, fusion: str = ALL_SOURCES) -> str:
+    """Writes which share of a domain's windows each source of a fusion taught most."""
+    table = taught_of(fused)
     names = list(dict.fromkeys(name for row in table.values() for name in row))
-    lines = [f"{'taught by':<18}" + "".join(f"{name:>14}" for name in names)]
+    head = "taught by" if fusion == ALL_SOURCES else f"{fusion} by"
+    lines = [f"{head:<18}" + "".join(f"{name:>14}" for name in names)]
     for domain, row in sorted(table.items()):
         total = sum(row.values()) or 1
         shares = "".join(f"{row.get(name, 0) / total:>14.0%}" for name in names)
@@ -218,12 +169,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="write anew what other settings have written, in every stage",
     )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="arms, merge.NAME, source.NAME or fusion.NAME: these and what they need",
+    )
     words, unseen = launch.behind_hyphens(sys.argv[1:] if argv is None else argv)
     ours, flags = launch.part_runner_flags(settings.snake_case_flags(words))
     given, rest = parser.parse_known_args(ours)
-    launch.refuse_unknown(rest, ["output", "overwrite"])
+    launch.refuse_unknown(rest, ["output", "overwrite", "only"])
     plan = recipe.read(given.recipe, given.output, given.overwrite)
-    run(plan, flags + unseen)
+    run(plan, flags + unseen, given.only)
     return 0
 
 

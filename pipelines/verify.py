@@ -11,7 +11,8 @@ Every folder that a stage left at or below the given ones is read whole:
     fused       every window that the target scored stands in one row, once, token for
                 token; the scores are those that it was made of, and give what the row
                 says of each source and of the chosen one's chunks
-    models      trained on the fused rows that are there
+    models      trained on the fused rows that are there; merged ones hold every tensor
+                as planned, of the models that are there
     evaluation  every byte of a split was measured
 
 and every file has the size, rows and checksum that its manifest states. A folder that
@@ -39,12 +40,13 @@ from schemas import (
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import Manifest
 from schemas.plan import Slice
+from train.merge import plan as merges
 from transforms import prepare
 from transforms.functional import windows as cutting
 from transforms.slices import QUARANTINED
 
-TRAINED = "train"
-"""The stage of a model's manifest; `train.publish` names it too, but loads torch."""
+TRAINED, MERGED = "train", "merge"
+"""Stages of models' manifests; `train` names them too, but loads torch."""
 
 _PARTIAL = ".partial"
 _OURS = re.compile(r"(slice|part)-\d{6,}\.parquet")
@@ -112,6 +114,8 @@ def _begun(folder: str, names: Sequence[str]) -> bool:
     model, partial, _ = f"{folder}/".partition(f"{_PARTIAL}/")
     if partial:
         return not manifest.present(model)
+    if plan.NAME in names and merges.is_begun(folder):
+        return True
     ours = [name for name in names if _OURS.fullmatch(name)]
     if not ours or files.name_of(folder) == prepare.INDEX:
         return False
@@ -275,12 +279,20 @@ def check_model(folder: str, made: Manifest) -> str:
     return f"{len(made.files)} files whole, trained {steps:,} steps on {data}"
 
 
+def check_merged(folder: str, made: Manifest) -> str:
+    """Checks that a merged model holds every tensor of its plan."""
+    from pipelines import merged  # loads torch, which takes seconds
+
+    return merged.check(folder, made)
+
+
 CHECKS: dict[str, Callable[[str, Manifest], str]] = {
     windows.STAGE: check_windows,
     scores.STAGE: check_scores,
     cooccurrences.STAGE: counting.check,
     fused.STAGE: shards.check,
     TRAINED: check_model,
+    MERGED: check_merged,
 }
 
 

@@ -7,9 +7,12 @@ slice alone, so every source's file of a slice holds the same windows in the sam
 import dataclasses
 import json
 from collections.abc import Iterable
+from typing import TypeVar
 
 from schemas import files
 from schemas.errors import SchemaError
+
+Item = TypeVar("Item")
 
 NAME = "plan.jsonl"
 
@@ -71,7 +74,7 @@ def read(folder: str) -> list[Slice]:
     return [from_line(line) for line in text.splitlines()]
 
 
-def select(slices: list[Slice], chosen: str | None) -> list[Slice]:
+def select(slices: list[Item], chosen: str | None) -> list[Item]:
     """Keeps the slices A to B of "A-B", both included, counted from 0; all of None.
 
     Raises:

@@ -18,7 +18,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         *("pipelines.cli", "pipelines.prepare", "pipelines.score", "pipelines.fuse"),
-        *("train.trainer", "tests.deadly_slices"),
+        *("train.trainer", "tests.deadly_slices", "tests.deadly_merge"),
     ]
 )
 WAIT_S = 1500.0

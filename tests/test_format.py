@@ -8,6 +8,9 @@ from schemas import cooccurrences, fused, scores, windows
 from schemas.documents import Reject
 from schemas.manifest import FileEntry, Manifest
 from schemas.plan import Slice
+from schemas.weights import Place
+from train.merge import vocabulary
+from train.merge.plan import Shard, Tensor
 from transforms import prepare, strategies
 from transforms.functional import token_map
 from transforms.prepare import Unit
@@ -16,13 +19,17 @@ PAGE = (Path(__file__).parent.parent / "docs/format.md").read_text()
 TOLD = set(re.findall(r"`([\w/.]+)`", PAGE))
 
 
-@pytest.mark.parametrize("record", [Manifest, FileEntry, Slice, Reject, Unit])
+@pytest.mark.parametrize(
+    "record", [Manifest, FileEntry, Slice, Reject, Unit, Shard, Tensor, Place]
+)
 def test_every_field_of_a_file_is_documented(record: type) -> None:
     names = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]
     assert names - TOLD == set()
 
 
-@pytest.mark.parametrize("module", [windows, scores, cooccurrences, fused, token_map])
+@pytest.mark.parametrize(
+    "module", [windows, scores, cooccurrences, fused, token_map, vocabulary]
+)
 def test_every_column_is_documented(module: object) -> None:
     assert set(module.SCHEMA.names) - TOLD == set()  # type: ignore[attr-defined]
 

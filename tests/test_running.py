@@ -9,10 +9,11 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
-from pipelines import cli, launch
+from pipelines import cli, launch, merge
 from pipelines.estimate import EstimateConfig
 from pipelines.fuse import FuseConfig
 from pipelines.map import MapConfig
+from pipelines.merging import MergeConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
 from schemas import settings
@@ -43,7 +44,7 @@ JAVAS = {"--number_of_execution_retries", "--execution_retry_delay"}
 """Flags of Flink's runner, which its Java side alone knows."""
 
 # A flag of a command's own parser, and no field of settings.
-OWN = {"--help", "--output", "--dry_run", "--older_than"}
+OWN = {"--help", "--output", "--dry_run", "--older_than", "--only"}
 
 
 def blocks() -> list[str]:
@@ -70,6 +71,8 @@ def test_the_commands_of_the_page_are_taken(words: list[str]) -> None:
     if name in JOBS:
         cls: Any = JOBS[name]
         launch.parse(cls, flags, prog="", description="")
+    elif name == "merge":
+        launch.refuse_unknown(merge.flags_parser().parse_known_args(flags)[1], [])
     elif name in OTHERS:
         cls = OTHERS[name]
         settings.parse_flags(cls, flags, prog="", description="")
@@ -83,7 +86,7 @@ def test_the_page_shows_every_stage() -> None:
 def test_the_flags_that_the_page_names_are_there() -> None:
     ours = {
         f"--{field.name}"
-        for cls in (*JOBS.values(), *OTHERS.values())
+        for cls in (*JOBS.values(), *OTHERS.values(), MergeConfig)
         for field in dataclasses.fields(cls)  # type: ignore[arg-type]
     }
     beams = set(launch._beam_parser()._option_string_actions)

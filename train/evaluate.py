@@ -91,18 +91,13 @@ def evaluate_model(
     Raises:
       SchemaError: if a result of other settings is there, or the windows are corrupt.
     """
-    asked = _scorer_settings(config)
-    inputs = {
-        "windows": manifest.read(config.windows, windows.STAGE).fingerprint,
-        "model": scorer.model_fingerprint(config.model),
-        "tokenizer": tokenizer.load(config.tokenizer or config.model).fingerprint,
-    }
-    shaping = {**settings.shaping(config), **scorer.resolved(asked)}
-    path = files.join(config.output, f"{config.name}.json")
+    shaping, inputs = _identity(config)
+    path = _path(config)
     found = _done(path, {**shaping, **inputs}, overwrite=config.overwrite)
     if found is not None:
         return found
-    domains = measure(scorer.load(asked), config.windows, progress or _ignore)
+    asked = scorer.load(_scorer_settings(config))
+    domains = measure(asked, config.windows, progress or _ignore)
     result = {
         "schema_version": VERSION,
         "settings": shaping,
@@ -111,6 +106,32 @@ def evaluate_model(
     }
     files.write_json(path, result)
     return domains
+
+
+def measured(config: EvaluateConfig) -> Domains | None:
+    """Returns the result that is there, if it is what would be measured now."""
+    if not files.exists(_path(config)):
+        return None
+    try:
+        shaping, inputs = _identity(config)
+    except FileNotFoundError:
+        return None  # the model, or what it was measured on, is gone
+    return _done(_path(config), {**shaping, **inputs}, overwrite=True)
+
+
+def _path(config: EvaluateConfig) -> str:
+    return files.join(config.output, f"{config.name}.json")
+
+
+def _identity(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the settings that shape a result, and the fingerprints of its inputs."""
+    inputs = {
+        "windows": manifest.read(config.windows, windows.STAGE).fingerprint,
+        "model": scorer.model_fingerprint(config.model),
+        "tokenizer": tokenizer.load(config.tokenizer or config.model).fingerprint,
+    }
+    resolved = scorer.resolved(_scorer_settings(config))
+    return {**settings.shaping(config), **resolved}, inputs
 
 
 def _ignore(_: str) -> None:

@@ -203,15 +203,5 @@ def _losses(
 
 def companions(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields the files of a model folder that training does not change."""
-    for pattern in (
-        "tokenizer*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "generation_config.json",
-        "chat_template*",
-        "vocab*",
-        "merges.txt",
-        "*.model",
-        "*.tiktoken",
-    ):
+    for pattern in checkpoint.COMPANIONS:
         yield from sorted(p for p in folder.glob(pattern) if p.is_file())

@@ -12,6 +12,19 @@ from schemas import buckets, copies, files
 
 CONFIG = "config.json"
 SAFE = "model*.safetensors"
+COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+"""The files of a model folder that go with any weights of its kind."""
+
 _PICKLED = "pytorch_model*.bin"
 _BLOCK_BYTES = 2**20
 

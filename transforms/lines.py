@@ -33,3 +33,24 @@ class ReadLines(beam.PTransform):
             | "Name" >> beam.Create([self.path], reshuffle=False)
             | "Read" >> beam.FlatMap(lines).with_output_types(str)
         )
+
+
+@dataclasses.dataclass
+class AwaitLines(beam.PTransform):
+    """Reads a file's lines once all that comes before is done.
+
+    Attributes:
+      path: the file.
+    """
+
+    path: str
+
+    def _lines(self, _: int) -> list[str]:
+        return list(lines(self.path))
+
+    def expand(self, pcoll: beam.PCollection[str]) -> beam.PCollection[str]:
+        return (
+            pcoll
+            | "Await all" >> beam.combiners.Count.Globally()
+            | "Read" >> beam.FlatMap(self._lines).with_output_types(str)
+        )

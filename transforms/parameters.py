@@ -6,21 +6,13 @@ shapes and no numbers.
 """
 
 import dataclasses
-import json
 import math
-import struct
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from schemas import buckets, files
-from schemas.errors import SchemaError
+from schemas import buckets, files, weights
 from transforms import causal, checkpoint
-
-_INDEX = "model.safetensors.index.json"
-_LENGTH = struct.Struct("<Q")
-_LONGEST_HEADER = 100_000_000  # as the format itself bounds it
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,22 +45,22 @@ def count(model: str) -> Parameters:
     found = checkpoint.fetch(model, [checkpoint.CONFIG])
     if found.gguf_file is not None:
         return _of_gguf(found.folder / found.gguf_file)
-    weights = sorted(found.folder.glob(checkpoint.SAFE))
-    if found.commit is None and weights and not _missing(model, weights):
-        return _of_headers(weights)
+    paths = sorted(found.folder.glob(checkpoint.SAFE))
+    if found.commit is None and paths and not _missing(model, paths):
+        return _of_headers(paths)
     return _of_config(model, found.folder)
 
 
-def _missing(model: str, weights: Sequence[Path]) -> set[str]:
+def _missing(model: str, paths: Sequence[Path]) -> set[str]:
     """Names the files of weights that are not there, as of what lists all of them.
 
     Of a model in a bucket some may have been fetched, before it was stopped.
     """
-    there = {path.name for path in weights}
+    there = {path.name for path in paths}
     if buckets.protocol(model):
         held = files.names(model)
         return {name for name in held if fnmatchcase(name, checkpoint.SAFE)} - there
-    index = weights[0].parent / _INDEX
+    index = paths[0].parent / weights.INDEX
     listed = files.read_json(str(index))["weight_map"] if index.is_file() else {}
     return set(listed.values()) - there
 
@@ -77,28 +69,10 @@ def _of_headers(paths: list[Path]) -> Parameters:
     """Sums the tensors that the headers of safetensors files list."""
     elements = stored = 0
     for path in paths:
-        for name, tensor in _header(path).items():
-            if name != "__metadata__":
-                start, stop = tensor["data_offsets"]
-                elements += math.prod(tensor["shape"])
-                stored += stop - start
+        for place in weights.read_header(str(path)).places.values():
+            elements += math.prod(place.shape)
+            stored += place.stop - place.start
     return Parameters(count=elements, stored_bytes=stored, source="weights' headers")
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """Reads a safetensors header: its length in 8 bytes, then JSON."""
-    with path.open("rb") as file:
-        packed = file.read(_LENGTH.size)
-        try:
-            (length,) = _LENGTH.unpack(packed)
-            if length > _LONGEST_HEADER:
-                raise ValueError(f"its header would have {length} bytes")
-            return dict(json.loads(file.read(length)))
-        except (struct.error, ValueError, TypeError) as error:
-            raise SchemaError(
-                f"{path} must be a whole safetensors file, but its header cannot be"
-                f" read ({error}); copy or fetch it again"
-            ) from error
 
 
 def _of_gguf(path: Path) -> Parameters:

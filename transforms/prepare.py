@@ -347,27 +347,6 @@ class _DoUnit(beam.DoFn):
 
 
 @dataclasses.dataclass
-class AwaitUnits(beam.PTransform):
-    """Lists the units once more, when all that comes before is done.
-
-    Attributes:
-      units: a file with a unit a line.
-    """
-
-    units: str
-
-    def _lines(self, _: int) -> list[str]:
-        return files.read_bytes(self.units).decode().splitlines()
-
-    def expand(self, parts: beam.PCollection[str]) -> beam.PCollection[str]:
-        return (
-            parts
-            | "Await all" >> beam.combiners.Count.Globally()
-            | "List units" >> beam.FlatMap(self._lines)
-        )
-
-
-@dataclasses.dataclass
 class DoUnits(beam.PTransform):
     """Indexes or cuts units, given as lines; yields the names of the parts.
 

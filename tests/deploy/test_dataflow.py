@@ -16,6 +16,7 @@ from pipelines import cli, counting, fuse, launch, prepare, score, stage
 from schemas import plan
 from schemas.errors import FusionError
 from schemas.plan import Slice
+from tests import merging
 from tests.pipelines.conftest import fuse_config, prepare_config, score_config
 
 IMAGE = "registry.example/fusebeam/cuda:0.1.0"
@@ -44,7 +45,7 @@ STEPS = {
         "Index/Spread units",
         "Index/Do units",
         "Then/Await all",
-        "Then/List units",
+        "Then/Read",
         "Cut/Spread units",
         "Cut/Do units",
         "Describe/Await all",
@@ -71,6 +72,17 @@ STEPS = {
         "Describe/Await all",
         "Describe/Call",
     ],
+    "merge": [
+        "List files",
+        "Measure/Spread files",
+        "Measure/Do files",
+        "Then/Await all",
+        "Then/Read",
+        "Merge/Spread files",
+        "Merge/Do files",
+        "Describe/Await all",
+        "Describe/Call",
+    ],
 }
 """The jobs of three commands, and the one that counts for `fuse`'s statistics."""
 
@@ -78,13 +90,20 @@ WORK = {
     "prepare": {
         "List units/Read",
         "Index/Do units",
-        "Then/List units",
+        "Then/Read",
         "Cut/Do units",
         "Describe/Call",
     },
     "score": {"score out/Read plan/Read", "score out/Do slices", "Describe/Call"},
     "fuse": {"fuse/Read plan/Read", "fuse/Do slices", "Describe/Call"},
     "count": {"count out/Read plan/Read", "count out/Do slices", "Describe/Call"},
+    "merge": {
+        "List files/Read",
+        "Measure/Do files",
+        "Then/Read",
+        "Merge/Do files",
+        "Describe/Call",
+    },
 }
 """Steps that call our own code: all of them."""
 
@@ -128,9 +147,16 @@ def count(source: str, target: str, output: str, windows: str) -> None:
 
 @pytest.fixture
 def words(
-    road: str, models: dict[str, str], corpus: list[str], out: str
+    road: str, models: dict[str, str], corpus: list[str], out: str, tmp_path: Path
 ) -> dict[str, list[str]]:
     """Returns the flags of each stage."""
+    merged = {
+        "models": [models["llama"]],
+        "base": models["llama"],
+        "method": "varm",
+        "output": out,
+        "settings": {"granularity": "layer"},
+    }
     source = f"--windows={road}/windows/fusion"
     return {
         "prepare": [
@@ -159,6 +185,7 @@ def words(
             out,
             f"{road}/windows/fusion",
         ],
+        "merge": [merging.recipe(tmp_path, merged)],
     }
 
 
@@ -214,7 +241,7 @@ def test_scoring_alone_asks_for_special_workers(
     assert hinted(job) == {"score out/Do slices": asked}
 
 
-@pytest.mark.parametrize("stage", ["prepare", "fuse", "count"])
+@pytest.mark.parametrize("stage", ["prepare", "fuse", "count", "merge"])
 def test_other_stages_ask_for_no_special_workers(
     stage: str, translate: Translate, words: dict[str, list[str]]
 ) -> None:
@@ -233,7 +260,7 @@ def test_a_shuffle_parts_scoring_from_what_any_worker_can_do(
 PARDO = "beam:transform:pardo:v1"
 BEAMS = re.compile(
     r"/Name/(FlatMap\(<lambda at core\.py:\d+>\)|Map\(decode\))$|"
-    r"/Spread (units|slices)/|/Await all/"
+    r"/Spread (units|slices|files)/|/Await all/"
 )
 """Steps inside those that Beam composes: of Create, Reshuffle and Count."""
 
@@ -384,6 +411,29 @@ def test_a_dry_run_writes_and_removes_nothing(
     words["prepare"].append("--splits=fusion=.8,dev=.2")
     translate(stage, *words[stage], "--overwrite")
     assert state(str(run)) == before
+
+
+def test_a_dry_run_of_a_merge_writes_and_removes_nothing(
+    translate: Translate, words: dict[str, list[str]], out: str
+) -> None:
+    assert cli.main(["merge", *words["merge"], "--dtype=bfloat16"]) == 0
+    before = state(out)
+    translate("merge", *words["merge"], "--overwrite")
+    assert state(out) == before
+
+
+def test_a_merge_that_nobody_awaits_describes_its_folder_itself(
+    words: dict[str, list[str]],
+    out: str,
+    tmp_path: Path,
+    contents: Callable[[str], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert cli.main(["merge", *words["merge"]]) == 0
+    alone = str(tmp_path / "alone")
+    monkeypatch.setattr(launch, "left_alone", lambda flags: True)
+    assert cli.main(["merge", *words["merge"], f"--output={alone}"]) == 0
+    assert contents(out) == contents(alone)
 
 
 def test_a_job_that_nobody_awaits_describes_its_folders_itself(

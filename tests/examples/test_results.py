@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import comparison, controls, demo, results, strategies
+from examples import comparison, controls, demo, fusechat, results, strategies
 from pipelines import recipe
 from train import evaluate
 
@@ -291,7 +291,7 @@ def test_a_demo_that_is_not_there_is_named_with_its_command(tmp_path):
             results.read_demo(planned, demo.RECIPES[size])
 
 
-@pytest.mark.parametrize("part", [results.PART, strategies.PART])
+@pytest.mark.parametrize("part", [results.PART, strategies.PART, fusechat.PART])
 def test_the_committed_page_has_both_markers_of_every_part(part):
     page = Path("docs/results.md").read_text()
     assert [page.count(marker) for marker in results.markers(part)] == [1, 1]

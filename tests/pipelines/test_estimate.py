@@ -39,7 +39,7 @@ def job_of(road: str, corpus: list[str], models: dict[str, str]) -> Job:
             "target": score_config(road, models, "llama"),
             "neox": score_config(road, models, "neox"),
         },
-        fuse=fuse_config(road, ""),
+        fusions={"fused": fuse_config(road, "")},
         trainings=[TrainConfig(data="", model=models["llama"], output="", epochs=2.0)],
     )
 
@@ -277,6 +277,45 @@ epochs = 1
     assert size.corpus_bytes == pytest.approx(2 * size.volume.text_bytes)
     fused = of(size, "fuse").tokens
     assert of(size, "train").tokens == pytest.approx(5 * fused)
+
+
+def test_every_fusion_training_and_merge_of_a_recipe_is_counted(
+    corpus: list[str], models: dict[str, str], tmp_path: Path
+) -> None:
+    made = tmp_path / "recipe.toml"
+    made.write_text(
+        f"""output = "x"
+corpus.inputs = {json.dumps(corpus)}
+prepare = {{splits = "fusion=.5,heldout=.5", max_tokens = 128}}
+target.model = "{models["llama"]}"
+sources.one.model = "{models["neox"]}"
+sources.two.model = "{models["neox"]}"
+fuse.seq_length = 300
+train = {{max_steps = 10, batch_size = 4}}
+[pairs]
+seq_length = 200
+[arms.many]
+fusion = "fused"
+[merges.a]
+method = "linear"
+[merges.b]
+method = "linear"
+"""
+    )
+    job = estimate.job_of(EstimateConfig(recipe=str(made)))
+    assert {name: len(f.named_sources()) for name, f in job.fusions.items()} == {
+        "fused": 3,
+        "pair.one": 2,
+        "pair.two": 2,
+    }
+    found = estimate.forecast_of(EstimateConfig(recipe=str(made), tokens=(1e6,)))
+    (size,) = found.sizes
+    pair, many = of(size, "fuse pair.one"), of(size, "fuse fused")
+    assert of(size, "fuse pair.two") == dataclasses.replace(pair, name="fuse pair.two")
+    assert many.cpu_hours == pytest.approx(1.5 * pair.cpu_hours)
+    assert of(size, "train").tokens == 10 * 4 * (300 + 200 + 200)
+    model = sum(path.stat().st_size for path in Path(models["llama"]).glob("*.safet*"))
+    assert of(size, "merge").bytes == pytest.approx(2 * model, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -152,11 +152,228 @@ def test_overwrite_is_handed_to_all_stages(tmp_path: Path) -> None:
         assert [stage.overwrite for stage in stages] == [overwrite] * 5
 
 
-def test_the_recipe_of_the_documentation_is_one_and_holds_every_table(
+def test_the_recipes_of_the_documentation_are_some_and_hold_every_table(
     tmp_path: Path,
 ) -> None:
     text = (Path(__file__).parents[2] / "docs/running.md").read_text()
-    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    plan = read(tmp_path, block)
-    assert plan.needed_splits == ("fusion", "dev", "heldout")
-    assert all(plan.tables[name] for name in recipe.TABLES_AND_KEYS)
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    plans = [read(tmp_path, block) for block in blocks if "[corpus]" in block]
+    assert plans[0].needed_splits == ("fusion", "dev", "heldout")
+    for name in recipe.TABLES_AND_KEYS:
+        assert any(plan.tables[name] for plan in plans), name
+
+
+PAIRWISE = """
+output = "runs/x"
+[corpus]
+inputs = ["a.jsonl"]
+[prepare]
+splits = "fusion=.5,heldout=.5"
+[target]
+model = "t"
+[sources.one]
+model = "m"
+[sources.two]
+model = "n"
+[fuse]
+top_k = 7
+[pairs]
+seq_length = 99
+[arms.clm]
+clm_weight = 1.0
+[merges.linear]
+method = "linear"
+[merges.ties]
+method = "ties"
+"""
+
+
+def test_pairs_are_a_fusion_and_an_arm_for_each_source(tmp_path: Path) -> None:
+    plan = read(tmp_path, PAIRWISE)
+    assert list(plan.fusions) == ["fused", "pair.one", "pair.two"]
+    assert [arm.name for arm in plan.arms] == ["clm", "pair.one", "pair.two"]
+    pair = plan.fuse_of("pair.two")
+    assert pair.sources == ("two=runs/x/scores/two",)
+    assert pair.output == "runs/x/fusions/pair.two"
+    assert (pair.top_k, pair.seq_length) == (7, 99)
+    assert (pair.granularity, pair.include_target) == ("document", True)
+    assert plan.train(plan.arms[2]).data == pair.output
+    assert plan.train(plan.arms[0]).data == plan.fuse.output == "runs/x/fused"
+    assert (plan.fuse.granularity, plan.fuse.seq_length) == ("window", 2048)
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "granularity"),
+    [
+        ("fuse", 'granularity = "position"', "position"),
+        ("pairs", 'granularity = "window"', "window"),
+        ("pairs", "reference = true", "window"),
+        ("pairs", 'fusion = "avgce"', "document"),
+    ],
+)
+def test_what_is_told_of_pairs_goes_over_their_default(
+    table: str, line: str, granularity: str, tmp_path: Path
+) -> None:
+    text = PAIRWISE.replace(f"[{table}]", f"[{table}]\n{line}")
+    assert read(tmp_path, text).fuse_of("pair.one").granularity == granularity
+
+
+def test_a_pair_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    more = """
+[fusions."pair.one"]
+top_k = 3
+[arms."pair.one"]
+learning_rate = [1e-3, 1e-4]
+"""
+    text = PAIRWISE.replace('heldout=.5"', 'dev=.1,heldout=.4"') + more
+    plan = read(tmp_path, text)
+    assert [plan.fuse_of(f"pair.{n}").top_k for n in ("one", "two")] == [3, 7]
+    assert plan.fuse_of("pair.one").granularity == "document"
+    assert [arm.name for arm in plan.arms] == ["clm", "pair.one", "pair.two"]
+    assert plan.arms[1].rates == (1e-3, 1e-4)
+
+
+def test_pairs_may_be_of_some_sources(tmp_path: Path) -> None:
+    plan = read(tmp_path, PAIRWISE.replace("[pairs]", '[pairs]\nsources = ["two"]'))
+    assert [arm.name for arm in plan.arms] == ["clm", "pair.two"]
+    assert plan.fuse.sources == ("one=runs/x/scores/one", "two=runs/x/scores/two")
+
+
+def test_a_fusion_that_nobody_asks_for_is_none(tmp_path: Path) -> None:
+    text = PAIRWISE.replace("[arms.clm]\nclm_weight = 1.0\n", "")
+    plan = read(tmp_path, text)
+    assert list(plan.fusions) == ["pair.one", "pair.two"]
+    assert [arm.name for arm in plan.arms] == ["pair.one", "pair.two"]
+
+
+def test_a_named_fusion_is_of_some_sources_and_arms_name_it(tmp_path: Path) -> None:
+    more = """
+[fusions.half]
+sources = ["two"]
+temperature = 2.0
+fusion = "avgce"
+[arms.other]
+fusion = "half"
+"""
+    plan = read(tmp_path, PAIRWISE + more)
+    half = plan.fuse_of("half")
+    assert half.sources == ("two=runs/x/scores/two",)
+    assert (half.temperature, half.top_k, half.granularity) == (2.0, 7, "window")
+    assert plan.train(plan.arms[1]).data == half.output == "runs/x/fusions/half"
+
+
+def test_without_arms_every_named_fusion_has_one(tmp_path: Path) -> None:
+    text = PAIRWISE.partition("[pairs]")[0]
+    plan = read(tmp_path, text + '[fusions.half]\nsources = ["two"]\n[fusions.all]\n')
+    assert [(arm.name, arm.fusion) for arm in plan.arms] == [
+        ("half", "half"),
+        ("all", "all"),
+    ]
+    assert list(plan.fusions) == ["half", "all"]
+
+
+def test_merges_are_of_the_pairs_with_the_target_as_base(tmp_path: Path) -> None:
+    plan = read(tmp_path, PAIRWISE)
+    assert [merge.models for merge in plan.merges] == [("pair.one", "pair.two")] * 2
+    made = plan.merge(plan.merges[1]).config
+    assert made.places == {
+        "pair.one": "runs/x/models/pair.one",
+        "pair.two": "runs/x/models/pair.two",
+        "base": "t",
+    }
+    assert made.output == "runs/x/merges/ties"
+    assert plan.models["merge:ties"] == made.output
+    assert list(plan.models) == [
+        *("untouched", "clm", "pair.one", "pair.two", "merge:linear", "merge:ties"),
+        *("source:one", "source:two"),
+    ]
+
+
+def test_the_table_merge_alone_is_one_merge(tmp_path: Path) -> None:
+    text = PAIRWISE.partition("[merges.linear]")[0] + '[merge]\nmethod = "ties"\n'
+    plan = read(tmp_path, text)
+    (made,) = plan.merges
+    assert plan.merge(made).config.method == "ties"
+    assert plan.models["merge:merged"] == "runs/x/merged"
+    shared = read(tmp_path, text + "[merges.a]\n[merges.b]\nseed = 3\n")
+    found = [shared.merge(merge).config for merge in shared.merges]
+    assert [(one.method, one.seed) for one in found] == [("ties", 0), ("ties", 3)]
+    assert found[0].output == "runs/x/merges/a"
+
+
+def test_a_merge_stands_behind_those_that_it_takes(tmp_path: Path) -> None:
+    more = 'models = ["merge.ties", "clm"]'
+    plan = read(tmp_path, PAIRWISE.replace('"linear"', f'"linear"\n{more}'))
+    assert [merge.name for merge in plan.merges] == ["ties", "linear"]
+
+
+def tables(*lines: str) -> str:
+    return PAIRWISE + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            PAIRWISE.replace("[pairs]", '[pairs]\nsources = ["tow"]'),
+            r"\[pairs\].sources must name sources, which are one, two.*'tow'; did you",
+        ),
+        (
+            PAIRWISE.replace("[pairs]", '[pairs]\nsources = ["one", "one"]'),
+            "each once, got 'one'",
+        ),
+        (PAIRWISE.replace("[pairs]", "[pairs]\nsources = []"), "a list of names"),
+        (
+            PAIRWISE.replace("[pairs]", "[pairs]\nseq_len = 9"),
+            r"\[fuse\] and \[pairs\]",
+        ),
+        (tables('[fusions."pair.tow"]'), r"begins with 'pair\.' must be one of"),
+        (tables('[arms."pair.tow"]'), r"did you mean pair\.two"),
+        (tables('[arms."pair.one"]', 'fusion = "fused"'), "fusion must be left out"),
+        (tables('[fusions."pair.one"]', 'sources = ["two"]'), "sources must be left"),
+        (tables("[fusions.fused]"), "no fusion may be called 'fused'"),
+        (tables("[merges.merged]"), "no merge may be called 'merged'"),
+        (tables("[merges.a]", "show = true"), r"\[merges\.a\] must not hold 'show'"),
+        (
+            tables("[fusions.a]", 'output = "b"'),
+            r"\[fusions\.a\] must not hold 'output'",
+        ),
+        (
+            tables("[fusions.a]", "top_k = 0"),
+            r"\[fuse\] and \[fusions\.a\]: top_k must",
+        ),
+        (tables("[arms.a]", 'fusion = "pair.tow"'), r"got 'pair\.tow'; did you mean"),
+        (tables("[arms.pair.one]"), r'stands in quotes: \[arms\."pair\.one"\]'),
+        (tables('[arms."merge.a"]'), "no arm may be called"),
+        (tables('[arms."fusion.a"]'), "no arm may be called"),
+        (tables('[merges."a/b"]'), r"letters, digits, and _\.-"),
+        (tables("[merges.a]", 'models = ["pair.tow"]'), "must name arms and merges"),
+        (
+            tables("[merges.a]", 'models = ["a"]'),
+            r"which are .* merge\.ties, merge\.a,",
+        ),
+        (
+            tables("[merges.a]", 'models = ["merge.b", "clm"]')
+            + '[merges.b]\nmodels = ["merge.a", "clm"]\n',
+            r"no merge may take itself, but (a takes b takes a|b takes a takes b);",
+        ),
+        (PAIRWISE.replace("[pairs]\nseq_length = 99", ""), "must hold 'models'"),
+        (tables("[merges.a]", 'method = "tie"'), r"did you mean ties"),
+        (
+            tables(
+                "[merges.a]",
+                'method = "slerp"',
+                'models = ["clm", "pair.one", "pair.two"]',
+                "settings = {t = 0.5}",
+            ),
+            r"\[merges\.a\].*slerp must have .* at most 2 models",
+        ),
+    ],
+)
+def test_a_wrong_recipe_of_several_fusions_is_refused_in_one_line(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        read(tmp_path, text)
+    assert str(refused.value).startswith(f"{tmp_path}/recipe.toml")
+    assert len(str(refused.value).splitlines()) == 1

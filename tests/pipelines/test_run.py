@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from pipelines import recipe, run
+from pipelines.progress import Stage
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
 
@@ -33,7 +34,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Returns what the command would have run, instead of running it."""
     found: list[Any] = []
-    monkeypatch.setattr(run, "run", lambda plan, flags: found.append((plan, flags)))
+    monkeypatch.setattr(run, "run", lambda *given: found.append(given))
     return found
 
 
@@ -44,7 +45,7 @@ def test_beams_words_may_stand_before_or_behind_the_recipe(
     beams = ["--runner", "DirectRunner", "--no_use_public_ips"]
     words = [*beams, path] if first else [path, *beams]
     assert run.main([*words, "--output=y", "--", "--java"]) == 0
-    ((plan, flags),) = asked
+    ((plan, flags, _),) = asked
     assert plan.output == "y"
     assert flags == [*beams, "--java"]
     assert not plan.overwrite
@@ -53,6 +54,13 @@ def test_beams_words_may_stand_before_or_behind_the_recipe(
 def test_overwrite_reaches_the_recipe(path: str, asked: list[Any]) -> None:
     run.main([path, "--overwrite"])
     assert asked[0][0].prepare.overwrite
+
+
+def test_only_takes_several_names_and_may_stand_more_than_once(
+    path: str, asked: list[Any]
+) -> None:
+    run.main([path, "--only", "fused", "source.one", "--only=untouched"])
+    assert asked[0][2] == ["fused", "source.one", "untouched"]
 
 
 @pytest.mark.parametrize("word", ["--overwrit", "other.toml"])
@@ -95,11 +103,11 @@ def test_an_evaluation_shows_its_slices(
         return {"a": {"nats": 1.0, "bytes": 1, "windows": 1, "failed": 0}}
 
     monkeypatch.setattr(run.evaluate, "evaluate_model", evaluate_model)
-    run.evaluate_all(recipe.read(path), {"untouched": "t"}, run._Stage("evaluate"))
+    run.evaluate_all(recipe.read(path), ["untouched"], Stage("evaluate"))
     shown = capsys.readouterr().err
     assert shown == "evaluate untouched: slice 1/2\nevaluate untouched: slice 2/2\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    run.evaluate_all(recipe.read(path), {"untouched": "t"}, run._Stage("evaluate"))
+    run.evaluate_all(recipe.read(path), ["untouched"], Stage("evaluate"))
     shown = capsys.readouterr().err
     assert shown.count("\r") == 2
     assert shown.endswith("slice 2/2\n")

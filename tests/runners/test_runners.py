@@ -14,8 +14,19 @@ from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner, worker_handlers
 from apache_beam.runners.worker import worker_pool_main
 
-from pipelines import fuse, launch, prepare, refusals, runners, score, verify, workers
+from pipelines import (
+    fuse,
+    launch,
+    merge,
+    prepare,
+    refusals,
+    runners,
+    score,
+    verify,
+    workers,
+)
 from schemas.errors import FusionError
+from tests import merging
 from tests.kill import rounds
 from tests.runners import steps
 from tests.runners.conftest import (
@@ -64,6 +75,22 @@ def test_fused_rows_are_the_same_on_every_runner(
     fuse.fuse_scores(fuse_config(made, tmp_path), runner)
     assert contents(tmp_path / "fused") == contents(made / "fused")
     verify.verify([str(tmp_path / "fused")])
+
+
+def test_merged_models_are_the_same_on_every_runner(
+    runner: list[str], tmp_path: Path
+) -> None:
+    made = merging.several(tmp_path / "models")
+    for name, flags in (("none", []), ("runner", runner)):
+        given = merging.given(
+            made,
+            str(tmp_path / name),
+            "varm",
+            settings={"granularity": "model"},
+            shard_bytes=3_000,
+        )
+        merge.merge_models(given, flags)
+    assert contents(tmp_path / "runner") == contents(tmp_path / "none")
 
 
 def test_a_refusal_is_told_in_its_own_words_on_every_runner(runner: list[str]) -> None:

@@ -16,3 +16,16 @@ def test_a_job_reads_every_line_once(tmp_path: Path) -> None:
     with beam.Pipeline("FnApiRunner") as root:
         found = root | lines.ReadLines(f"{tmp_path}/a")
         assert_that(found, equal_to([str(n) for n in range(100)]))
+
+
+def test_lines_are_read_again_once_all_before_them_is_done(tmp_path: Path) -> None:
+    def append(line: str) -> str:
+        with (tmp_path / "b").open("a") as file:
+            file.write(f"{line}\n")
+        return line
+
+    (tmp_path / "a").write_text("1\n2\n3\n")
+    with beam.Pipeline("FnApiRunner") as root:
+        done = root | lines.ReadLines(f"{tmp_path}/a") | beam.Map(append)
+        found = done | lines.AwaitLines(f"{tmp_path}/b")
+        assert_that(found | beam.Map(str), equal_to(["1", "2", "3"]))

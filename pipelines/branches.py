@@ -1,0 +1,271 @@
+"""The branches of a recipe: what is fused, what is trained on it, what is merged.
+
+    scores of       ┌─ fused: all sources ──── [arms.NAME] ─────────┐
+    the target and ─┼─ [fusions.NAME]: some ── [arms.NAME] ─────────┼─ [merges.NAME]
+    every source    └─ [pairs]: n times one ── pair.SOURCE, n arms ─┘
+
+Pairwise fusion (Wan et al. 2024, FuseChat, arXiv 2402.16107, section 3) trains a target
+on each source alone, beside the pivot, which is the target as it was, and merges the
+targets; many-to-one fusion trains one on all of them.
+"""
+
+import dataclasses
+import graphlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from schemas import settings
+
+Table = Mapping[str, Any]
+
+ALL_SOURCES = "fused"
+"""The fusion of all sources, and the arm on it where a recipe names none."""
+
+ONE_MERGE = "merged"
+"""The merge of a recipe that has [merge] alone."""
+
+PAIR, FUSION, MERGE, SOURCE = "pair.", "fusion.", "merge.", "source."
+"""What the names of these begin with, where one name could be of any."""
+
+UNTOUCHED = "untouched"
+"""The target as it was, in tables."""
+
+SWEPT = "learning_rate"
+"""The setting of an arm that may be a list, of which the dev split chooses."""
+
+_OF_PAIRS = {"granularity": "document"}
+"""What [pairs] has unless told: the candidate is chosen dialogue by dialogue."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """One way to fuse scores.
+
+    Attributes:
+      name: in folders.
+      sources: that teach, by name.
+      settings: of fuse, the shared ones of `[fuse]` among them.
+      where: the tables that they are from.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    settings: Table
+    where: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to continue the target.
+
+    Attributes:
+      name: its name in tables and folders.
+      fusion: the name of the fusion that it is trained on.
+      settings: what its table holds beside the shared settings of `[train]`.
+      rates: learning rates to choose from on the dev split; empty where one is given.
+    """
+
+    name: str
+    fusion: str
+    settings: Table
+    rates: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merge:
+    """One way to make one model of several.
+
+    Attributes:
+      name: in folders.
+      models: what is merged: arms by name, merges as `merge.NAME`.
+      settings: of merge, the shared ones of `[merge]` among them.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    settings: Table
+
+
+def pairs_of(given: Table) -> dict[str, str]:
+    """Returns the source of each pair by the name of its fusion and arm."""
+    if "pairs" not in given:
+        return {}
+    named = _names(given["pairs"], "[pairs]", "sources", given["sources"], "sources")
+    return {f"{PAIR}{name}": name for name in named or given["sources"]}
+
+
+def _check_pairs(tables: Table, kind: str, pairs: Collection[str]) -> None:
+    """Refuses a name of a pair that [pairs] does not make: a slip, most likely."""
+    for name in tables if pairs else ():
+        if name.startswith(PAIR) and name not in pairs:
+            raise ValueError(
+                f'[{kind}."{name}"]: with [pairs] a name that begins with {PAIR!r} must'
+                f" be one of {', '.join(pairs)}{settings.suggestion(name, pairs)}"
+            )
+
+
+def fusions_of(given: Table) -> dict[str, Fusion]:
+    """Reads the fusions of a recipe; the one of all sources is always among them.
+
+    Raises:
+      ValueError: if one is called as no fusion may be, or names what is no source.
+    """
+    shared, tables = given.get("fuse", {}), given.get("fusions", {})
+    _check_pairs(tables, "fusions", pairs_of(given))
+    found = {ALL_SOURCES: (tuple(given["sources"]), dict(shared), "[fuse]")}
+    for name, source in pairs_of(given).items():
+        own, where = dict(tables.get(name, {})), "[fuse] and [pairs]"
+        if name in tables:
+            where = f'[fuse], [pairs] and [fusions."{name}"]'
+        if "sources" in own:
+            raise ValueError(f"{where}: sources must be left out, [pairs] says them")
+        own = {**given["pairs"], **own}
+        own.pop("sources", None)
+        found[name] = (source,), _by_document({**shared, **own}), where
+    for name, table in tables.items():
+        if name == ALL_SOURCES:
+            raise ValueError(
+                f"[fusions.{name}]: no fusion may be called {name!r}, which is [fuse]"
+                " with all sources"
+            )
+        if name not in found:
+            own, where = dict(table), f"[fusions.{name}]"
+            named = _names(own, where, "sources", given["sources"], "sources")
+            own.pop("sources", None)
+            sources = named or tuple(given["sources"])
+            found[name] = sources, {**shared, **own}, f"[fuse] and {where}"
+    return {
+        name: Fusion(name=name, sources=sources, settings=own, where=where)
+        for name, (sources, own, where) in found.items()
+    }
+
+
+def _by_document(given: Table) -> dict[str, Any]:
+    """Lets costs be of documents, but where fuse asks for none or for others."""
+    if given.get("fusion") == "static" or given.get("reference"):
+        return dict(given)
+    return {**_OF_PAIRS, **given}
+
+
+def arms_of(given: Table, fusions: Collection[str]) -> tuple[Arm, ...]:
+    """Reads the arms of a recipe, those of its pairs last.
+
+    Args:
+      given: the recipe.
+      fusions: names of its fusions.
+
+    Raises:
+      ValueError: if one is called as no arm may be, is trained on what is no fusion,
+        or lists learning rates that are none.
+    """
+    pairs = pairs_of(given)
+    # Without [arms] every fusion has one, and that of all sources where it is alone.
+    lone = [name for name in fusions if name != ALL_SOURCES] or [ALL_SOURCES]
+    tables: Table = given.get("arms", {name: {} for name in lone})
+    _check_pairs(tables, "arms", pairs)
+    if not (tables or pairs):
+        raise ValueError("[arms] must hold an arm, or be left out")
+    names = [*(name for name in tables if name not in pairs), *pairs]
+    return tuple(_arm(n, tables.get(n, {}), n in pairs, fusions) for n in names)
+
+
+def _arm(name: str, table: Table, paired: bool, fusions: Collection[str]) -> Arm:
+    if name == UNTOUCHED or name.startswith((SOURCE, FUSION, MERGE)):
+        raise ValueError(f"[arms.{name}]: no arm may be called {name!r}")
+    own = dict(table)
+    if paired and "fusion" in own:
+        raise ValueError(
+            f'[arms."{name}"]: fusion must be left out, [pairs] says it, got'
+            f" {own['fusion']!r}"
+        )
+    # An arm called as a fusion is trained on it, unless told.
+    fusion = own.pop("fusion", name if name in fusions else ALL_SOURCES)
+    if fusion not in fusions:
+        raise ValueError(
+            f"[arms.{name}]: fusion must be one of {', '.join(fusions)}, got"
+            f" {fusion!r}{settings.suggestion(str(fusion), fusions)}"
+        )
+    rates: tuple[float, ...] = ()
+    if isinstance(own.get(SWEPT), list):
+        rates = _rates(name, own.pop(SWEPT))
+    return Arm(name=name, fusion=fusion, settings=own, rates=rates)
+
+
+def _rates(name: str, listed: list[Any]) -> tuple[float, ...]:
+    numbers = [rate for rate in listed if type(rate) in (int, float)]
+    if not listed or len({f"{rate:g}" for rate in numbers}) != len(listed):
+        raise ValueError(
+            f"[arms.{name}]: {SWEPT} must be a number or a list of numbers, each once,"
+            f" got {listed!r}"
+        )
+    return tuple(map(float, numbers))
+
+
+def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
+    """Reads the merges of a recipe, each behind those that it takes.
+
+    Args:
+      given: the recipe.
+      arms: names of its arms.
+
+    Raises:
+      ValueError: if one names what is neither arm nor merge, or takes itself.
+    """
+    tables: Table = given.get("merges", {ONE_MERGE: {}} if "merge" in given else {})
+    known = [*arms, *(f"{MERGE}{name}" for name in tables)]
+    shared, found = given.get("merge", {}), {}
+    for name, table in tables.items():
+        where = f"[merges.{name}]"
+        if name == ONE_MERGE and "merges" in given:
+            raise ValueError(
+                f"{where}: no merge may be called {name!r}, which is [merge] alone"
+            )
+        own = {**shared, **table}
+        models = _names(own, where, "models", known, "arms and merges")
+        own.pop("models", None)
+        models = models or tuple(pairs_of(given))
+        if not models:
+            raise ValueError(
+                f"{where} must hold 'models', the names of arms to merge: without"
+                " [pairs] nothing says them"
+            )
+        found[name] = Merge(name=name, models=models, settings=own)
+    return tuple(found[name] for name in _in_order(found))
+
+
+def _in_order(merges: Mapping[str, Merge]) -> list[str]:
+    """Returns the names of merges, each behind those that it takes."""
+    graph = {
+        name: [m.removeprefix(MERGE) for m in made.models if m.startswith(MERGE)]
+        for name, made in merges.items()
+    }
+    try:
+        return list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        circle = " takes ".join(reversed(error.args[1]))
+        raise ValueError(
+            f"[merges]: no merge may take itself, but {circle}; take one of them out"
+            " of another's models"
+        ) from error
+
+
+def _names(
+    table: Table, where: str, key: str, known: Collection[str], kind: str
+) -> tuple[str, ...]:
+    """Reads a list of names; empty where there is none.
+
+    Raises:
+      ValueError: if it is no list of `known` names, each once.
+    """
+    if key not in table:
+        return ()
+    listed = table[key]
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"{where}.{key} must be a list of names, got {listed!r}")
+    for name in listed:
+        if name not in known or listed.count(name) > 1:
+            raise ValueError(
+                f"{where}.{key} must name {kind}, which are {', '.join(known)}, each"
+                f" once, got {name!r}{settings.suggestion(str(name), known)}"
+            )
+    return tuple(listed)

@@ -1,0 +1,327 @@
+"""The folder of a merged model: what makes it whole, and how it is proved.
+
+The files of weights come first; then what makes a model of them, configuration last,
+so that nobody loads a half of it; then the manifest.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipelines import card, stage
+from schemas import copies, files, manifest, parquet, version, weights
+from schemas.errors import FusionError, SchemaError
+from schemas.manifest import FileEntry, Manifest
+from train.merge import inputs, plan, rules, sums, vocabulary, work
+from train.merge.inputs import Input
+from train.merge.match import Sources
+from train.merge.plan import Shard
+from transforms import checkpoint, ledger
+
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+_OURS = (
+    weights.PATTERN,
+    weights.INDEX,
+    vocabulary.FILE,
+    checkpoint.CONFIG,
+    *checkpoint.COMPANIONS,
+)
+"""What a folder may hold of a model that was merged there before."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """What the folder says of itself beside its plan; small, as a job carries it.
+
+    Attributes:
+      models: the inputs: the models in order, then the base where there is one.
+      lead: place of the model whose configuration and tokenizer it has.
+      settings: those that shape the merged model.
+      inputs: fingerprints of what it is made of, by name.
+      notes: what was taken for what.
+      dtype: what floats are stored in; None: as in the lead.
+    """
+
+    models: tuple[Input, ...]
+    lead: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    notes: tuple[str, ...]
+    dtype: str | None
+
+    @property
+    def identity(self) -> str:
+        """Digest of all that shapes the bytes of the folder."""
+        return stage.identity(work.STAGE, self.settings, self.inputs)
+
+
+def inputs_of(sources: Sources) -> dict[str, Any]:
+    """Returns the fingerprints of all that a merged model is made of, by name."""
+    lead = sources.models[sources.lead]
+    found: dict[str, Any] = {
+        one.name if one.name == rules.BASE else f"model:{one.name}": one.fingerprint
+        for one in sources.models
+    }
+    folder, names = _companions(lead)
+    found["companions"] = files.digest(
+        {name: files.checksum(files.join(folder, name)) for name in names}
+    )
+    if sources.vocabulary.ids is not None:
+        found["vocabulary"] = files.digest(sources.vocabulary.ids.tolist())
+    return found
+
+
+def _companions(lead: Input) -> tuple[str, list[str]]:
+    """Returns the folder and names of the files that are taken over as they are."""
+    folder = lead.folder_with(("*.json", *checkpoint.COMPANIONS))
+    found = inputs.names_like(folder, checkpoint.COMPANIONS)
+    return folder, [name for name in found if not name.endswith(".safetensors")]
+
+
+def differences(sources: Sources) -> list[str]:
+    """Tells what configurations say differently of models that fit otherwise."""
+    lead = sources.models[sources.lead]
+    told = []
+    for one in sources.models:
+        if keys := inputs.differing(lead, one):
+            told.append(
+                f"the configurations of {lead.name} and {one.name} differ in"
+                f" {weights.some(keys)}; {lead.name}'s is kept"
+            )
+    return told
+
+
+def refuse_others(
+    output: str, shards: Sequence[Shard], identity: str, *, overwrite: bool
+) -> None:
+    """Looks whether what is not of this merge is in the way, before any is written.
+
+    Raises:
+      SchemaError: if so, and `overwrite` is off.
+    """
+    there = set(files.names(output))
+    if not there or overwrite:
+        return
+    if not plan.is_begun(output):
+        raise SchemaError(
+            f"{output} must be a new folder or one that merge wrote, but holds"
+            f" {weights.some(sorted(there))}; choose another output, or pass"
+            " --overwrite"
+        )
+    wanted = {shard.file for shard in shards}
+    for name in sorted(there):
+        if name.endswith(".safetensors") and name not in wanted:
+            raise SchemaError(
+                f"{output} was begun with other settings or models, as it holds {name};"
+                " choose another output, or pass --overwrite"
+            )
+    for shard in shards:
+        if shard.file in there:
+            told = work.fingerprint(identity, shard)
+            weights.is_done(files.join(output, shard.file), told)
+            return  # a folder is one work's; each file is looked at when it is done
+
+
+def begin(output: str, sources: Sources, shards: Sequence[Shard], told: str) -> None:
+    """Writes what workers read: the plan, and which rows are of which tokens.
+
+    Args:
+      output: the folder.
+      sources: the models.
+      shards: the files.
+      told: digest of all that shapes the folder's bytes.
+    """
+    if plan.write(output, shards):
+        # Without a configuration nobody takes files of two merges for a model.
+        files.remove_tree(files.join(output, checkpoint.CONFIG))
+    if sources.vocabulary.ids is not None:
+        path = files.join(output, vocabulary.FILE)
+        vocabulary.write(path, sources.vocabulary.ids, told)
+
+
+def describe(output: str, told: Description) -> Manifest:
+    """Makes a model of files that are all there, and writes its manifest.
+
+    Raises:
+      FusionError: if another command writes there.
+    """
+    shards = plan.read(output)
+    wanted = {shard.file for shard in shards}
+    before = _stamps(output, wanted)
+    entries = _entries(output, shards, told.identity)
+    measured = _measured(output, shards, told.identity)
+    text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
+    text += card.checksums(entries)
+    files.write_bytes(files.join(output, card.NAME), text.encode())
+    others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
+    _remove_others(output, wanted | others)
+    entries += [_entry(output, name) for name in sorted(others)]
+    made = _manifest(shards, told, entries)
+    manifest.write(output, made)
+    if _stamps(output, wanted) != before:
+        files.remove_tree(files.join(output, manifest.NAME))
+        raise FusionError(
+            f"{output} must be at rest when it is described, but its files were written"
+            " meanwhile; let the other command that works in it end, and repeat this"
+            " one"
+        )
+    files.remove_tree(files.join(output, sums.FOLDER))
+    manifest.forget_entries(output)
+    ledger.forget(output)
+    files.tidy(output)
+    return made
+
+
+def _manifest(
+    shards: Sequence[Shard], told: Description, entries: Sequence[FileEntry]
+) -> Manifest:
+    tensors = [tensor for shard in shards for tensor in shard.tensors]
+    return Manifest(
+        stage=work.STAGE,
+        fingerprint=told.identity,
+        settings=told.settings,
+        inputs=told.inputs,
+        origins={"models": {one.name: one.model for one in told.models}},
+        counts={
+            "models": len(told.settings["models"]),
+            "tensors": len(tensors),
+            "parameters": sum(tensor.elements for tensor in tensors),
+            "merged": sum(tensor.how == plan.MERGE for tensor in tensors),
+        },
+        files=entries,
+        code_version=version.VERSION,
+    )
+
+
+def _stamps(output: str, names: set[str]) -> dict[str, tuple[int, str]]:
+    found = files.stamps(output, ".safetensors")
+    return {name: found[name] for name in names if name in found}
+
+
+def _entries(output: str, shards: Sequence[Shard], identity: str) -> list[FileEntry]:
+    """Returns the entries of the weights: as noted when written, or by reading them.
+
+    Raises:
+      FusionError: if another command's file is among them.
+    """
+    prints = {shard.file: work.fingerprint(identity, shard) for shard in shards}
+    for name, wanted in prints.items():
+        if not weights.is_done(files.join(output, name), wanted, overwrite=True):
+            raise FusionError(
+                f"{output}/{name} must be of this command's settings when its folder is"
+                " described, but another command wrote it anew meanwhile; give each its"
+                " own folder, and repeat this one"
+            )
+    noted = manifest.noted_entries(output, dict(prints))
+
+    def entry(shard: Shard) -> FileEntry:
+        found = noted.get(shard.file) or _entry(output, shard.file)
+        return dataclasses.replace(found, rows=len(shard.tensors))
+
+    return files.each(entry, shards)
+
+
+def _entry(output: str, name: str) -> FileEntry:
+    path = files.join(output, name)
+    rows = parquet.metadata(path).num_rows if name.endswith(".parquet") else 0
+    return FileEntry(
+        name=name,
+        rows=rows,
+        tokens=None,
+        bytes=files.size(path),
+        sha256=files.checksum(path),
+    )
+
+
+def _measured(
+    output: str, shards: Sequence[Shard], identity: str
+) -> dict[str, list[float]]:
+    """Returns the weights that a first pass has measured, by what they are of."""
+    tensors = (tensor for shard in shards for tensor in shard.tensors)
+    return sums.weights(output, identity) if any(map(sums.needs, tensors)) else {}
+
+
+def _write_model(
+    output: str, shards: Sequence[Shard], told: Description
+) -> Iterator[str]:
+    """Writes what makes a model of the weights; yields the names."""
+    lead = told.models[told.lead]
+    folder, names = _companions(lead)
+    for name in names:
+        copies.copy(files.join(folder, name), files.join(output, name))
+        yield name
+    if len(shards) > 1:
+        files.write_json(files.join(output, weights.INDEX), plan.index_of(shards))
+        yield weights.INDEX
+    if "vocabulary" in told.inputs:
+        yield vocabulary.FILE
+    config = _config(lead.config, told.dtype)
+    if told.dtype is not None and not any(key in config for key in _DTYPE_KEYS):
+        config[_DTYPE_KEYS[0]] = told.dtype
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    files.write_bytes(files.join(output, checkpoint.CONFIG), text.encode())
+    yield checkpoint.CONFIG
+
+
+def _config(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
+    """Returns a configuration that says in which type the weights are stored."""
+    made = dict(config)
+    for key in _DTYPE_KEYS if dtype is not None else ():
+        if key in made:
+            made[key] = dtype
+    if isinstance(made.get("text_config"), Mapping):
+        made["text_config"] = _config(made["text_config"], dtype)
+    return made
+
+
+def _remove_others(output: str, names: set[str]) -> None:
+    """Removes what another merge has left there, and nothing that is no model's."""
+    for name in inputs.names_like(output, _OURS):
+        if name not in names:
+            files.remove_tree(files.join(output, name))
+
+
+def check(folder: str, made: Manifest) -> str:
+    """Checks that a merged model holds what its plan says, of the models there are.
+
+    Sizes and checksums of all files are compared before.
+
+    Raises:
+      SchemaError: at the first law that does not hold.
+    """
+    shards = plan.read(folder)
+    held = weights.read_weights(folder)
+    planned = {t.key: (t.dtype, t.shape) for s in shards for t in s.tensors}
+    there = {key: (place.dtype, place.shape) for key, place in held.places.items()}
+    if odd := sorted(
+        key for key in {*planned, *there} if planned.get(key) != there.get(key)
+    ):
+        raise SchemaError(
+            f"{folder} must hold every tensor of {plan.NAME} and no others, but"
+            f" {weights.some(odd)} {'is' if len(odd) == 1 else 'are'} not as planned"
+        )
+    for shard in shards:
+        wanted = work.fingerprint(made.fingerprint, shard)
+        weights.is_done(files.join(folder, shard.file), wanted)
+    manifest.check_count(folder, made, "tensors", len(planned))
+    known = dict(made.origins["models"])
+    compared = [name for name in known if _compare(folder, made, name, known[name])]
+    return (
+        f"{len(planned):,} tensors in {len(shards):,} files as planned;"
+        f" {len(compared)} of {len(known)} models are there, and those it was made of"
+    )
+
+
+def _compare(folder: str, made: Manifest, name: str, model: str) -> bool:
+    """Compares a model with what its merge saw; False where it is not there.
+
+    Raises:
+      SchemaError: if it is another by now.
+    """
+    if not files.exists(model):
+        return False
+    key = name if name == rules.BASE else f"model:{name}"
+    if Input(name=name, model=model).fingerprint != made.inputs[key]:
+        raise SchemaError(f"{folder} must be made of the {name} now in {model}")
+    return True

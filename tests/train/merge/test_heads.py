@@ -1,0 +1,69 @@
+"""Heads that are the embedding: stored once, twice, or in one model of several."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines import merge
+from schemas.errors import FusionError, SchemaError
+from tests import merging
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> dict[str, str]:
+    """Returns a base and two models, all with a head of their own."""
+    return merging.several(tmp_path, shard="1GB")
+
+
+def run(made: dict[str, str], out: str, **more: Any) -> dict[str, torch.Tensor]:
+    assert merge.merge_models(merging.given(made, out, "linear", **more))
+    return merging.state(out)
+
+
+def tie(place: str) -> None:
+    merging.rewrite(place, {HEAD: None})
+    merging.edit_config(place, tie_word_embeddings=True)
+
+
+def test_a_model_without_a_head_has_its_embedding_for_one(
+    made: dict[str, str], out: str
+) -> None:
+    tie(made["m2"])
+    notes = merge.plan_merge(merging.given(made, out, "linear")).notes
+    assert f"m2 has no {HEAD}: its head is {EMBEDDING}" in notes
+    found = run(made, out)
+    one, other = (merging.state(made[name]) for name in ("m1", "m2"))
+    torch.testing.assert_close(found[HEAD], (one[HEAD] + other[EMBEDDING]) / 2)
+
+
+def test_a_head_that_is_missing_but_not_tied_is_named(
+    made: dict[str, str], out: str
+) -> None:
+    tie(made["m2"])
+    merging.edit_config(made["m2"], tie_word_embeddings=False)
+    with pytest.raises(SchemaError, match=rf"but m2 .* lacks {HEAD}"):
+        run(made, out)
+
+
+def test_a_head_stored_twice_is_dropped_where_the_base_has_none(
+    made: dict[str, str], out: str
+) -> None:
+    tie(made["base"])
+    tie(made["m1"])
+    merging.rewrite(made["m2"], {HEAD: merging.state(made["m2"])[EMBEDDING]})
+    found = run(made, out)
+    assert HEAD not in found
+
+
+def test_a_head_of_its_own_is_not_dropped(made: dict[str, str], out: str) -> None:
+    tie(made["base"])
+    tie(made["m1"])
+    with pytest.raises(FusionError, match=rf"the head of m2 .* must be {EMBEDDING}"):
+        run(made, out)
+    with pytest.raises(FusionError, match=rf"the head of m2 .* must be {EMBEDDING}"):
+        run(made, f"{out}.taken", rules=[{"pattern": EMBEDDING, "take": "base"}])

@@ -1,0 +1,133 @@
+"""The models that are merged: where they are, and what tells them from others.
+
+Weights are read where they lie, tensor by tensor: on a disk, or in a bucket by ranges.
+Of a model on the hub its files are fetched, once on each machine.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from schemas import buckets, corpora, files, weights
+from transforms import checkpoint, tokenizer
+from transforms.tokenizer import Tokenizer
+
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "rwkv_vocab_*.txt")
+_UNTOLD = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+"""What a configuration says that its model does not depend on."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A model that is merged.
+
+    Attributes:
+      name: its name in recipes and messages.
+      model: a folder, local or in a bucket, or a name on the hub.
+      commit: the hub's hash of its files; None where it is not of the hub.
+    """
+
+    name: str
+    model: str
+    commit: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its files are for this process."""
+        if buckets.protocol(self.model):
+            return self.model
+        return str(checkpoint.locate(self.model, revision=self.commit).folder)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its configuration."""
+        path = files.join(self.folder, checkpoint.CONFIG)
+        if not files.exists(path):
+            raise FileNotFoundError(
+                f"a model folder must hold {checkpoint.CONFIG}, none at {path}"
+            )
+        return dict(files.read_json(path))
+
+    @property
+    def fingerprint(self) -> str:
+        """Digests configuration and weights: all that a merge takes from it.
+
+        Of a model in a bucket only as much is read as `corpora.identities` reads.
+        """
+        if buckets.protocol(self.model) is None:
+            return checkpoint.fingerprint(self.model, revision=self.commit)
+        told = {k: v for k, v in self.config.items() if k not in _UNTOLD}
+        names = sorted(weights.read_weights(self.folder).stamps)
+        paths = [files.join(self.folder, name) for name in names]
+        return files.digest([told, names, corpora.identities(paths)])
+
+    def folder_with(self, patterns: Sequence[str]) -> str:
+        """Returns where files of it lie that are no weights, fetched from the hub."""
+        if buckets.protocol(self.model):
+            return self.model
+        found = checkpoint.fetch(self.model, patterns, revision=self.commit)
+        return str(found.folder)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer; None where its folder does not say how text becomes tokens."""
+        folder = self.folder_with(("*.json", *_TOKENIZERS))
+        if not names_like(folder, _TOKENIZERS):
+            return None
+        return tokenizer.load(folder)
+
+
+def find(name: str, model: str) -> Input:
+    """Finds a model that is to be merged.
+
+    Raises:
+      FileNotFoundError: if it is not there, or has no configuration.
+      ValueError: if its weights are not safetensors, or packed.
+    """
+    if model.endswith(".gguf"):
+        raise ValueError(
+            f"model {name!r} must be a folder or a name on the hub, with weights as"
+            f" {weights.PATTERN}, got {model}: what a .gguf file holds is packed"
+        )
+    if buckets.protocol(model):
+        found = Input(name=name, model=model)
+    else:
+        located = checkpoint.locate(model)
+        found = Input(name=name, model=model, commit=located.commit)
+    if packed := found.config.get("quantization_config"):
+        kind = packed.get("quant_method", "unknown")
+        raise ValueError(
+            f"model {name!r}, {model}, must have plain weights, but they are packed"
+            f" (quantization_config says {kind}); unpack them with transformers"
+            " (dequantize) and save_pretrained"
+        )
+    return found
+
+
+def names_like(folder: str, patterns: Sequence[str]) -> list[str]:
+    """Lists the files of a folder that any of some globs fits, sorted."""
+    there = files.names(folder)
+    return [n for n in there if any(Path(n).match(pattern) for pattern in patterns)]
+
+
+def vocabulary_rows(one: Input) -> int | None:
+    """Returns how many rows a model has for tokens, padding included, if it says."""
+    config = one.config
+    told = (config.get("text_config") or config).get("vocab_size")
+    return told if isinstance(told, int) else None
+
+
+def differing(lead: Input, other: Input) -> list[str]:
+    """Names what two configurations say differently, but what does not matter."""
+    mine, theirs = (
+        {k: v for k, v in one.config.items() if k not in (*_UNTOLD, "vocab_size")}
+        for one in (lead, other)
+    )
+    keys = sorted({*mine, *theirs})
+    return [k for k in keys if _told(mine.get(k)) != _told(theirs.get(k))]
+
+
+def _told(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,131 @@
+"""The models of a merge as a worker reads them: one tensor of each at a time."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from schemas import weights
+from schemas.errors import SchemaError
+from schemas.weights import Place
+from train.merge import numbers, vocabulary
+from train.merge.inputs import Input
+from train.merge.plan import Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a worker must know to read; it pickles.
+
+    Attributes:
+      models: the inputs: the models in order, then the base where there is one.
+      stamps: of each, the version of every file of its weights.
+      lead: place of the model whose rows stay where others have none.
+      has_base: whether the last input is the base.
+      threads: of torch; sums depend on it in their last bits.
+      output: folder of the merged model.
+      identity: digest of all that shapes its bytes.
+    """
+
+    models: tuple[Input, ...]
+    stamps: tuple[Mapping[str, str], ...]
+    lead: int
+    has_base: bool
+    threads: int
+    output: str
+    identity: str
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator["Opened"]:
+        """Looks where the models lie, and sets torch's threads, while a block runs."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield Opened(self, [one.folder for one in self.models])
+        finally:
+            torch.set_num_threads(before)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Aligned:
+    """A tensor of all models, row for row of the same tokens.
+
+    Attributes:
+      models: of each model.
+      base: of the base, where the method gets it.
+      restore: puts what is merged of these rows back among those that are not.
+    """
+
+    models: list[torch.Tensor]
+    base: torch.Tensor | None
+    restore: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """The models, opened in this process."""
+
+    of: Reading
+    folders: Sequence[str]
+
+    def stored(self, at: int, place: Place) -> torch.Tensor:
+        """Reads a tensor of an input as it is stored."""
+        stamp = self.of.stamps[at][place.file]
+        content = weights.read_bytes(self.folders[at], place, stamp)
+        return numbers.from_bytes(content, place)
+
+    def number(self, at: int, place: Place, key: str) -> torch.Tensor:
+        """Reads a tensor of an input to compute with, in float32 or float64.
+
+        Raises:
+          SchemaError: if one of its numbers is NaN or infinite.
+        """
+        found = self.stored(at, place)
+        if found.dtype != torch.float64:
+            found = found.to(torch.float32)
+        if not numbers.is_finite(found):
+            one = self.of.models[at]
+            raise SchemaError(
+                f"weights must be finite, but {key} of {one.name} ({one.model}) holds"
+                " NaN or inf; that model is broken: leave it out, or take the tensor"
+                " from another by a rule"
+            )
+        return found
+
+    def aligned(self, tensor: Tensor) -> Aligned:
+        """Reads a tensor of all inputs, of its rows those that all models have."""
+        read = [
+            None if place is None else self.number(at, place, tensor.key)
+            for at, place in enumerate(tensor.places)
+        ]
+        if not tensor.by_token:
+            return self._parted(read, tensor.with_base, lambda merged: merged)
+        ids = torch.from_numpy(vocabulary.read(self.of.output, self.of.identity))
+        shared = (ids >= 0).all(dim=1).nonzero().flatten()
+        lead = read[self.of.lead]
+        assert lead is not None, "its rows stay, so it is read whatever the method"
+        rows = [
+            None if one is None else one.index_select(0, ids[shared, at].long())
+            for at, one in enumerate(read)
+        ]
+        return self._parted(
+            rows,
+            tensor.with_base,
+            lambda merged: lead.to(merged.dtype).index_copy(0, shared, merged),
+        )
+
+    def _parted(
+        self,
+        read: list[torch.Tensor | None],
+        with_base: bool,
+        restore: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Aligned:
+        """Parts what was read into that of the models and that of the base."""
+        models = read[:-1] if self.of.has_base else read
+        base = read[-1] if with_base else None
+        return Aligned(
+            models=[one for one in models if one is not None],
+            base=base,
+            restore=restore,
+        )
