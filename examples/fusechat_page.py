@@ -96,6 +96,6 @@ def page(found: Mapping[str, Any]) -> str:
             "\n".join(f"- {line}" for line in orders(found)),
             "Dialogues that a source taught, by fusion; the pivot's own rows the rest:",
             taught(found),
-            f"{comparison.made_line(found['run'])}; {found['minutes']:.0f} minutes.",
+            f"{comparison.made_line(found['run'])}; {found['minutes']:.0f} min.",
         ]
     )

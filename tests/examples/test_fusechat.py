@@ -117,7 +117,7 @@ def test_the_page_has_tables_of_even_rows_and_says_how_it_was_made(tmp_path):
     results.write_page(str(path), page, fusechat.PART)
     assert page in path.read_text()
     assert "python -m examples.fusechat" in page
-    assert "12 minutes" in page
+    assert "12 min" in page
     for block in page.split("\n\n"):
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1
