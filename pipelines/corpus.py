@@ -14,11 +14,12 @@ from typing import Any
 from pipelines import prepare
 from pipelines.prepare import PrepareConfig
 from schemas import documents, files, manifest, parquet, settings, windows
-from schemas.documents import Reject
+from schemas.checked import UnusableError
+from schemas.documents import Document, Reject
 from schemas.errors import SchemaError
 from schemas.manifest import Manifest
 from transforms import prepare as cutting
-from transforms.prepare import REJECTS, Unit
+from transforms.prepare import REJECTS, Cut, Unit
 
 _Kept = tuple[str, int, str]
 """A document's id, its bytes, and their digest."""
@@ -112,14 +113,26 @@ def _check_unit(
                 f"{unit.path}: record {row}, {record.reason}, must be listed in"
                 f" {listed}, but is not"
             )
-        text = record.text if cut.chat is None else cutting.rendered(record, cut).text
         place = f"{unit.path}: record {row}, document {record.doc_id!r},"
-        _take(record.doc_id, text, splits, place)
+        _take(record.doc_id, _text(record, cut, place), splits, place)
         kept += 1
     for turn in (left, *splits):
         if turn.next is not None:
             raise SchemaError(f"{prepared} holds what {unit.path} does not: {turn}")
     return kept
+
+
+def _text(record: Document, cut: Cut, place: str) -> str:
+    """Returns what windows were cut from."""
+    if cut.chat is None:
+        return record.text
+    try:
+        return cutting.rendered(record, cut).text
+    except UnusableError as error:
+        raise SchemaError(
+            f"{place} was kept, but is not taken now ({': '.join(error.args)}): the"
+            f" tokenizer and special tokens of {cut.chat.model} must be as they were"
+        ) from error
 
 
 class _Turn:

@@ -116,10 +116,15 @@ class Recipe:
     def prepare(self) -> PrepareConfig:
         """Settings of prepare."""
         table = {**self.tables["corpus"], **self.tables["prepare"]}
-        models = (self.target, *self.sources.values())
+        given: dict[str, Any] = {
+            "output": self.folder("windows"),
+            "models": (self.target, *self.sources.values()),
+        }
+        if "chat_shape" in table:  # whatever the order of models that a table names
+            given["chat_model"] = self.target
         return self._settings(
             PrepareConfig,
-            {"output": self.folder("windows"), "models": models, **table},
+            {**given, **table},
             "[corpus] and [prepare]",
         )
 

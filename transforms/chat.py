@@ -11,7 +11,7 @@ from schemas.documents import Document
 from schemas.windows import Window
 from transforms.functional import control, turn_cuts, turns, windows
 from transforms.functional.turns import Rendering
-from transforms.templates import Template
+from transforms.templates import RefusalError, Template
 from transforms.tokenizer import Tokenizer
 
 
@@ -52,9 +52,8 @@ def render(
             controls=tuple(controls),
             bos=template.tokens.get("bos_token"),
         )
-    except ValueError as error:
-        told = _without_text(str(error), document)
-        detail = f"the template must take the dialogue, it refuses: {told}"
+    except RefusalError as error:
+        detail = f"the template must take the dialogue, it refuses: {error}"
         raise UnusableError("template_refused", detail) from error
     if found is None:
         detail = (
@@ -66,13 +65,6 @@ def render(
         detail = "the template must write an answer, it drops them all"
         raise UnusableError("no_answer", detail)
     return found
-
-
-def _without_text(told: str, document: Document) -> str:
-    """Leaves out what a template says where it quotes the dialogue."""
-    said = (turn.content.strip() for turn in document.turns or ())
-    quoted = any(text in told for text in said if text)
-    return "with a message that quotes it" if quoted else told[:200]
 
 
 def cut(

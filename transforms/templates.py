@@ -84,7 +84,7 @@ class Template:
           marks: written around each `{% generation %}` block.
 
         Raises:
-          ValueError: if the template refuses them, or fails.
+          RefusalError: if the template refuses them, or fails; quotes nothing of them.
         """
         messages = [{"role": t.role, "content": t.content} for t in turns]
         try:
@@ -97,15 +97,32 @@ class Template:
                 **self.tokens,
             )
         except TemplateError as error:
-            raise ValueError(error.message or type(error).__name__) from error
-        except (TypeError, LookupError, ArithmeticError, RecursionError) as error:
-            raise ValueError(f"it fails with {type(error).__name__}") from error
+            raise RefusalError(self._told(error)) from error
+        except _FAILURES as error:
+            raise RefusalError(f"it fails with {type(error).__name__}") from error
+
+    def _told(self, error: TemplateError) -> str:
+        """Returns what a template says, unless that may quote the dialogue."""
+        if error.message in self.looked_for():
+            return error.message
+        return f"with words that are not its own alone ({type(error).__name__})"
 
     def _today(self, form: str) -> str:
         """Says what day it is, for templates that write it."""
         if self.date is None:
             raise ValueError(_UNDATED)
         return datetime.date.fromisoformat(self.date).strftime(form)
+
+
+class RefusalError(Exception):
+    """A template does not take a dialogue."""
+
+
+_FAILURES = (
+    *(TypeError, ValueError, AttributeError, LookupError),
+    *(ArithmeticError, RecursionError),
+)
+"""What expressions of a template raise that do not fit the dialogue."""
 
 
 class _Generation(ext.Extension):

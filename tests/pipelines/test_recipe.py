@@ -57,6 +57,16 @@ def test_a_recipe_gives_every_stage_its_settings(tmp_path: Path) -> None:
     assert plan.train(clm, 1e-4).output == "runs/x/trials/clm/learning_rate=0.0001"
 
 
+def test_dialogues_are_rendered_by_the_target_s_template(tmp_path: Path) -> None:
+    shaped = GOOD.replace("[corpus]", '[corpus]\nchat_shape = "auto"')
+    reversed_ = shaped.replace("[prepare]", '[prepare]\nmodels = ["m", "t"]')
+    assert read(tmp_path, reversed_).prepare.models == ("m", "t")
+    assert read(tmp_path, reversed_).prepare.chat_model == "t"
+    named = shaped.replace("[prepare]", '[prepare]\nchat_model = "m"')
+    assert read(tmp_path, named).prepare.chat_model == "m"
+    assert read(tmp_path, GOOD).prepare.chat_model is None
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -100,6 +100,20 @@ PHI = """\
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}
 {%- else %}{{ eos_token }}{% endif %}"""
 
+GPT_OSS = """\
+{%- for message in messages %}
+{{- '<|start|>' + message.role + '<|message|>' + message.content }}
+{{- '<|return|>' if message.role == 'assistant' and loop.last else '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+
+GLM = """\
+{{- '[gMASK]<sop>' }}
+{%- for message in messages %}
+{{- '<|' + message.role + '|>\\n' + message.content }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"""
+
 THINKING = """\
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' }}
@@ -159,6 +173,7 @@ CONTROLS = tuple(
     {
         *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>"),
         *("<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>", "<|assistant|>"),
+        *("<|start|>", "<|message|>", "<|return|>"),
         *(f"<{BAR}User{BAR}>", f"<{BAR}Assistant{BAR}>", "[INST]", "[/INST]"),
         *(token for pair in SPELLED.values() for token in pair),
     }

@@ -5,7 +5,7 @@ import pytest
 
 from tests.transforms import chat_templates as made
 from transforms import templates
-from transforms.templates import Template
+from transforms.templates import RefusalError, Template
 
 
 def folder(path: Path, **config: object) -> str:
@@ -84,7 +84,7 @@ def test_what_is_no_jinja_is_refused(tmp_path: Path) -> None:
         "{{ ''.__class__.__subclasses__() }}",
         "{{ messages.append(1) }}",
         "{{ cycler.__init__.__globals__.os.getcwd() }}",
-        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception.__globals__.os }}",
         "{% set n = namespace() %}{% set n.__class__ = 1 %}",
         "{% include '/etc/passwd' %}",
         "{{ dict.mro() }}",
@@ -93,16 +93,35 @@ def test_what_is_no_jinja_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_template_reaches_nothing_of_python_s_own(attack: str) -> None:
-    try:
-        told = render(attack)
-    except ValueError:
-        return
-    assert told == ""
+    with pytest.raises(RefusalError, match=r"SecurityError|UndefinedError|TypeError"):
+        render(attack)
 
 
 def test_a_template_s_own_refusal_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no system turns here"):
+    with pytest.raises(RefusalError, match="no system turns here"):
         render("{{ raise_exception('no system turns here') }}")
+
+
+@pytest.mark.parametrize(
+    "telling",
+    [
+        "{{ raise_exception('I refuse ' + messages[0].content) }}",
+        "{{ raise_exception(messages[0].content[:3]) }}",
+        "{{ raise_exception(messages[0].content | upper) }}",
+        "{{ raise_exception(messages) }}",
+        "{{ {}[messages[0].content].there }}",
+        "{{ messages[0].content | dictsort }}",
+    ],
+)
+def test_a_refusal_that_may_quote_what_was_said_is_told_without_it(
+    telling: str,
+) -> None:
+    with pytest.raises(RefusalError) as caught:
+        render(telling)
+    assert made.TURNS[0].content == "Be  brief."
+    told = str(caught.value).lower()
+    assert "be " not in told
+    assert "brief" not in told
 
 
 def test_a_template_that_asks_for_the_day_is_told_the_one_named(

@@ -156,7 +156,7 @@ class _Spans:
                 follows = gap
                 closed = self._made.tail(last.turn + 1, prompt=False) or ""
             common = closed if follows is None else _common_beginning(follows, closed)
-            end = self._close(common, closed, own, is_last=is_last)
+            end = self._close(common, closed, own, gap, is_last=is_last)
             rest = gap[end:]
             behind = end + len(rest) - len(rest.lstrip())
             border = len(common) if common == closed else behind
@@ -164,13 +164,16 @@ class _Spans:
         end, border = self._ends[gap, own]
         return last.last + end, last.last + border
 
-    def _close(self, common: str, closed: str, own: int, *, is_last: bool) -> int:
+    def _close(
+        self, common: str, closed: str, own: int, gap: str, *, is_last: bool
+    ) -> int:
         """Measures the end of turn in what is written behind an answer.
 
         Args:
           common: what is written whether a turn follows or not.
           closed: what is written where none does.
           own: characters of both that are the answer's own.
+          gap: what is written here.
           is_last: whether none does here.
         """
         # A prompt that a template writes unasked opens as the dialogue does.
@@ -178,6 +181,10 @@ class _Spans:
         for text in told:
             if found := [m.end() for m in self._controls.finditer(text, own)]:
                 return found[-1]
+        # Where an answer is closed in another way once others follow (gpt-oss), or by
+        # the next turn's role alone (GLM-4), generation stops at the first such token.
+        if not is_last and (first := self._controls.search(gap, own)):
+            return first.end()
         if common == closed or is_last:
             return len(closed.rstrip()) or len(closed)
         return own

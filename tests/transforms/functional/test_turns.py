@@ -204,6 +204,21 @@ def test_an_end_that_is_written_behind_the_dialogue_alone_is_learned_there():
     assert parts(found, found.loss_spans)[-1] == " Hi\n</s>"
 
 
+def test_an_end_that_differs_behind_the_last_answer_is_learned_wherever_it_is():
+    found = locate(made.GPT_OSS, "chatml", made.TURNS)
+    assert parts(found, found.loss_spans) == [
+        "<|message|>Hi <|im_end|> you<|end|>",
+        "<|message|>Hi<|return|>",
+    ]
+    raw = found.text.encode()
+    assert raw[found.borders[0] :].startswith("<|start|>user<|message|>Äh?".encode())
+
+
+def test_an_answer_that_the_next_role_alone_ends_is_learned_up_to_that():
+    found = locate(made.GLM, "chatml", made.TURNS)
+    assert parts(found, found.loss_spans) == ["Hi <|im_end|> you<|user|>", "Hi"]
+
+
 def test_what_a_template_puts_before_an_answer_is_learned_behind_its_prompt():
     found = locate(made.THINKING, "chatml", made.TURNS)
     assert parts(found, found.loss_spans)[-1] == "<think>\n\n</think>\n\nHi<|im_end|>"
