@@ -118,6 +118,7 @@ def check(config: Any) -> None:
                     " holds dialogues; pass --chat_shape=auto"
                 )
         return
+    _check_fields(config)
     if config.chat_model is None and not config.models:
         raise ValueError("chat_model or models must be given, to say whose template")
     if config.chat_date is not None:
@@ -127,6 +128,23 @@ def check(config: Any) -> None:
             raise ValueError(
                 f"chat_date must be YYYY-MM-DD, got {config.chat_date!r}"
             ) from error
+
+
+def _check_fields(config: Any) -> None:
+    """Refuses fields that would never be read, before a corpus is."""
+    pair = (config.prompt_field, config.answer_field)
+    if (pair[0] is None) != (pair[1] is None):
+        raise ValueError(
+            "prompt_field and answer_field must be given together, or neither, got"
+            f" {pair[0]!r} and {pair[1]!r}"
+        )
+    if config.chat_shape == "pairs" and config.chat_field is not None:
+        raise ValueError("chat_field must be left out where chat_shape is pairs")
+    if config.chat_shape in ("messages", "conversations") and any(pair):
+        raise ValueError(
+            "prompt_field and answer_field must be left out where chat_shape is"
+            f" {config.chat_shape}: they are of pairs"
+        )
 
 
 def fields_of(config: Any) -> Fields:

@@ -241,6 +241,12 @@ def test_a_template_s_refusal_is_a_reject_with_its_reason(
         ({"chat_shape": None}, "chat_template must stand beside chat_shape"),
         ({"models": ()}, "chat_model or models must be given"),
         ({"chat_date": "today"}, "chat_date must be YYYY-MM-DD"),
+        ({"prompt_field": "q"}, "must be given together, or neither, got 'q' and None"),
+        ({"chat_shape": "pairs", "chat_field": "m"}, "chat_field must be left out"),
+        (
+            {"chat_shape": "messages", "prompt_field": "q", "answer_field": "a"},
+            "must be left out where chat_shape is messages",
+        ),
     ],
 )
 def test_settings_out_of_place_are_refused(
