@@ -114,8 +114,8 @@ class Template:
         return datetime.date.fromisoformat(self.date).strftime(form)
 
 
-class RefusalError(Exception):
-    """A template does not take a dialogue."""
+class RefusalError(ValueError):
+    """A template does not take a dialogue; what `Render` declares."""
 
 
 _FAILURES = (

@@ -277,3 +277,21 @@ def test_a_blank_system_turn_is_rendered_as_it_is():
     found = locate(made.CHATML, "chatml", said)
     assert found.text.startswith("<|im_start|>system\n <|im_end|>")
     assert parts(found, found.loss_spans) == LEARNED["default system"]
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "messages | length > 2",  # one more turn
+        "add_generation_prompt",
+        "messages[-1].role == 'user'",
+        "'Hi' not in messages[0].content",  # the full disguise
+    ],
+)
+def test_a_dialogue_is_learned_though_the_template_refuses_what_is_only_tried(
+    refused: str,
+) -> None:
+    said = (Turn(role=USER, content="Hi you"), Turn(role=ASSISTANT, content="Yes"))
+    check = f"{{%- if {refused} %}}{{{{ raise_exception('no') }}}}{{% endif %}}"
+    found = locate(check + made.CHATML, "chatml", said)
+    assert parts(found, found.loss_spans)[-1].endswith("Yes<|im_end|>")
