@@ -114,6 +114,20 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
     return result
 
 
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """Returns all that decides the final weights, flat: settings and inputs.
+
+    A finished output whose manifest says the same is of this very run, whatever it is
+    called.
+
+    Raises:
+      SchemaError: if the data are not whole.
+      FileNotFoundError: if there is no such model.
+    """
+    with _threads(config.threads), causal.quiet():
+        return _resolve(config, _print_line).identity
+
+
 def _print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
