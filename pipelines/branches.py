@@ -33,8 +33,11 @@ UNTOUCHED = "untouched"
 SWEPT = "learning_rate"
 """The setting of an arm that may be a list, of which the dev split chooses."""
 
-_OF_PAIRS = {"granularity": "document"}
-"""What [pairs] has unless told: the candidate is chosen dialogue by dialogue."""
+_BESIDE_PAIRS = {"granularity": "document"}
+"""What fusions have unless told where there is [pairs]: they choose by dialogue.
+
+All of them, so that what is told of pairs and many-to-one differs in the sources alone.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,9 +114,10 @@ def fusions_of(given: Table) -> dict[str, Fusion]:
       ValueError: if one is called as no fusion may be, or names what is no source.
     """
     shared, tables = given.get("fuse", {}), given.get("fusions", {})
-    _check_pairs(tables, "fusions", pairs_of(given))
+    pairs = pairs_of(given)
+    _check_pairs(tables, "fusions", pairs)
     found = {ALL_SOURCES: (tuple(given["sources"]), dict(shared), "[fuse]")}
-    for name, source in pairs_of(given).items():
+    for name, source in pairs.items():
         own, where = dict(tables.get(name, {})), "[fuse] and [pairs]"
         if name in tables:
             where = f'[fuse], [pairs] and [fusions."{name}"]'
@@ -121,7 +125,7 @@ def fusions_of(given: Table) -> dict[str, Fusion]:
             raise ValueError(f"{where}: sources must be left out, [pairs] says them")
         own = {**given["pairs"], **own}
         own.pop("sources", None)
-        found[name] = (source,), _by_document({**shared, **own}), where
+        found[name] = (source,), {**shared, **own}, where
     for name, table in tables.items():
         if name == ALL_SOURCES:
             raise ValueError(
@@ -135,16 +139,21 @@ def fusions_of(given: Table) -> dict[str, Fusion]:
             sources = named or tuple(given["sources"])
             found[name] = sources, {**shared, **own}, f"[fuse] and {where}"
     return {
-        name: Fusion(name=name, sources=sources, settings=own, where=where)
+        name: Fusion(
+            name=name,
+            sources=sources,
+            settings=_beside_pairs(own) if pairs else own,
+            where=where,
+        )
         for name, (sources, own, where) in found.items()
     }
 
 
-def _by_document(given: Table) -> dict[str, Any]:
+def _beside_pairs(given: Table) -> Table:
     """Lets costs be of documents, but where fuse asks for none or for others."""
     if given.get("fusion") == "static" or given.get("reference"):
-        return dict(given)
-    return {**_OF_PAIRS, **given}
+        return given
+    return {**_BESIDE_PAIRS, **given}
 
 
 def arms_of(given: Table, fusions: Collection[str]) -> tuple[Arm, ...]:

@@ -209,7 +209,7 @@ def test_pairs_are_a_fusion_and_an_arm_for_each_source(tmp_path: Path) -> None:
     assert (pair.granularity, pair.include_target) == ("document", True)
     assert plan.train(plan.arms[2]).data == pair.output
     assert plan.train(plan.arms[0]).data == plan.fuse.output == "runs/x/fused"
-    assert (plan.fuse.granularity, plan.fuse.seq_length) == ("window", 2048)
+    assert (plan.fuse.granularity, plan.fuse.seq_length) == ("document", 2048)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +226,25 @@ def test_what_is_told_of_pairs_goes_over_their_default(
 ) -> None:
     text = PAIRWISE.replace(f"[{table}]", f"[{table}]\n{line}")
     assert read(tmp_path, text).fuse_of("pair.one").granularity == granularity
+
+
+@pytest.mark.parametrize(
+    ("line", "granularity"),
+    [
+        ("", "document"),
+        ('granularity = "position"', "position"),
+        ("reference = true", "window"),
+        ('fusion = "static"\nweights = ["one=1", "two=1", "target=1"]', "window"),
+    ],
+)
+def test_many_to_one_beside_pairs_chooses_by_what_they_choose_unless_told(
+    line: str, granularity: str, tmp_path: Path
+) -> None:
+    own = f"[fusions.many]\n{line}\n[arms.many]\n[pairs]"
+    plan = read(tmp_path, PAIRWISE.replace("[pairs]", own))
+    assert plan.fuse_of("many").granularity == granularity
+    pair = plan.fuse_of("pair.one").granularity
+    assert pair == plan.fuse.granularity == "document"
 
 
 def test_a_pair_may_have_settings_of_its_own(tmp_path: Path) -> None:
@@ -268,7 +287,7 @@ fusion = "half"
     plan = read(tmp_path, PAIRWISE + more)
     half = plan.fuse_of("half")
     assert half.sources == ("two=runs/x/scores/two",)
-    assert (half.temperature, half.top_k, half.granularity) == (2.0, 7, "window")
+    assert (half.temperature, half.top_k, half.granularity) == (2.0, 7, "document")
     assert plan.train(plan.arms[1]).data == half.output == "runs/x/fusions/half"
 
 
@@ -280,6 +299,7 @@ def test_without_arms_every_named_fusion_has_one(tmp_path: Path) -> None:
         ("all", "all"),
     ]
     assert list(plan.fusions) == ["half", "all"]
+    assert plan.fuse_of("all").granularity == "window"
 
 
 def test_merges_are_of_the_pairs_with_the_target_as_base(tmp_path: Path) -> None:
