@@ -39,8 +39,12 @@ def run(
 
     Returns:
       What `evaluation.json` holds: bits per byte by model and domain, and bytes.
+
+    Raises:
+      ValueError: if a job would be left alone, or `only` names what is not there.
     """
     start = time.monotonic()
+    _refuse_left_alone(runner_flags)
     work = selection.select(plan, only)
     _prepare(plan, runner_flags)
     for name in work.scores:
@@ -60,6 +64,21 @@ def run(
         print(f"\n{evaluate.table(result)}")
     print(f"\ndone in {launch.clock(time.monotonic() - start)}: {plan.output}")
     return result
+
+
+def _refuse_left_alone(runner_flags: Sequence[str]) -> None:
+    """Refuses flags by which a job ends after this program: no stage could follow it.
+
+    Raises:
+      ValueError: if there are such; names what they are for.
+    """
+    if launch.left_alone(runner_flags):
+        raise ValueError(
+            "fusebeam run must await each stage, as the next one reads what it leaves,"
+            " so --template_location and --dry_run, with which Dataflow's jobs are"
+            f" only translated, must be left out, got {' '.join(runner_flags)}; give"
+            " them to the command of one stage, as fusebeam score"
+        )
 
 
 def _prepare(plan: Recipe, runner_flags: Sequence[str]) -> None:

@@ -94,6 +94,17 @@ def test_an_empty_split_that_is_needed_ends_the_run_behind_prepare(
         run.run(recipe.read(path))
 
 
+@pytest.mark.parametrize("flag", ["--template_location=gs://b/t", "--dry_run=True"])
+def test_a_job_that_nobody_awaits_is_refused_before_any_stage(
+    flag: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(run.prepare, "prepare_corpus", lambda *_: begun.append("x"))
+    with pytest.raises(ValueError, match=r"run must await .*; give them to the comm"):
+        run.run(recipe.read(path), ["--runner=DataflowRunner", flag])
+    assert not begun
+
+
 def test_an_evaluation_shows_its_slices(
     path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
