@@ -13,12 +13,12 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 
-from pipelines import guards, launch, merged, merging, stage
+from pipelines import guards, launch, merged, merging, stage, tally
 from pipelines.merged import Description
 from pipelines.merging import MergeConfig, Merging
 from pipelines.watchdog import Watch
@@ -126,7 +126,8 @@ def merge_models(given: Merging, runner_flags: Sequence[str] = ()) -> Manifest |
     if config.slices is not None:
         whole = _do_slices(config, found.shards, tasks)
     else:
-        _run(config, found.shards, tasks, describe, runner_flags)
+        prints = {s.file: work.fingerprint(told.identity, s) for s in found.shards}
+        _run(config, prints, tasks, describe, runner_flags)
         whole = not launch.left_alone(runner_flags)
     return describe() if whole else None
 
@@ -163,25 +164,20 @@ def build(
 
 def _run(
     config: MergeConfig,
-    shards: Sequence[Shard],
+    prints: Mapping[str, str],
     tasks: Sequence[FileWork],
     describe: Callable[[], Any],
     runner_flags: Sequence[str],
 ) -> None:
-    """Runs the job over all files.
+    """Runs the job over all files, whose fingerprints are given by name.
 
     Raises:
       FusionError: if it ended without some of them.
     """
-    guarded, wanted = guards.of(config), {shard.file for shard in shards}
-
-    def missing() -> list[str]:
-        return sorted(wanted - set(files.names(config.output, ".safetensors")))
-
+    guarded = guards.of(config)
+    done = tally.Tally(config.output, prints, tally.in_weights)
     places = (config.output, files.join(config.output, sums.FOLDER))
-    with launch.Progress(
-        "merge", len(wanted), lambda: (len(wanted) - len(missing()), 0)
-    ):
+    with launch.Progress("merge", len(prints), done):
         launch.run(
             lambda root: stage.ending(
                 build(root, config.output, tasks, guarded), describe, runner_flags
@@ -190,9 +186,9 @@ def _run(
             Watch("merge", places, config.output, guarded.stall_timeout),
             reads=tuple(config.places.values()),
         )
-    if not launch.left_alone(runner_flags) and (left := missing()):
+    if not launch.left_alone(runner_flags) and (left := done.missing()):
         raise FusionError(
-            f"all {len(wanted)} files must be in {config.output} when the job has"
+            f"all {len(prints)} files must be in {config.output} when the job has"
             f" ended, but {weights.some(left)} are not; do the workers write to the"
             " folder that is read here? The same command does those that are missing"
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import apache_beam as beam
 
-from pipelines import chats, guards, launch, left_out, slicing, stage
+from pipelines import chats, guards, launch, left_out, slicing, stage, tally
 from pipelines.watchdog import Watch
 from schemas import (
     corpora,
@@ -236,11 +236,11 @@ def prepare_corpus(
         text = "".join(u.to_line(cut.fingerprint) + "\n" for u in units)
         files.write_bytes(listed, text.encode())
     describe = functools.partial(_describe, config, inputs)
-    last, guarded = list(folders.values())[-1], guards.of(config)
+    guarded = guards.of(config)
+    prints = {unit.part: cut.unit_fingerprint(unit) for unit in units}
+    done = tally.Tally(list(folders.values())[-1], prints, tally.in_parquet)
     places = (*folders.values(), files.join(config.output, prepare.INDEX))
-    with launch.Progress(
-        "prepare", len(units), lambda: (len(files.names(last, ".parquet")), 0)
-    ):
+    with launch.Progress("prepare", len(units), done):
         launch.run(
             lambda root: stage.ending(
                 _cut_all(root, listed, cut, guarded), describe, runner_flags

@@ -6,10 +6,10 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import launch
+from pipelines import launch, tally
 from pipelines.watchdog import Watch
 from schemas import files, manifest, parquet, plan, version
-from schemas.errors import FusionError, SchemaError
+from schemas.errors import FusionError
 from schemas.manifest import FileEntry, Manifest
 from schemas.plan import Slice
 from transforms import ledger, slices
@@ -115,9 +115,10 @@ def do_slices(
     """
     pieces, guards = plan.read(windows), guards or Guards()
     mine = plan.select(pieces, chosen)
-    tally = Tally(work, mine)
-    missing = len(mine) - tally()[0]
-    with launch.Progress(name, len(mine), tally):
+    prints = {piece.output: work.fingerprint(piece) for piece in mine}
+    done = tally.Tally(work.output, prints, tally.in_parquet)
+    missing = done.missing()
+    with launch.Progress(name, len(mine), done):
         if chosen is not None:
             for piece in mine:
                 slices.do_slice(work, piece, guards)
@@ -133,11 +134,11 @@ def do_slices(
                 return False
     if chosen is not None:
         return _others_are_there(work, pieces)
-    if (done := tally()[0]) < len(pieces):
+    if left := done.missing():
         raise FusionError(
             f"all {len(pieces)} slices must be in {work.output} when the job has ended,"
-            f" but only {done} are; do the workers write to the folder that is read"
-            " here? The same command does those that are missing"
+            f" but only {len(pieces) - len(left)} are; do the workers write to the"
+            " folder that is read here? The same command does those that are missing"
         )
     return True
 
@@ -174,47 +175,6 @@ def _others_are_there(work: SliceWork, pieces: Sequence[Slice]) -> bool:
         return parquet.done(path, work.fingerprint(piece), overwrite=work.overwrite)
 
     return all(files.each(done, pieces))
-
-
-class Tally:
-    """Counts the slices that this work has made, and their tokens.
-
-    A file is looked into once, and again only when it is written anew. One that other
-    settings have made, or that cannot be read, counts as missing.
-    """
-
-    def __init__(self, work: SliceWork, pieces: Sequence[Slice]) -> None:
-        self._work = work
-        self._missing = {piece.output: piece for piece in pieces}
-        self._seen: dict[str, tuple[int, str]] = {}
-        self._slices = self._tokens = 0
-        self._begun = False
-
-    def __call__(self) -> tuple[int, int]:
-        """Returns slices and tokens as of now."""
-        stamps = files.stamps(self._work.output, ".parquet")
-        fresh = [
-            name
-            for name in self._missing.keys() & stamps.keys()
-            if self._seen.get(name) != stamps[name]
-        ]
-        for name, tokens in zip(fresh, files.each(self._tokens_of, fresh), strict=True):
-            self._seen[name] = stamps[name]
-            if tokens is not None:
-                del self._missing[name]
-                self._slices += 1
-                self._tokens += tokens
-        return self._slices, self._tokens
-
-    def _tokens_of(self, name: str) -> int | None:
-        """Returns the tokens of a slice; None where this work has not made its file."""
-        try:
-            footer = parquet.footer(files.join(self._work.output, name))
-        except (SchemaError, FileNotFoundError):
-            return None  # whoever does the slice will say what is wrong, and the cure
-        if footer.get("fingerprint") != self._work.fingerprint(self._missing[name]):
-            return None
-        return int(footer.get("tokens") or 0)
 
 
 def remove_others(folder: str, names: Collection[str]) -> None:
