@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,16 @@ def test_a_demo_that_is_not_there_is_named_with_its_command(tmp_path):
 def test_the_committed_page_has_both_markers_of_every_part(part):
     page = Path("docs/results.md").read_text()
     assert [page.count(marker) for marker in results.markers(part)] == [1, 1]
+
+
+def test_every_part_of_the_committed_page_says_something():
+    page = Path("docs/results.md").read_text()
+    parts = re.findall(r"^<!-- ([\w -]+): begin -->$", page, re.MULTILINE)
+    assert {results.PART, strategies.PART, fusechat.PART} <= set(parts)
+    for part in parts:
+        first, last = results.markers(part)
+        told = page.partition(first)[2].partition(last)[0]
+        assert re.search(r"\w", told), f"{part} is empty"
 
 
 def test_a_part_is_written_and_the_other_stays(tmp_path):
