@@ -229,7 +229,7 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
             raise ValueError(
                 f"{where}: no merge may be called {name!r}, which is [merge] alone"
             )
-        own = {**shared, **table}
+        own = _over(shared, table)
         models = _names(own, where, "models", known, "arms and merges")
         own.pop("models", None)
         models = models or tuple(pairs_of(given))
@@ -240,6 +240,27 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
             )
         found[name] = Merge(name=name, models=models, settings=own)
     return tuple(found[name] for name in _in_order(found))
+
+
+def _over(shared: Table, own: Table) -> dict[str, Any]:
+    """Lays a merge's table over [merge]; settings go with the method that they are of.
+
+    Where the table names another method, those of [merge] fall away, and those of its
+    rules that name no method.
+    """
+    method = shared.get("method")
+    if method is None or own.get("method", method) == method:
+        return {**shared, **own}
+    kept = {key: value for key, value in shared.items() if key != "settings"}
+    if isinstance(kept.get("rules"), list):
+        kept["rules"] = [_without_settings(rule) for rule in kept["rules"]]
+    return {**kept, **own}
+
+
+def _without_settings(rule: Any) -> Any:
+    if not isinstance(rule, Mapping) or "method" in rule:
+        return rule
+    return {key: value for key, value in rule.items() if key != "settings"}
 
 
 def _in_order(merges: Mapping[str, Merge]) -> list[str]:

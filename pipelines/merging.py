@@ -186,17 +186,35 @@ def read_table(table: Mapping[str, Any], where: str = "[merge]") -> Merging:
         raise ValueError(told if where in told else f"{where}: {told}") from error
 
 
+def _refuse_run(path: str, given: Mapping[str, Any]) -> None:
+    """Refuses a recipe of `fusebeam run`, whose models are arms by name, and no paths.
+
+    Raises:
+      ValueError: if it is one; names the command that makes its merges.
+    """
+    found = [f"[{key}]" for key in ("sources", "merges") if key in given]
+    if found:
+        merges = [f"merge.{name}" for name in given.get("merges", {})]
+        raise ValueError(
+            f"{path} must hold [merge] with models by path, but with"
+            f" {' and '.join(found)} it is a recipe of fusebeam run, which merges arms"
+            f" by name: fusebeam run {path} --only {' '.join(merges) or 'merge.NAME'}"
+        )
+
+
 def read_recipe(path: str, flags: Mapping[str, Any]) -> Merging:
     """Reads the table `[merge]` of a recipe; flags take the place of keys.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is not TOML or has no such table, or a key is wrong.
+      ValueError: if it is not TOML, is a recipe of a run, or has no such table, or a
+        key is wrong.
     """
     try:
         given = tomllib.loads(files.read_bytes(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be TOML: {error}") from error
+    _refuse_run(path, given)
     if not isinstance(given.get("merge"), dict):
         raise ValueError(
             f"{path} must hold a table [merge] that says what is merged, it holds"

@@ -335,6 +335,23 @@ def test_the_command_takes_a_recipe_and_flags_over_it(
     )
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("[sources.a]\n[merges.x]\n", r"with \[sources\] and .* --only merge\.x$"),
+        ("[sources.a]\n", r"with \[sources\] it is .*fusebeam run .* merge\.NAME$"),
+        ("[merges.x]\n[merges.y]\n", r"--only merge\.x merge\.y$"),
+    ],
+)
+def test_a_recipe_of_a_run_is_led_to_the_command_that_merges_its_arms(
+    more: str, told: str, made: Made, out: str, tmp_path: Path
+) -> None:
+    path = merging.recipe(tmp_path, merging.table(made, out, method="linear"))
+    Path(path).write_text(Path(path).read_text() + more)
+    with pytest.raises(ValueError, match=told):
+        table.read_recipe(path, {})
+
+
 def test_a_dry_run_without_a_value_is_led_to_showing(
     made: Made, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

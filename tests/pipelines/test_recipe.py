@@ -331,6 +331,54 @@ def test_the_table_merge_alone_is_one_merge(tmp_path: Path) -> None:
     assert found[0].output == "runs/x/merges/a"
 
 
+def test_a_merge_of_another_method_begins_with_its_own_defaults(
+    tmp_path: Path,
+) -> None:
+    shared = """
+[merge]
+method = "ties"
+settings = {weight = 0.7, density = 0.6}
+[[merge.rules]]
+pattern = "*.mlp.*"
+settings.density = 0.2
+[[merge.rules]]
+pattern = "*norm*"
+method = "slerp"
+settings.t = 0.3
+use_base = false
+[merges.as_shared]
+[merges.same]
+method = "ties"
+[merges.mean]
+method = "linear"
+[merges.own]
+method = "linear"
+settings = {weight = 0.1}
+"""
+    plan = read(tmp_path, PAIRWISE.partition("[merges.linear]")[0] + shared)
+    found = {merge.name: plan.merge(merge).rules for merge in plan.merges}
+    told = {
+        name: [(rule.method, dict(rule.settings)) for rule in rules]
+        for name, rules in found.items()
+    }
+    norms = ("slerp", {"t": 0.3})
+    ties = {"weight": 0.7, "density": 0.6}
+    everywhere = [("ties", {**ties, "density": 0.2}), norms, ("ties", ties)]
+    assert told == {
+        "as_shared": everywhere,
+        "same": everywhere,
+        "mean": [("linear", {}), norms, ("linear", {})],
+        "own": [("linear", {"weight": 0.1}), norms, ("linear", {"weight": 0.1})],
+    }
+
+
+def test_shared_settings_beside_no_method_are_of_every_merge(tmp_path: Path) -> None:
+    shared = "[merge]\nsettings = {weight = 0.3}\n[merges.linear]"
+    plan = read(tmp_path, PAIRWISE.replace("[merges.linear]", shared))
+    found = [plan.merge(merge).settings for merge in plan.merges]
+    assert found == [{"weight": 0.3}] * 2
+
+
 def test_a_merge_stands_behind_those_that_it_takes(tmp_path: Path) -> None:
     more = 'models = ["merge.ties", "clm"]'
     plan = read(tmp_path, PAIRWISE.replace('"linear"', f'"linear"\n{more}'))
