@@ -1,5 +1,8 @@
 import json
+import re
+import shlex
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -350,6 +353,31 @@ def test_a_recipe_of_a_run_is_led_to_the_command_that_merges_its_arms(
     Path(path).write_text(Path(path).read_text() + more)
     with pytest.raises(ValueError, match=told):
         table.read_recipe(path, {})
+
+
+def test_the_recipe_and_the_commands_of_the_documentation_merge_tied_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/running.md").read_text()
+    part = page.partition("\n## Merging\n")[2].partition("\n## ")[0]
+    (text,) = re.findall(r"```toml\n(.*?)```", part, re.DOTALL)
+    lines = re.findall(r"^fusebeam (merge .*)$", part, re.MULTILINE)
+    told = tomllib.loads(text)["merge"]
+    monkeypatch.chdir(tmp_path)
+    for seed, place in enumerate([told["base"], *told["models"].values()]):
+        merging.write(tmp_path / place, "qwen2", seed, shard="1GB")
+        assert "lm_head.weight" not in merging.state(place)
+    Path("RECIPE.toml").write_text(text)
+    assert len(lines) == 3
+    for line in lines:
+        assert cli.main(shlex.split(line)) == 0
+    shown = capsys.readouterr().out
+    for folder in (told["output"], "runs/mine/dare"):
+        assert f"{folder}: 2 models merged" in shown
+    embedding = "model.embed_tokens.weight"
+    merged, base = merging.state(told["output"]), merging.state(told["base"])
+    assert torch.equal(merged[embedding], base[embedding])
+    assert not merging.same(merged, merging.state("runs/mine/dare"))
 
 
 def test_a_dry_run_without_a_value_is_led_to_showing(
