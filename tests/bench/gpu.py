@@ -1,0 +1,131 @@
+"""What the GPU scripts share: the device, its measured peak, timed calls, one JSON.
+
+The scripts beside this module run from a bare checkout, with torch, transformers and
+numpy and nothing else. On a machine without a GPU they take their tiny sizes and run on
+its CPU: that shows that they work, and no speed.
+"""
+
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import transformers
+
+LIMIT_S = 420.0
+"""No part of a script is begun later than this after its start."""
+
+_MATMUL = {"cuda": 8192, "cpu": 512}
+
+
+class Clock:
+    """Says what is begun, and what is not for want of time."""
+
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self._end = time.monotonic() + limit_s
+
+    def run(self, name: str, part: Callable[[], Any]) -> Any:
+        """Runs a part; what did not run says why, in the part's place.
+
+        Out of memory is a finding: it is reported as one, and the next part runs.
+        """
+        if time.monotonic() > self._end:
+            return {"absent": "out of time"}
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        try:
+            return part()
+        except torch.cuda.OutOfMemoryError as error:
+            return {"absent": f"out of memory: {str(error).splitlines()[0]}"}
+        finally:
+            release()
+
+
+def device() -> torch.device:
+    """Returns the GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def about() -> dict[str, Any]:
+    """Tells on what the figures were made."""
+    on = device()
+    gpu = on.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name()
+        if gpu
+        else platform.processor() or "cpu",
+        "memory_bytes": torch.cuda.get_device_properties(on).total_memory if gpu else 0,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "matmul_tflops": matmul_tflops(on),
+    }
+
+
+def matmul_tflops(on: torch.device) -> float:
+    """Measures the bfloat16 product of square matrices (float32 on a CPU), TFLOP/s.
+
+    It is what model FLOP utilization is told against: a nominal peak is reached by
+    nobody.
+    """
+    n = _MATMUL[on.type]
+    dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
+    left, right = (torch.randn(n, n, device=on, dtype=dtype) for _ in range(2))
+    taken = seconds({"matmul": lambda: left @ right}, rounds=20)["matmul"]
+    return 2 * n**3 / taken / 1e12
+
+
+def seconds(
+    kinds: Mapping[str, Callable[[], Any]], *, rounds: int, warm: int = 3
+) -> dict[str, float]:
+    """Times calls in turns, so that what drifts meets all; the median of each."""
+    taken: dict[str, list[float]] = {name: [] for name in kinds}
+    for number in range(rounds + warm):
+        for name, call in kinds.items():
+            wait()
+            then = time.perf_counter()
+            call()
+            wait()
+            if number >= warm:
+                taken[name].append(time.perf_counter() - then)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def peak_bytes(call: Callable[[], Any]) -> int | None:
+    """Returns the peak of memory that tensors hold during a call; None on a CPU."""
+    if device().type != "cuda":
+        call()
+        return None
+    release()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    wait()
+    return torch.cuda.max_memory_allocated()
+
+
+def held_bytes() -> int:
+    """Returns what tensors hold now; 0 on a CPU."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
+def wait() -> None:
+    """Waits until the device has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def release() -> None:
+    """Gives back what nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Prints the figures as one JSON object, for people and for programs."""
+    print(json.dumps(found, indent=1))

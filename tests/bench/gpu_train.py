@@ -1,0 +1,335 @@
+"""On a GPU: a step of fusion against plain CLM, and the loss alone against Liger's.
+
+    python tests/bench/gpu_train.py > train.json
+
+Models are made on the spot with random weights, in the shapes of Llama-2-7B,
+Qwen2.5-7B and Llama-3.2-1B. Weights, gradients and AdamW's two states are bfloat16;
+activations are checkpointed; a row is one document of 2,048 tokens, k = 10. Three kinds
+of step take turns on the same model and optimizer:
+
+    plain  the model's own loss (transformers), which holds all logits
+    liger  Liger's fused linear cross-entropy, where that can be imported
+    fused  CLM and fusion in one, as `fusebeam train` computes them
+
+The kernel is the loss alone: 8,192 positions of width 4,096, a vocabulary of 131,072.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.bench import gpu
+from train import loss
+from train import model as models
+from train.loss import Objective
+
+K = 10
+OBJECTIVE = Objective(clm_weight=0.9)
+IGNORED = -100
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A model and the batch of a step.
+
+    Attributes:
+      kind: architecture, as transformers calls it.
+      tied: whether the output head is the embedding.
+    """
+
+    kind: str
+    vocabulary: int
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    tied: bool = False
+    rows: int = 4
+    tokens: int = 2048
+
+
+SHAPES = {
+    "Llama-2-7B": Shape(
+        kind="llama", vocabulary=32_000, width=4096, inner=11_008, layers=32, heads=32,
+        kv_heads=32,
+    ),
+    "Qwen2.5-7B": Shape(
+        kind="qwen2", vocabulary=152_064, width=3584, inner=18_944, layers=28, heads=28,
+        kv_heads=4, rows=2,
+    ),
+    "Llama-3.2-1B": Shape(
+        kind="llama", vocabulary=128_256, width=2048, inner=8192, layers=16, heads=32,
+        kv_heads=8, tied=True,
+    ),
+}  # fmt: skip
+TINY = {
+    "tiny": Shape(
+        kind="llama", vocabulary=512, width=32, inner=64, layers=2, heads=2, kv_heads=1,
+        rows=2, tokens=64,
+    )
+}  # fmt: skip
+KERNEL = {"full": (8192, 4096, 131_072), "tiny": (128, 32, 512)}
+"""Positions, width, vocabulary."""
+
+Kinds = dict[str, Callable[[], Any]]
+
+
+def config_of(shape: Shape, layers: int) -> Any:
+    """Returns a configuration of a shape, with that many layers."""
+    return transformers.AutoConfig.for_model(
+        shape.kind,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.tokens,
+        tie_word_embeddings=shape.tied,
+    )
+
+
+def build(shape: Shape) -> Any:
+    """Makes a model of a shape on the device, its weights random."""
+    before = torch.get_default_dtype()
+    on = gpu.device()
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16 if on.type == "cuda" else torch.float32)
+    try:
+        with on:
+            config = config_of(shape, shape.layers)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+    finally:
+        torch.set_default_dtype(before)
+    # transformers renamed it.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)()
+    return model.train()
+
+
+def traits_of(shape: Shape) -> models.Traits:
+    """Probes a twin of one layer on the CPU, in float32, as the trainer does."""
+    small = dataclasses.replace(shape, width=64 * shape.heads // 8, inner=64)
+    small = dataclasses.replace(small, heads=8, kv_heads=8, vocabulary=512)
+    config = config_of(small, layers=1)
+    return models.probe(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def batch_of(shape: Shape) -> dict[str, Tensor]:
+    """Makes a step's rows, every position with K kept entries."""
+    on = gpu.device()
+    make = torch.Generator(device=on).manual_seed(0)
+    size = (shape.rows, shape.tokens)
+    mask = torch.ones(size, dtype=torch.bool, device=on)
+    mask[:, -1] = False
+    probs = torch.rand(*size, K + 1, generator=make, device=on)
+    probs /= probs.sum(-1, keepdim=True)
+    draw = functools.partial(torch.randint, shape.vocabulary, generator=make, device=on)
+    return {
+        "input_ids": draw(size),
+        "loss_mask": mask,
+        # Distinct ids: a random start and a stride.
+        "top_ids": (draw((*size, 1)) + 37 * torch.arange(K, device=on))
+        % shape.vocabulary,
+        "probs": probs[..., :K].contiguous(),
+        "tail": probs[..., K].contiguous(),
+    }
+
+
+def steps_of(shape: Shape, model: Any) -> Kinds:
+    """Returns the kinds of training step, on one model and one optimizer."""
+    batch = batch_of(shape)
+    on_gpu = gpu.device().type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=on_gpu)
+    # transformers shifts labels by itself.
+    labels = batch["input_ids"]
+    counted = batch["loss_mask"].sum().float()
+    own = functools.partial(type(model).forward, model)
+
+    def plain() -> Tensor:
+        found = own(input_ids=batch["input_ids"], labels=labels, use_cache=False)
+        return found.loss
+
+    models.give_objective(model, traits_of(shape), OBJECTIVE)
+    counts = {"clm_count": counted, "fusion_count": counted}
+
+    def fused() -> Tensor:
+        return model(**batch, clm_weight=OBJECTIVE.clm_weight, **counts)["loss"]
+
+    def step(compute: Callable[[], Tensor]) -> None:
+        torch.autograd.backward(compute())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    kinds = {"plain": plain, "fused": fused}
+    if (loss_of := liger_fused()) is not None:
+        kinds["liger"] = functools.partial(
+            liger_step, model, batch["input_ids"], loss_of
+        )
+    return {name: functools.partial(step, call) for name, call in kinds.items()}
+
+
+def liger_step(model: Any, input_ids: Tensor, loss_of: Callable[..., Tensor]) -> Tensor:
+    """Computes plain CLM of a model by Liger's head and loss in one."""
+    inner = model.base_model(input_ids=input_ids, use_cache=False)[0]
+    wanted = F.pad(input_ids[:, 1:], (0, 1), value=IGNORED).flatten()
+    head = model.get_output_embeddings().weight
+    return loss_of(head, inner.flatten(0, 1), wanted)
+
+
+def liger_fused() -> Callable[..., Tensor] | None:
+    """Returns Liger's fused linear cross-entropy; None where it is not to be had."""
+    if gpu.device().type != "cuda":
+        return None
+    try:
+        module = importlib.import_module("liger_kernel.transformers")
+    except ImportError:
+        return None
+    made: Callable[..., Tensor] = module.LigerFusedLinearCrossEntropyLoss()
+    return made
+
+
+def measure_steps(shape: Shape, rounds: int) -> dict[str, Any]:
+    """Times steps of a shape, and takes the peak of what tensors hold in each."""
+    model = build(shape)
+    parameters = sum(p.numel() for p in model.parameters())
+    kinds = steps_of(shape, model)
+    taken = gpu.seconds(kinds, rounds=rounds, warm=2)
+    peaks = {name: gpu.peak_bytes(call) for name, call in kinds.items()}
+    tokens = shape.rows * shape.tokens
+    return {
+        "parameters": parameters,
+        "dtype": str(model.dtype),
+        "rows": shape.rows,
+        "tokens_a_row": shape.tokens,
+        "seconds": taken,
+        "tokens_per_s": {name: tokens / s for name, s in taken.items()},
+        "model_tflops": {
+            name: flop_per_token(shape, parameters) * tokens / s / 1e12
+            for name, s in taken.items()
+        },
+        "peak_bytes": peaks,
+        "time_of_plain": taken["fused"] / taken["plain"],
+        "memory_of_plain": _ratio(peaks["fused"], peaks["plain"]),
+        "time_of_liger": _ratio(taken["fused"], taken.get("liger")),
+        "memory_of_liger": _ratio(peaks["fused"], peaks.get("liger")),
+        "aim": 1.10,
+    }
+
+
+def flop_per_token(shape: Shape, parameters: int) -> float:
+    """Returns what a training step must compute for a token: 6 N + 6 L d T.
+
+    N counts the head but no embedding that is only looked up; attention is causal. What
+    is computed twice, as activations are not kept, is not counted.
+    """
+    looked_up = 0 if shape.tied else shape.vocabulary * shape.width
+    products = 6 * (parameters - looked_up)
+    return products + 6 * shape.layers * shape.width * shape.tokens
+
+
+def measure_kernel(size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+    """Times the loss alone with its gradients, and what it holds beyond them."""
+    positions, width, vocabulary = size
+    on = gpu.device()
+    dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
+    make = torch.Generator(device=on).manual_seed(0)
+    draw = functools.partial(torch.randn, generator=make, device=on, dtype=dtype)
+    hidden = draw(positions, width).requires_grad_()
+    head = (draw(vocabulary, width) * width**-0.5).requires_grad_()
+    shape = Shape(
+        kind="", vocabulary=vocabulary, width=width, inner=0, layers=0, heads=0,
+        kv_heads=0, rows=1, tokens=positions,
+    )  # fmt: skip
+    batch = batch_of(shape)
+    batch["loss_mask"][:] = True
+    wanted = batch["input_ids"].roll(-1, 1).flatten()
+    rows = loss.select_rows(**batch)
+    count = torch.tensor(float(positions), device=on)
+
+    def fused() -> Tensor:
+        counts = {"clm_count": count, "fusion_count": count}
+        return loss.head_loss(hidden, head, None, rows, OBJECTIVE, **counts).loss
+
+    def plain() -> Tensor:
+        return F.cross_entropy((hidden @ head.T).float(), wanted)
+
+    kinds = {"fused": fused, "plain": plain}
+    if (liger := liger_fused()) is not None:
+        kinds["liger"] = functools.partial(liger, head, hidden, wanted)
+
+    def differentiate(compute: Callable[[], Tensor]) -> None:
+        hidden.grad = head.grad = None
+        torch.autograd.backward(compute())
+
+    calls = {name: functools.partial(differentiate, k) for name, k in kinds.items()}
+    taken = gpu.seconds(calls, rounds=rounds)
+    extra = {name: _beyond(call, hidden, head) for name, call in calls.items()}
+    return {
+        "positions": positions,
+        "width": width,
+        "vocabulary": vocabulary,
+        "k": K,
+        "seconds": taken,
+        "extra_bytes": extra,
+        "time_of_plain": taken["fused"] / taken["plain"],
+        "time_of_liger": _ratio(taken["fused"], taken.get("liger")),
+        "aim_time_of_liger": 1.05,
+        "aim_extra_bytes": 2e9,
+    }
+
+
+def _beyond(call: Callable[[], None], *inputs: Tensor) -> int | None:
+    """Returns what a call holds at its peak above inputs and returned gradients."""
+    for tensor in inputs:
+        tensor.grad = None
+    gpu.release()
+    before = gpu.held_bytes()
+    peak = gpu.peak_bytes(call)
+    if peak is None:
+        return None
+    returned = sum(t.grad.nbytes for t in inputs if t.grad is not None)
+    return peak - before - returned
+
+
+def _ratio(value: float | None, of: float | None) -> float | None:
+    return None if value is None or of is None else value / of
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures all parts, and prints a JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    full = torch.cuda.is_available()
+    parser.add_argument(
+        "--size", choices=("full", "tiny"), default="full" if full else "tiny"
+    )
+    parser.add_argument("--rounds", type=int, default=8, help="timed steps of a kind")
+    given = parser.parse_args(argv)
+    clock, found = gpu.Clock(), gpu.about()
+    found["kernel"] = clock.run(
+        "the loss alone", lambda: measure_kernel(KERNEL[given.size], given.rounds)
+    )
+    found["steps"] = {}
+    for name, shape in (SHAPES if given.size == "full" else TINY).items():
+        part = functools.partial(measure_steps, shape, given.rounds)
+        found["steps"][name] = clock.run(f"steps of {name}", part)
+    gpu.show(found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
