@@ -126,18 +126,33 @@ def refuse_others(
 def begin(output: str, sources: Sources, shards: Sequence[Shard], told: str) -> None:
     """Writes what workers read: the plan, and which rows are of which tokens.
 
+    A configuration that is there goes first, unless all files are there and of this
+    merge: without it nobody takes files of two merges for a model.
+
     Args:
       output: the folder.
       sources: the models.
       shards: the files.
       told: digest of all that shapes the folder's bytes.
     """
-    if plan.write(output, shards):
-        # Without a configuration nobody takes files of two merges for a model.
-        files.remove_tree(files.join(output, checkpoint.CONFIG))
+    config = files.join(output, checkpoint.CONFIG)
+    # In this order: another command of this merge writes it when all are there.
+    if files.exists(config) and not _all_done(output, shards, told):
+        files.remove_tree(config)
+    plan.write(output, shards)
     if sources.vocabulary.ids is not None:
         path = files.join(output, vocabulary.FILE)
         vocabulary.write(path, sources.vocabulary.ids, told)
+
+
+def _all_done(output: str, shards: Sequence[Shard], identity: str) -> bool:
+    """Says whether all files of weights are there, made by this very merge."""
+
+    def done(shard: Shard) -> bool:
+        wanted = work.fingerprint(identity, shard)
+        return weights.is_done(files.join(output, shard.file), wanted, overwrite=True)
+
+    return all(files.each(done, shards))
 
 
 def describe(output: str, told: Description) -> Manifest:

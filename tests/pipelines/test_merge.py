@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipelines import clean, cli, inspect, merge, verify
+from pipelines import clean, cli, inspect, merge, merged, stage, verify
 from pipelines import merging as table
 from schemas import files, manifest, weights
 from schemas.errors import FusionError, SchemaError
 from tests import commands, deadly_merge, merging
 from train.merge import methods, plan, varm, work
+from train.merge.reading import Opened
 from transforms import planned
 from transforms.attempts import Guards
 
@@ -523,6 +524,52 @@ def test_other_settings_are_named_and_may_be_written_over(
     assert contents(out) == contents(str(tmp_path / "new"))
 
 
+def harm(task: work.MergeShards, opened: Opened, tensor: plan.Tensor) -> memoryview:
+    if tensor.key == KEY:
+        raise KeyboardInterrupt
+    return MAKE(task, opened, tensor)
+
+
+MAKE = work.MergeShards._bytes
+
+
+@pytest.mark.parametrize("change", ["seed", "weights"])
+def test_files_of_two_merges_are_never_loaded_as_a_model(
+    change: str, spoilt: Made, out: str, tmp_path: Path, contents: Contents
+) -> None:
+    told = {"settings": {"weight": 0.5, "density": 0.4}, "overwrite": True}
+    run(spoilt, out, "dare_linear", **told)
+    if change == "weights":
+        merging.rewrite(spoilt["m2"], merging.state(spoilt["m1"]))
+    more: dict[str, Any] = {"seed": 1} if change == "seed" else {}
+    # In this process: no runner is started for it.
+    more["slices"] = f"0-{len(plan.read(out)) - 1}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work.MergeShards, "_bytes", harm)
+        with pytest.raises(KeyboardInterrupt):
+            run(spoilt, out, "dare_linear", **told, **more)
+    assert any(Path(out).glob("model-*.safetensors"))
+    with pytest.raises(ValueError, match=r"in its config\.json"):
+        AutoModelForCausalLM.from_pretrained(out)
+    run(spoilt, out, "dare_linear", **told, **more)
+    run(spoilt, str(tmp_path / "new"), "dare_linear", **told, **more)
+    assert contents(out) == contents(str(tmp_path / "new"))
+
+
+def test_a_configuration_stays_beside_files_that_are_all_there(
+    made: Made, out: str
+) -> None:
+    run(made, out)
+    (Path(out) / manifest.NAME).unlink()
+    given = merging.given(made, out, "ties", **SMALL)
+    found = merge.plan_merge(given)
+    identity = stage.identity(
+        work.STAGE, given.shaping, merged.inputs_of(found.sources)
+    )
+    merged.begin(out, found.sources, found.shards, identity)
+    assert (Path(out) / "config.json").exists()
+
+
 def test_an_unfinished_folder_of_other_settings_is_named(made: Made, out: str) -> None:
     run(made, out)
     (Path(out) / manifest.NAME).unlink()
@@ -540,8 +587,6 @@ def test_verifying_reads_what_the_plan_says(made: Made, out: str) -> None:
     path = Path(f"{out}.copy") / plan.NAME
     path.write_text(path.read_text().replace("mlp.up_proj", "mlp.gone_proj"))
     found = manifest.read(f"{out}.copy", work.STAGE)
-    from pipelines import merged
-
     with pytest.raises(SchemaError, match=r"must hold every tensor of plan\.jsonl"):
         merged.check(f"{out}.copy", found)
 
