@@ -111,7 +111,7 @@ def merge_models(given: Merging, runner_flags: Sequence[str] = ()) -> Manifest |
         models=tuple(found.sources.models),
         lead=found.sources.lead,
         settings=shaped,
-        inputs=merged.inputs_of(found.sources),
+        inputs=merged.inputs_of(found.sources, found.shards),
         notes=found.notes,
         dtype=config.dtype,
     )

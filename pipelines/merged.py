@@ -56,8 +56,12 @@ class Description:
         return stage.identity(work.STAGE, self.settings, self.inputs)
 
 
-def inputs_of(sources: Sources) -> dict[str, Any]:
-    """Returns the fingerprints of all that a merged model is made of, by name."""
+def inputs_of(sources: Sources, shards: Sequence[Shard]) -> dict[str, Any]:
+    """Returns the fingerprints of all that a merged model is made of, by name.
+
+    `plan` is of what was settled of every tensor: what rules and settings come to, with
+    defaults, and what vocabularies and headers say.
+    """
     lead = sources.models[sources.lead]
     found: dict[str, Any] = {
         one.name if one.name == rules.BASE else f"model:{one.name}": one.fingerprint
@@ -67,6 +71,7 @@ def inputs_of(sources: Sources) -> dict[str, Any]:
     found["companions"] = files.digest(
         {name: files.checksum(files.join(folder, name)) for name in names}
     )
+    found["plan"] = files.digest([shard.digest for shard in shards])
     if sources.vocabulary.ids is not None:
         found["vocabulary"] = files.digest(sources.vocabulary.ids.tolist())
     return found

@@ -273,11 +273,14 @@ def refuse_other(folder: str, found: Manifest, wanted: Mapping[str, Any]) -> Non
       wanted: `settings` and `inputs` as they would be written now, flat.
 
     Raises:
-      SchemaError: always, naming the first key that differs, both values and the cure.
+      SchemaError: always, naming the first key that differs, settings before inputs,
+        both values and the cure.
     """
     had = {**found.settings, **found.inputs}
     cure = "choose another folder, or pass --overwrite to write this one anew"
-    for key in sorted({*had, *wanted}):
+    for key in sorted(
+        {*had, *wanted}, key=lambda key: (key not in found.settings, key)
+    ):
         if key not in had or key not in wanted or had[key] != wanted[key]:
             raise SchemaError(
                 f"{folder} was written with {key} = {_shown(had, key)}, and now it is"

@@ -159,13 +159,7 @@ def read_weights(folder: str) -> Weights:
       FileNotFoundError: if there are no such files.
       SchemaError: if one cannot be read, or index and files do not agree.
     """
-    index = _index(folder)
-    names = sorted(set(index.values())) if index is not None else _names(folder)
-    if not names:
-        raise FileNotFoundError(
-            f"{folder} must hold weights as {PATTERN}, it holds none; load it with"
-            " transformers where you trust it, and save it with save_pretrained"
-        )
+    index, names = _index(folder), file_names(folder)
     headers = files.each(lambda name: read_header(files.join(folder, name)), names)
     places: dict[str, Place] = {}
     for name, header in zip(names, headers, strict=True):
@@ -185,9 +179,24 @@ def read_weights(folder: str) -> Weights:
     )
 
 
-def _names(folder: str) -> list[str]:
-    found = files.names(folder, ".safetensors")
-    return [name for name in found if fnmatch.fnmatchcase(name, PATTERN)]
+def file_names(folder: str) -> list[str]:
+    """Lists the files of a model's weights: as its index does, or all called so.
+
+    Raises:
+      FileNotFoundError: if there are none.
+      SchemaError: if the index cannot be read.
+    """
+    if (index := _index(folder)) is not None:
+        names = sorted(set(index.values()))
+    else:
+        found = files.names(folder, ".safetensors")
+        names = [name for name in found if fnmatch.fnmatchcase(name, PATTERN)]
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} must hold weights as {PATTERN}, it holds none; load it with"
+            " transformers where you trust it, and save it with save_pretrained"
+        )
+    return names
 
 
 def _index(folder: str) -> dict[str, str] | None:

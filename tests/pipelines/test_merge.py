@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -564,10 +565,23 @@ def test_a_configuration_stays_beside_files_that_are_all_there(
     given = merging.given(made, out, "ties", **SMALL)
     found = merge.plan_merge(given)
     identity = stage.identity(
-        work.STAGE, given.shaping, merged.inputs_of(found.sources)
+        work.STAGE, given.shaping, merged.inputs_of(found.sources, found.shards)
     )
     merged.begin(out, found.sources, found.shards, identity)
     assert (Path(out) / "config.json").exists()
+
+
+def test_a_changed_default_of_a_method_is_another_merge(
+    made: Made, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(made, out)
+    ties = methods.METHODS["ties"]
+    density = dataclasses.replace(ties.parameters["density"], default=0.5)
+    other = {**ties.parameters, "density": density}
+    changed = dataclasses.replace(ties, parameters=other)
+    monkeypatch.setitem(methods.METHODS, "ties", changed)
+    with pytest.raises(SchemaError, match="was written with plan = "):
+        run(made, out)
 
 
 def test_an_unfinished_folder_of_other_settings_is_named(made: Made, out: str) -> None:
