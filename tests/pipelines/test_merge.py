@@ -489,14 +489,10 @@ def test_a_model_that_changes_while_it_is_merged_is_named(
     found = merge.plan_merge(given)
     files.write_bytes(f"{out}/{plan.NAME}", b"")
     (task,) = merge._works(given.config, found, "identity")
-    merging.rewrite(spoilt["m2"], {KEY: torch.ones(24, 16)})
     for path in Path(spoilt["base"]).glob("model-*"):
+        assert path.stat().st_size == Path(spoilt["m2"], path.name).stat().st_size
         shutil.copy(path, spoilt["m2"])
-    held = Path(spoilt["m2"], found.shards[0].tensors[0].places[1].file)  # type: ignore[union-attr]
-    held.write_bytes(held.read_bytes() + b"\0")
-    with pytest.raises(
-        FusionError, match=r"must be the file that the work was planned"
-    ):
+    with pytest.raises(FusionError, match=r"m2/.* must be the file that the work was"):
         task.make(plan.to_line(found.shards[0]))
 
 
