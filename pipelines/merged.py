@@ -13,7 +13,7 @@ from pipelines import card, stage
 from schemas import copies, files, manifest, parquet, version, weights
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import FileEntry, Manifest
-from train.merge import inputs, plan, rules, sums, vocabulary, work
+from train.merge import checksums, inputs, plan, rules, sums, vocabulary, work
 from train.merge.inputs import Input
 from train.merge.match import Sources
 from train.merge.plan import Shard
@@ -64,13 +64,12 @@ def inputs_of(sources: Sources, shards: Sequence[Shard]) -> dict[str, Any]:
     """
     lead = sources.models[sources.lead]
     found: dict[str, Any] = {
-        one.name if one.name == rules.BASE else f"model:{one.name}": one.fingerprint
+        one.name if one.name == rules.BASE else f"model:{one.name}": one.fingerprint()
         for one in sources.models
     }
     folder, names = _companions(lead)
-    found["companions"] = files.digest(
-        {name: files.checksum(files.join(folder, name)) for name in names}
-    )
+    known = zip(names, checksums.known(folder, names), strict=True)
+    found["companions"] = files.digest(dict(known))
     found["plan"] = files.digest([shard.digest for shard in shards])
     if sources.vocabulary.ids is not None:
         found["vocabulary"] = files.digest(sources.vocabulary.ids.tolist())
@@ -342,6 +341,7 @@ def _compare(folder: str, made: Manifest, name: str, model: str) -> bool:
     if not files.exists(model):
         return False
     key = name if name == rules.BASE else f"model:{name}"
-    if Input(name=name, model=model).fingerprint != made.inputs[key]:
+    found = Input(name=name, model=model).fingerprint(checksums.taken)
+    if found != made.inputs[key]:
         raise SchemaError(f"{folder} must be made of the {name} now in {model}")
     return True

@@ -144,6 +144,18 @@ def read(folder: str, stage: str) -> Manifest:
         raise SchemaError(f"{path} lacks or misspells a field: {error}") from error
 
 
+def entries(folder: str) -> dict[str, FileEntry]:
+    """Returns what a manifest states of a folder's files, whatever stage wrote it.
+
+    Empty where there is none, or one that is not of this version of ours.
+    """
+    path = files.join(folder, NAME)
+    found = files.read_json(path) if files.exists(path) else None
+    if not isinstance(found, dict) or found.get("schema_version") != VERSION:
+        return {}
+    return {entry["name"]: FileEntry(**entry) for entry in found["files"]}
+
+
 def origin(folder: str, made: Manifest, name: str) -> str:
     """Returns where an input of a folder lies, if all was moved together.
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas import buckets, corpora, files, weights
+from schemas import buckets, files, weights
+from train.merge import checksums
+from train.merge.checksums import Checksums
 from transforms import checkpoint, tokenizer
 from transforms.tokenizer import Tokenizer
 
@@ -50,18 +52,19 @@ class Input:
             )
         return dict(files.read_json(path))
 
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint(self, of_files: Checksums = checksums.known) -> str:
         """Digests configuration and weights: all that a merge takes from it.
 
-        Of a model in a bucket only as much is read as `corpora.identities` reads.
+        Of a model on the hub it is of the commit.
+
+        Args:
+          of_files: what returns the checksums of its files of weights.
         """
-        if buckets.protocol(self.model) is None:
+        if self.commit is not None:
             return checkpoint.fingerprint(self.model, revision=self.commit)
         told = {k: v for k, v in self.config.items() if k not in _UNTOLD}
-        names = sorted(weights.read_weights(self.folder).stamps)
-        paths = [files.join(self.folder, name) for name in names]
-        return files.digest([told, names, corpora.identities(paths)])
+        names = weights.file_names(self.folder)
+        return files.digest([told, names, of_files(self.folder, names)])
 
     def folder_with(self, patterns: Sequence[str]) -> str:
         """Returns where files of it lie that are no weights, fetched from the hub."""
