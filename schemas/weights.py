@@ -142,7 +142,7 @@ def read_header(path: str) -> Header:
             told = dict(json.loads(file.read(length)))
             metadata = {str(k): str(v) for k, v in told.pop(METADATA, {}).items()}
             found = {
-                key: _place(files.name_of(path), _LENGTH.size + length, key, entry)
+                key: read_place(files.name_of(path), _LENGTH.size + length, key, entry)
                 for key, entry in told.items()
             }
             stop = max((p.stop for p in found.values()), default=_LENGTH.size + length)
@@ -165,8 +165,18 @@ def read_header(path: str) -> Header:
     )
 
 
-def _place(file: str, offset: int, key: str, entry: Mapping[str, Any]) -> Place:
-    """Reads what a header says of one tensor."""
+def read_place(file: str, offset: int, key: str, entry: Mapping[str, Any]) -> Place:
+    """Reads what a header says of one tensor.
+
+    Args:
+      file: name of its file.
+      offset: where the header of the file ends.
+      key: of the tensor.
+      entry: its entry: `dtype`, `shape` and `data_offsets`.
+
+    Raises:
+      ValueError: if the type is unknown, or the bytes are not of that shape.
+    """
     dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
     start, stop = (offset + int(n) for n in entry["data_offsets"])
     if dtype not in ITEM_BYTES:

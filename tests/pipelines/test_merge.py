@@ -8,6 +8,12 @@ from typing import Any
 import apache_beam as beam
 import pytest
 import torch
+from huggingface_hub.errors import NotASafetensorsRepoError
+from huggingface_hub.utils import (
+    SafetensorsFileMetadata,
+    SafetensorsRepoMetadata,
+    TensorInfo,
+)
 from transformers import AutoModelForCausalLM
 
 from pipelines import clean, cli, inspect, merge, merged, stage, verify
@@ -306,6 +312,68 @@ def test_a_model_of_the_hub_is_read_at_one_commit(
     assert "| m1 | org/m1 |" in (Path(out) / "README.md").read_text()
     plainly = merging.plainly(made, "linear", {}, ["m1", "m2"])
     assert merging.same(merging.state(out), plainly)
+
+
+@pytest.fixture
+def hub(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[str]]:
+    """Returns the cache of a hub that holds m1, and the files that are fetched."""
+    snapshot, fetched = tmp_path / "0123abc", []
+    snapshot.mkdir()
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert name == "org/m1"
+        for path in sorted(Path(made["m1"]).iterdir()):
+            if any(path.match(pattern) for pattern in allow_patterns):
+                fetched.append(path.name)
+                shutil.copy(path, snapshot)
+        return str(snapshot)
+
+    def told(name: str, *, revision: str) -> Any:
+        assert (name, revision) == ("org/m1", "0123abc")
+        found = {}
+        for path in Path(made["m1"]).glob("model-*.safetensors"):
+            size = int.from_bytes(path.read_bytes()[:8], "little")
+            tensors = json.loads(path.read_bytes()[8 : 8 + size])
+            metadata = tensors.pop("__metadata__")
+            listed = {key: TensorInfo(**entry) for key, entry in tensors.items()}
+            found[path.name] = SafetensorsFileMetadata(metadata, listed)
+        return SafetensorsRepoMetadata(None, True, {}, found)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", told)
+    return snapshot, fetched
+
+
+def test_showing_fetches_no_weights_of_the_hub(
+    made: Made, hub: tuple[Path, list[str]], out: str, tmp_path: Path, capsys: Any
+) -> None:
+    shown = []
+    for place in (made["m1"], "org/m1"):
+        given = merging.table({**made, "m1": place}, out, method="ties", **SMALL)
+        path = merging.recipe(tmp_path, given)
+        assert cli.main(["merge", path, "--show"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert "config.json" in hub[1]
+    assert not [name for name in hub[1] if name.endswith(".safetensors")]
+
+
+def test_the_hub_is_asked_for_headers_that_are_not_here_and_named_if_it_fails(
+    made: Made, hub: tuple[Path, list[str]], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(name: str, *, revision: str) -> None:
+        raise NotASafetensorsRepoError("no such files")
+
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", silent)
+    given = merging.given({**made, "m1": "org/m1"}, out, "ties", show=True)
+    told = r"headers of org/m1@0123abc, .* \(NotASafetensorsRepoError: no such files\)"
+    with pytest.raises(FileNotFoundError, match=told):
+        merge.plan_merge(given)
+    for path in Path(made["m1"]).glob("model-*"):
+        shutil.copy(path, hub[0])
+    assert merge.plan_merge(given).shards
 
 
 def test_showing_says_what_becomes_of_every_tensor_and_writes_nothing(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas import buckets, files, weights
+from schemas.weights import Weights
 from train.merge import checksums
 from train.merge.checksums import Checksums
 from transforms import checkpoint, tokenizer
@@ -37,7 +38,7 @@ class Input:
 
     @property
     def folder(self) -> str:
-        """Where its files are for this process."""
+        """Where its files are for this process, weights among them."""
         if buckets.protocol(self.model):
             return self.model
         return str(checkpoint.locate(self.model, revision=self.commit).folder)
@@ -45,7 +46,8 @@ class Input:
     @property
     def config(self) -> Mapping[str, Any]:
         """Its configuration."""
-        path = files.join(self.folder, checkpoint.CONFIG)
+        folder = self.folder_with((checkpoint.CONFIG,))
+        path = files.join(folder, checkpoint.CONFIG)
         if not files.exists(path):
             raise FileNotFoundError(
                 f"a model folder must hold {checkpoint.CONFIG}, none at {path}"
@@ -83,7 +85,7 @@ class Input:
 
 
 def find(name: str, model: str) -> Input:
-    """Finds a model that is to be merged.
+    """Finds a model that is to be merged; no weights are fetched for this.
 
     Raises:
       FileNotFoundError: if it is not there, or has no configuration.
@@ -97,7 +99,7 @@ def find(name: str, model: str) -> Input:
     if buckets.protocol(model):
         found = Input(name=name, model=model)
     else:
-        located = checkpoint.locate(model)
+        located = checkpoint.locate(model, config_only=True)
         found = Input(name=name, model=model, commit=located.commit)
     if packed := found.config.get("quantization_config"):
         kind = packed.get("quant_method", "unknown")
@@ -107,6 +109,11 @@ def find(name: str, model: str) -> Input:
             " (dequantize) and save_pretrained"
         )
     return found
+
+
+def read_weights(one: Input) -> Weights:
+    """Finds the tensors of a model, whose files are fetched where they are not here."""
+    return weights.read_weights(one.folder)
 
 
 def names_like(folder: str, patterns: Sequence[str]) -> list[str]:
