@@ -129,6 +129,22 @@ def vocabulary_rows(one: Input) -> int | None:
     return told if isinstance(told, int) else None
 
 
+def ties_head(one: Input) -> bool:
+    """Says whether whoever loads a model takes its embedding for its head.
+
+    Where the configuration does not say, its kind's default does.
+    """
+    config = one.config
+    for told in (config, config.get("text_config") or {}):
+        if isinstance(ties := told.get("tie_word_embeddings"), bool):
+            return ties
+    from transformers import CONFIG_MAPPING  # takes seconds
+
+    if (kind := config.get("model_type")) not in CONFIG_MAPPING:
+        return False
+    return bool(getattr(CONFIG_MAPPING[kind](), "tie_word_embeddings", False))
+
+
 def differing(lead: Input, other: Input) -> list[str]:
     """Names what two configurations say differently, but what does not matter."""
     mine, theirs = (
