@@ -176,7 +176,7 @@ def describe(output: str, told: Description) -> Manifest:
     others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
     _remove_others(output, wanted | others)
     entries += [_entry(output, name) for name in sorted(others)]
-    made = _manifest(shards, told, entries)
+    made = _manifest(output, shards, told, entries)
     manifest.write(output, made)
     if _stamps(output, wanted) != before:
         files.remove_tree(files.join(output, manifest.NAME))
@@ -193,7 +193,10 @@ def describe(output: str, told: Description) -> Manifest:
 
 
 def _manifest(
-    shards: Sequence[Shard], told: Description, entries: Sequence[FileEntry]
+    output: str,
+    shards: Sequence[Shard],
+    told: Description,
+    entries: Sequence[FileEntry],
 ) -> Manifest:
     tensors = [tensor for shard in shards for tensor in shard.tensors]
     return Manifest(
@@ -201,7 +204,7 @@ def _manifest(
         fingerprint=told.identity,
         settings=told.settings,
         inputs=told.inputs,
-        origins={"models": {one.name: one.model for one in told.models}},
+        origins={"models": {one.name: _origin(output, one) for one in told.models}},
         counts={
             "models": len(told.settings["models"]),
             "tensors": len(tensors),
@@ -211,6 +214,11 @@ def _manifest(
         files=entries,
         code_version=version.VERSION,
     )
+
+
+def _origin(output: str, one: Input) -> str:
+    """Writes where a model lies as seen from the folder, or which of the hub it is."""
+    return one.model if one.commit else files.relative(one.model, output)
 
 
 def _stamps(output: str, names: set[str]) -> dict[str, tuple[int, str]]:
@@ -324,24 +332,34 @@ def check(folder: str, made: Manifest) -> str:
         wanted = work.fingerprint(made.fingerprint, shard)
         weights.is_done(files.join(folder, shard.file), wanted)
     manifest.check_count(folder, made, "tensors", len(planned))
-    known = dict(made.origins["models"])
-    compared = [name for name in known if _compare(folder, made, name, known[name])]
+    known, away = _models(folder, made), absent(folder, made)
+    for name in known.keys() - away.keys():
+        _compare(folder, made, name, known[name])
     return (
-        f"{len(planned):,} tensors in {len(shards):,} files as planned;"
-        f" {len(compared)} of {len(known)} models are there, and those it was made of"
+        f"{len(planned):,} tensors in {len(shards):,} files as planned, of"
+        f" {len(known) - len(away)} of {len(known)} models, which are there"
     )
 
 
-def _compare(folder: str, made: Manifest, name: str, model: str) -> bool:
-    """Compares a model with what its merge saw; False where it is not there.
+def _models(folder: str, made: Manifest) -> dict[str, str]:
+    """Returns where the models of a merge lie, by name, if all was moved together."""
+    stored = made.origins["models"]
+    return {name: files.resolve(folder, model) for name, model in stored.items()}
+
+
+def absent(folder: str, made: Manifest) -> dict[str, str]:
+    """Returns the models of a merge that are not there, with their places."""
+    known = _models(folder, made)
+    return {name: model for name, model in known.items() if not files.exists(model)}
+
+
+def _compare(folder: str, made: Manifest, name: str, model: str) -> None:
+    """Compares a model with what its merge saw.
 
     Raises:
       SchemaError: if it is another by now.
     """
-    if not files.exists(model):
-        return False
     key = name if name == rules.BASE else f"model:{name}"
     found = Input(name=name, model=model).fingerprint(checksums.taken)
     if found != made.inputs[key]:
         raise SchemaError(f"{folder} must be made of the {name} now in {model}")
-    return True

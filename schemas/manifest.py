@@ -39,7 +39,8 @@ class Manifest:
       settings: the settings of the stage that shape its output, by name.
       inputs: fingerprints of what it was made from, by name (windows, model, ...).
       origins: where the inputs were found, as the command named them, and folders of
-        the same run as seen from this one (see `origin`); of no weight.
+        the same run, or models that were merged, as seen from this one (see `origin`);
+        of no weight.
       counts: documents, windows, tokens, ... in and out, by name.
       files: the data files by name, in the order of the plan.
       code_version: version of FuseBeam that wrote it.

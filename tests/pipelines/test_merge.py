@@ -66,20 +66,23 @@ def test_a_merged_model_computes_what_one_merged_in_memory_does(
     assert torch.equal(logits(out), logits(made["base"]))
 
 
-def test_every_method_may_be_named_in_a_recipe(made: Made, tmp_path: Path) -> None:
-    needed = {
-        "slerp": {"settings": {"t": 0.5}, "use_base": False},
-        "sce": {"settings": {}},
-    }
-    weighted = {"task_arithmetic", "dare_linear", "dare_ties", "della_linear"}
-    weighted |= {"breadcrumbs", "breadcrumbs_ties"}
-    for method in methods.METHODS:
-        more = needed.get(method, {})
-        if method in weighted:
-            more = {"settings": {"weight": 0.5}}
-        # One file, in this process: no runner is started for each.
-        one = {"shard_bytes": 10**9, "slices": "0"}
-        run(made, str(tmp_path / method), method, **one, **more)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_may_be_named_in_a_recipe(
+    method: str, made: Made, out: str
+) -> None:
+    settings: dict[str, Any] = {"slerp": {"t": 0.5}, "sce": {"select_topk": 0.5}}.get(
+        method, {}
+    )
+    if "weight" in methods.METHODS[method].parameters:
+        settings = {"weight": [0.75, 0.5]}
+    if "density" in methods.METHODS[method].parameters:
+        settings["density"] = 0.5
+    told = {k: v if k != "weight" else {"models": v} for k, v in settings.items()}
+    # One file, in this process: no runner is started for each.
+    more = {"shard_bytes": 10**9, "slices": "0", "use_base": method != "slerp"}
+    run(made, out, method, settings=told, **more)
+    plainly = merging.plainly(made, method, settings, ["m1", "m2"])
+    assert merging.same(merging.state(out), plainly)
 
 
 def test_merging_twice_leaves_the_same_bytes(
@@ -379,7 +382,11 @@ def test_the_hub_is_asked_for_headers_that_are_not_here_and_named_if_it_fails(
 def test_showing_says_what_becomes_of_every_tensor_and_writes_nothing(
     made: Made, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rules = [{"pattern": "*mlp*", "settings": {"density": {"depth": [0.2, 0.8]}}}]
+    rules = [
+        {"pattern": "*mlp*", "settings": {"density": {"depth": [0.2, 0.8]}}},
+        {"pattern": "*q_proj*", "method": "nuslerp", "use_base": False},
+        {"pattern": "*k_proj*", "method": "nuslerp"},
+    ]
     given = merging.table(made, out, method="ties", rules=rules, **SMALL)
     path = merging.recipe(tmp_path, given)
     assert cli.main(["merge", path, "--show"]) == 0
@@ -387,6 +394,10 @@ def test_showing_says_what_becomes_of_every_tensor_and_writes_nothing(
     line = next(line for line in told if line.startswith("model.layers.1.mlp.up_proj"))
     assert line.split()[1:6] == ["24", "x", "16", "F32", "model.layers.1"]
     assert "ties weight=[1, 1] density=[0.8, 0.8]" in line
+    assert line.endswith("with base")
+    for key, ends in (("q_proj", False), ("k_proj", True)):
+        (line, *_) = (line for line in told if f"self_attn.{key}" in line)
+        assert line.endswith("with base") == ends
     assert sum("model.layers." in line for line in told) == 18
     assert any(line.startswith("memory: ") for line in told)
     assert not Path(out).exists()
@@ -660,13 +671,46 @@ def test_an_unfinished_folder_of_other_settings_is_named(made: Made, out: str) -
 def test_verifying_reads_what_the_plan_says(made: Made, out: str) -> None:
     run(made, out)
     (line,) = verify.verify([out])
-    assert "3 of 3 models are there" in line
+    assert "of 3 of 3 models, which are there" in line
     shutil.copytree(out, f"{out}.copy")
     path = Path(f"{out}.copy") / plan.NAME
     path.write_text(path.read_text().replace("mlp.up_proj", "mlp.gone_proj"))
     found = manifest.read(f"{out}.copy", work.STAGE)
     with pytest.raises(SchemaError, match=r"must hold every tensor of plan\.jsonl"):
         merged.check(f"{out}.copy", found)
+
+
+def test_a_run_that_lies_elsewhere_leaves_the_same_bytes(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for place in (tmp_path / "one", tmp_path / "far/two"):
+        models = {
+            name: str(shutil.copytree(at, place / name)) for name, at in made.items()
+        }
+        run(models, str(place / "merged"), "linear", slices="0", shard_bytes=10**9)
+        monkeypatch.chdir(place)
+        models = {name: name for name in made}
+        run(models, str(place / "again"), "linear", slices="0", shard_bytes=10**9)
+        for folder in ("merged", "again"):
+            paths = sorted((place / folder).iterdir())
+            found.append({path.name: path.read_bytes() for path in paths})
+    assert all(one == found[0] for one in found)
+    moved = (tmp_path / "far/two").rename(tmp_path / "moved")
+    (line,) = verify.verify([str(moved / "merged")])
+    assert "of 3 of 3 models, which are there" in line
+
+
+def test_models_that_are_gone_are_named_as_not_compared(
+    spoilt: Made, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(spoilt, out, "linear", slices="0", shard_bytes=10**9)
+    shutil.rmtree(spoilt["m2"])
+    assert cli.main(["verify", out]) == 0
+    told = capsys.readouterr().out
+    assert "of 2 of 3 models, which are there" in told
+    assert f"not proved: {out} was not compared with m2: {spoilt['m2']} is not" in told
+    assert "nothing was lost in what is proved above" in told
 
 
 def test_verifying_notices_a_model_that_is_another_by_now(
