@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines import card, stage
-from schemas import copies, files, manifest, parquet, version, weights
+from schemas import copies, files, manifest, version, weights
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import FileEntry, Manifest
 from train.merge import checksums, inputs, plan, rules, sums, vocabulary, work
 from train.merge.inputs import Input
 from train.merge.match import Sources
 from train.merge.plan import Shard
-from transforms import checkpoint, ledger
+from transforms import checkpoint
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _OURS = (
@@ -166,30 +166,22 @@ def describe(output: str, told: Description) -> Manifest:
       FusionError: if another command writes there.
     """
     shards = plan.read(output)
-    wanted = {shard.file for shard in shards}
-    before = _stamps(output, wanted)
-    entries = _entries(output, shards, told.identity)
-    measured = _measured(output, shards, told.identity)
-    text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
-    text += card.checksums(entries)
-    files.write_bytes(files.join(output, card.NAME), text.encode())
-    others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
-    _remove_others(output, wanted | others)
-    entries += [_entry(output, name) for name in sorted(others)]
-    made = _manifest(output, shards, told, entries)
-    manifest.write(output, made)
-    if _stamps(output, wanted) != before:
-        files.remove_tree(files.join(output, manifest.NAME))
-        raise FusionError(
-            f"{output} must be at rest when it is described, but its files were written"
-            " meanwhile; let the other command that works in it end, and repeat this"
-            " one"
-        )
+    wanted = [shard.file for shard in shards]
+
+    def made() -> Manifest:
+        entries = _entries(output, shards, told.identity)
+        measured = _measured(output, shards, told.identity)
+        text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
+        text += card.checksums(entries)
+        files.write_bytes(files.join(output, card.NAME), text.encode())
+        others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
+        _remove_others(output, {*wanted, *others})
+        entries += [stage.entry(output, name) for name in sorted(others)]
+        return _manifest(output, shards, told, entries)
+
+    found = stage.at_rest(output, wanted, made)
     files.remove_tree(files.join(output, sums.FOLDER))
-    manifest.forget_entries(output)
-    ledger.forget(output)
-    files.tidy(output)
-    return made
+    return found
 
 
 def _manifest(
@@ -221,11 +213,6 @@ def _origin(output: str, one: Input) -> str:
     return one.model if one.commit else files.relative(one.model, output)
 
 
-def _stamps(output: str, names: set[str]) -> dict[str, tuple[int, str]]:
-    found = files.stamps(output, ".safetensors")
-    return {name: found[name] for name in names if name in found}
-
-
 def _entries(output: str, shards: Sequence[Shard], identity: str) -> list[FileEntry]:
     """Returns the entries of the weights: as noted when written, or by reading them.
 
@@ -243,22 +230,10 @@ def _entries(output: str, shards: Sequence[Shard], identity: str) -> list[FileEn
     noted = manifest.noted_entries(output, dict(prints))
 
     def entry(shard: Shard) -> FileEntry:
-        found = noted.get(shard.file) or _entry(output, shard.file)
+        found = noted.get(shard.file) or stage.entry(output, shard.file)
         return dataclasses.replace(found, rows=len(shard.tensors))
 
     return files.each(entry, shards)
-
-
-def _entry(output: str, name: str) -> FileEntry:
-    path = files.join(output, name)
-    rows = parquet.metadata(path).num_rows if name.endswith(".parquet") else 0
-    return FileEntry(
-        name=name,
-        rows=rows,
-        tokens=None,
-        bytes=files.size(path),
-        sha256=files.checksum(path),
-    )
 
 
 def _measured(
