@@ -26,7 +26,7 @@ from schemas import files, manifest, settings, weights
 from schemas import plan as slicing
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
-from train.merge import inputs, match, plan, report, sums, vocabulary, work
+from train.merge import headers, inputs, match, plan, report, sums, vocabulary, work
 from train.merge.match import Sources
 from train.merge.plan import Shard
 from train.merge.reading import Reading
@@ -50,9 +50,11 @@ def gather(config: MergeConfig) -> Sources:
                 f" {one.model}"
             )
     lead = len(found) - 1 if config.base else 0
+    # To show a plan, weights of the hub need not be here; to carry it out, they must.
+    read = headers.read if config.show else inputs.read_weights
     return Sources(
         models=found,
-        tensors=[weights.read_weights(one.folder) for one in found],
+        tensors=[read(one) for one in found],
         lead=lead,
         has_base=config.base is not None,
         vocabulary=vocabulary.compare(found, lead, config.embeddings),
@@ -111,7 +113,7 @@ def merge_models(given: Merging, runner_flags: Sequence[str] = ()) -> Manifest |
         models=tuple(found.sources.models),
         lead=found.sources.lead,
         settings=shaped,
-        inputs=merged.inputs_of(found.sources),
+        inputs=merged.inputs_of(found.sources, found.shards),
         notes=found.notes,
         dtype=config.dtype,
     )

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines import card, stage
-from schemas import copies, files, manifest, parquet, version, weights
+from schemas import copies, files, manifest, version, weights
 from schemas.errors import FusionError, SchemaError
 from schemas.manifest import FileEntry, Manifest
-from train.merge import inputs, plan, rules, sums, vocabulary, work
+from train.merge import checksums, inputs, plan, rules, sums, vocabulary, work
 from train.merge.inputs import Input
 from train.merge.match import Sources
 from train.merge.plan import Shard
-from transforms import checkpoint, ledger
+from transforms import checkpoint
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _OURS = (
@@ -56,17 +56,21 @@ class Description:
         return stage.identity(work.STAGE, self.settings, self.inputs)
 
 
-def inputs_of(sources: Sources) -> dict[str, Any]:
-    """Returns the fingerprints of all that a merged model is made of, by name."""
+def inputs_of(sources: Sources, shards: Sequence[Shard]) -> dict[str, Any]:
+    """Returns the fingerprints of all that a merged model is made of, by name.
+
+    `plan` is of what was settled of every tensor: what rules and settings come to, with
+    defaults, and what vocabularies and headers say.
+    """
     lead = sources.models[sources.lead]
     found: dict[str, Any] = {
-        one.name if one.name == rules.BASE else f"model:{one.name}": one.fingerprint
+        one.name if one.name == rules.BASE else f"model:{one.name}": one.fingerprint()
         for one in sources.models
     }
     folder, names = _companions(lead)
-    found["companions"] = files.digest(
-        {name: files.checksum(files.join(folder, name)) for name in names}
-    )
+    known = zip(names, checksums.known(folder, names), strict=True)
+    found["companions"] = files.digest(dict(known))
+    found["plan"] = files.digest([shard.digest for shard in shards])
     if sources.vocabulary.ids is not None:
         found["vocabulary"] = files.digest(sources.vocabulary.ids.tolist())
     return found
@@ -126,18 +130,33 @@ def refuse_others(
 def begin(output: str, sources: Sources, shards: Sequence[Shard], told: str) -> None:
     """Writes what workers read: the plan, and which rows are of which tokens.
 
+    A configuration that is there goes first, unless all files are there and of this
+    merge: without it nobody takes files of two merges for a model.
+
     Args:
       output: the folder.
       sources: the models.
       shards: the files.
       told: digest of all that shapes the folder's bytes.
     """
-    if plan.write(output, shards):
-        # Without a configuration nobody takes files of two merges for a model.
-        files.remove_tree(files.join(output, checkpoint.CONFIG))
+    config = files.join(output, checkpoint.CONFIG)
+    # In this order: another command of this merge writes it when all are there.
+    if files.exists(config) and not _all_done(output, shards, told):
+        files.remove_tree(config)
+    plan.write(output, shards)
     if sources.vocabulary.ids is not None:
         path = files.join(output, vocabulary.FILE)
         vocabulary.write(path, sources.vocabulary.ids, told)
+
+
+def _all_done(output: str, shards: Sequence[Shard], identity: str) -> bool:
+    """Says whether all files of weights are there, made by this very merge."""
+
+    def done(shard: Shard) -> bool:
+        wanted = work.fingerprint(identity, shard)
+        return weights.is_done(files.join(output, shard.file), wanted, overwrite=True)
+
+    return all(files.each(done, shards))
 
 
 def describe(output: str, told: Description) -> Manifest:
@@ -147,34 +166,29 @@ def describe(output: str, told: Description) -> Manifest:
       FusionError: if another command writes there.
     """
     shards = plan.read(output)
-    wanted = {shard.file for shard in shards}
-    before = _stamps(output, wanted)
-    entries = _entries(output, shards, told.identity)
-    measured = _measured(output, shards, told.identity)
-    text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
-    text += card.checksums(entries)
-    files.write_bytes(files.join(output, card.NAME), text.encode())
-    others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
-    _remove_others(output, wanted | others)
-    entries += [_entry(output, name) for name in sorted(others)]
-    made = _manifest(shards, told, entries)
-    manifest.write(output, made)
-    if _stamps(output, wanted) != before:
-        files.remove_tree(files.join(output, manifest.NAME))
-        raise FusionError(
-            f"{output} must be at rest when it is described, but its files were written"
-            " meanwhile; let the other command that works in it end, and repeat this"
-            " one"
-        )
+    wanted = [shard.file for shard in shards]
+
+    def made() -> Manifest:
+        entries = _entries(output, shards, told.identity)
+        measured = _measured(output, shards, told.identity)
+        text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
+        text += card.checksums(entries)
+        files.write_bytes(files.join(output, card.NAME), text.encode())
+        others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
+        _remove_others(output, {*wanted, *others})
+        entries += [stage.entry(output, name) for name in sorted(others)]
+        return _manifest(output, shards, told, entries)
+
+    found = stage.at_rest(output, wanted, made)
     files.remove_tree(files.join(output, sums.FOLDER))
-    manifest.forget_entries(output)
-    ledger.forget(output)
-    files.tidy(output)
-    return made
+    return found
 
 
 def _manifest(
-    shards: Sequence[Shard], told: Description, entries: Sequence[FileEntry]
+    output: str,
+    shards: Sequence[Shard],
+    told: Description,
+    entries: Sequence[FileEntry],
 ) -> Manifest:
     tensors = [tensor for shard in shards for tensor in shard.tensors]
     return Manifest(
@@ -182,7 +196,7 @@ def _manifest(
         fingerprint=told.identity,
         settings=told.settings,
         inputs=told.inputs,
-        origins={"models": {one.name: one.model for one in told.models}},
+        origins={"models": {one.name: _origin(output, one) for one in told.models}},
         counts={
             "models": len(told.settings["models"]),
             "tensors": len(tensors),
@@ -194,9 +208,9 @@ def _manifest(
     )
 
 
-def _stamps(output: str, names: set[str]) -> dict[str, tuple[int, str]]:
-    found = files.stamps(output, ".safetensors")
-    return {name: found[name] for name in names if name in found}
+def _origin(output: str, one: Input) -> str:
+    """Writes where a model lies as seen from the folder, or which of the hub it is."""
+    return one.model if one.commit else files.relative(one.model, output)
 
 
 def _entries(output: str, shards: Sequence[Shard], identity: str) -> list[FileEntry]:
@@ -216,22 +230,10 @@ def _entries(output: str, shards: Sequence[Shard], identity: str) -> list[FileEn
     noted = manifest.noted_entries(output, dict(prints))
 
     def entry(shard: Shard) -> FileEntry:
-        found = noted.get(shard.file) or _entry(output, shard.file)
+        found = noted.get(shard.file) or stage.entry(output, shard.file)
         return dataclasses.replace(found, rows=len(shard.tensors))
 
     return files.each(entry, shards)
-
-
-def _entry(output: str, name: str) -> FileEntry:
-    path = files.join(output, name)
-    rows = parquet.metadata(path).num_rows if name.endswith(".parquet") else 0
-    return FileEntry(
-        name=name,
-        rows=rows,
-        tokens=None,
-        bytes=files.size(path),
-        sha256=files.checksum(path),
-    )
 
 
 def _measured(
@@ -305,23 +307,34 @@ def check(folder: str, made: Manifest) -> str:
         wanted = work.fingerprint(made.fingerprint, shard)
         weights.is_done(files.join(folder, shard.file), wanted)
     manifest.check_count(folder, made, "tensors", len(planned))
-    known = dict(made.origins["models"])
-    compared = [name for name in known if _compare(folder, made, name, known[name])]
+    known, away = _models(folder, made), absent(folder, made)
+    for name in known.keys() - away.keys():
+        _compare(folder, made, name, known[name])
     return (
-        f"{len(planned):,} tensors in {len(shards):,} files as planned;"
-        f" {len(compared)} of {len(known)} models are there, and those it was made of"
+        f"{len(planned):,} tensors in {len(shards):,} files as planned, of"
+        f" {len(known) - len(away)} of {len(known)} models, which are there"
     )
 
 
-def _compare(folder: str, made: Manifest, name: str, model: str) -> bool:
-    """Compares a model with what its merge saw; False where it is not there.
+def _models(folder: str, made: Manifest) -> dict[str, str]:
+    """Returns where the models of a merge lie, by name, if all was moved together."""
+    stored = made.origins["models"]
+    return {name: files.resolve(folder, model) for name, model in stored.items()}
+
+
+def absent(folder: str, made: Manifest) -> dict[str, str]:
+    """Returns the models of a merge that are not there, with their places."""
+    known = _models(folder, made)
+    return {name: model for name, model in known.items() if not files.exists(model)}
+
+
+def _compare(folder: str, made: Manifest, name: str, model: str) -> None:
+    """Compares a model with what its merge saw.
 
     Raises:
       SchemaError: if it is another by now.
     """
-    if not files.exists(model):
-        return False
     key = name if name == rules.BASE else f"model:{name}"
-    if Input(name=name, model=model).fingerprint != made.inputs[key]:
+    found = Input(name=name, model=model).fingerprint(checksums.taken)
+    if found != made.inputs[key]:
         raise SchemaError(f"{folder} must be made of the {name} now in {model}")
-    return True

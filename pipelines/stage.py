@@ -201,15 +201,19 @@ def describe(
         for name, footer in zip(names, footers, strict=True)
     }
     noted = manifest.noted_entries(folder, fingerprints)
-    return files.each(lambda name: noted.get(name) or _read(folder, name), names)
+    return files.each(lambda name: noted.get(name) or entry(folder, name), names)
 
 
-def _read(folder: str, name: str) -> FileEntry:
-    path = files.join(folder, name)
+def entry(folder: str, name: str) -> FileEntry:
+    """Returns the entry of a file, by reading it; rows and tokens are of Parquet."""
+    path, rows, tokens = files.join(folder, name), 0, None
+    if name.endswith(".parquet"):
+        rows = parquet.metadata(path).num_rows
+        tokens = parquet.footer(path).get("tokens")
     return FileEntry(
         name=name,
-        rows=parquet.metadata(path).num_rows,
-        tokens=parquet.footer(path).get("tokens"),
+        rows=rows,
+        tokens=tokens,
         bytes=files.size(path),
         sha256=files.checksum(path),
     )
@@ -237,13 +241,13 @@ def finish(
       count: makes the folder's counts of its files' footers.
     """
     wanted = identity(stage, settings, inputs)
-    for _ in range(_TRIES):
-        stamps = _stamps(folder, names)
+
+    def made() -> Manifest:
         footers = files.each(
             lambda name: parquet.footer(files.join(folder, name)), names
         )
         quarantined = _quarantined(folder, stage, wanted, names, footers)
-        made = Manifest(
+        found = Manifest(
             stage=stage,
             fingerprint=manifest.sealed(wanted, quarantined),
             settings=settings,
@@ -255,12 +259,33 @@ def finish(
             quarantined=quarantined,
         )
         remove_others(folder, set(names))
-        manifest.write(folder, made)
+        return found
+
+    return at_rest(folder, names, made)
+
+
+def at_rest(
+    folder: str, names: Sequence[str], made: Callable[[], Manifest]
+) -> Manifest:
+    """Writes the manifest of a folder whose files are not written meanwhile.
+
+    Args:
+      folder: the folder.
+      names: the files that others may write.
+      made: looks into them and returns the manifest.
+
+    Raises:
+      FusionError: if they never are at rest.
+    """
+    for _ in range(_TRIES):
+        stamps = _stamps(folder, names)
+        found = made()
+        manifest.write(folder, found)
         if _stamps(folder, names) == stamps:
             manifest.forget_entries(folder)
             ledger.forget(folder)
             files.tidy(folder)
-            return made
+            return found
         # Another command writes here: what was described is not what is there.
         files.remove_tree(files.join(folder, manifest.NAME))
     raise FusionError(
@@ -298,7 +323,7 @@ def _quarantined(
 
 
 def _stamps(folder: str, names: Sequence[str]) -> dict[str, tuple[int, str]]:
-    found = files.stamps(folder, ".parquet")
+    found = files.stamps(folder)
     return {name: found[name] for name in names if name in found}
 
 

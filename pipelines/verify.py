@@ -322,6 +322,8 @@ def between(folders: Sequence[str]) -> tuple[list[str], list[str]]:
         data = manifest.read(folder, TRAINED).origins["data"]
         if not manifest.present(data):
             left.append(f"{folder} was not compared with its rows: {data} is not there")
+    for folder in (folder for folder, stage in found.items() if stage == MERGED):
+        left += _absent(folder)
     known = evaluations.fingerprints(splits)
     for given in folders:
         for folder, names in _tree(given).items():
@@ -333,6 +335,14 @@ def between(folders: Sequence[str]) -> tuple[list[str], list[str]]:
                 else:
                     proved.append(f"{path}: {line}")
     return proved, left
+
+
+def _absent(folder: str) -> Iterator[str]:
+    """Tells the models of a merge that are not there to be compared with it."""
+    from pipelines import merged  # loads torch, which takes seconds
+
+    for name, model in merged.absent(folder, manifest.read(folder, MERGED)).items():
+        yield f"{folder} was not compared with {name}: {model} is not there"
 
 
 def _evaluations(

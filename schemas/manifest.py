@@ -39,7 +39,8 @@ class Manifest:
       settings: the settings of the stage that shape its output, by name.
       inputs: fingerprints of what it was made from, by name (windows, model, ...).
       origins: where the inputs were found, as the command named them, and folders of
-        the same run as seen from this one (see `origin`); of no weight.
+        the same run, or models that were merged, as seen from this one (see `origin`);
+        of no weight.
       counts: documents, windows, tokens, ... in and out, by name.
       files: the data files by name, in the order of the plan.
       code_version: version of FuseBeam that wrote it.
@@ -142,6 +143,18 @@ def read(folder: str, stage: str) -> Manifest:
         return Manifest(**value)
     except (KeyError, TypeError) as error:
         raise SchemaError(f"{path} lacks or misspells a field: {error}") from error
+
+
+def entries(folder: str) -> dict[str, FileEntry]:
+    """Returns what a manifest states of a folder's files, whatever stage wrote it.
+
+    Empty where there is none, or one that is not of this version of ours.
+    """
+    path = files.join(folder, NAME)
+    found = files.read_json(path) if files.exists(path) else None
+    if not isinstance(found, dict) or found.get("schema_version") != VERSION:
+        return {}
+    return {entry["name"]: FileEntry(**entry) for entry in found["files"]}
 
 
 def origin(folder: str, made: Manifest, name: str) -> str:
@@ -273,11 +286,14 @@ def refuse_other(folder: str, found: Manifest, wanted: Mapping[str, Any]) -> Non
       wanted: `settings` and `inputs` as they would be written now, flat.
 
     Raises:
-      SchemaError: always, naming the first key that differs, both values and the cure.
+      SchemaError: always, naming the first key that differs, settings before inputs,
+        both values and the cure.
     """
     had = {**found.settings, **found.inputs}
     cure = "choose another folder, or pass --overwrite to write this one anew"
-    for key in sorted({*had, *wanted}):
+    for key in sorted(
+        {*had, *wanted}, key=lambda key: (key not in found.settings, key)
+    ):
         if key not in had or key not in wanted or had[key] != wanted[key]:
             raise SchemaError(
                 f"{folder} was written with {key} = {_shown(had, key)}, and now it is"

@@ -10,6 +10,7 @@ are known. Nothing here knows torch.
 import fnmatch
 import json
 import math
+import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,19 +63,44 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """The version of a file.
+
+    Attributes:
+      bytes: its size.
+      content: what a bucket says of its content; None of a file on a disk.
+      machine: which sees it on a disk; None in a bucket.
+      version: what that machine says of it: inode, and nanosecond of the last change.
+    """
+
+    bytes: int
+    content: str | None = None
+    machine: str | None = None
+    version: str | None = None
+
+    def fits(self, other: "Stamp") -> bool:
+        """Says whether two may be of one file; surely, on one machine or in a bucket.
+
+        Machines may have copies of their own, of which times say nothing.
+        """
+        if (self.bytes, self.content) != (other.bytes, other.content):
+            return False
+        return self.machine != other.machine or self.version == other.version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What the header of a file says.
 
     Attributes:
       places: of its tensors, in the order of their bytes.
       metadata: what else it holds.
-      stamp: the version of the file: its size, and in a bucket what that says of its
-        content.
+      stamp: the version of the file.
     """
 
     places: Mapping[str, Place]
     metadata: Mapping[str, str]
-    stamp: str
+    stamp: Stamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +113,18 @@ class Weights:
     """
 
     places: Mapping[str, Place]
-    stamps: Mapping[str, str]
+    stamps: Mapping[str, Stamp]
 
 
-def stamp_of(path: str, file: Any) -> str:
-    """Returns what tells the version of an open file that is the same on all machines.
-
-    Of a file on a disk that is its size alone.
-    """
+def _stamp_of(path: str, file: Any) -> Stamp:
+    """Returns the version of an open file."""
     details = getattr(file, "details", None)
     if isinstance(details, dict) and (content := buckets.content(details)):
-        return content
-    return f"{files.size(path)} bytes"
+        return Stamp(bytes=int(details["size"]), content=content)
+    if (known := files.stamp(file)) is None:
+        return Stamp(bytes=files.size(path))
+    size, version = known
+    return Stamp(bytes=size, machine=socket.gethostname(), version=version)
 
 
 def read_header(path: str) -> Header:
@@ -108,7 +134,7 @@ def read_header(path: str) -> Header:
       SchemaError: if it is not a whole safetensors file; names it and the cure.
     """
     with files.open_input(path) as file:
-        stamp = stamp_of(path, file)
+        stamp = _stamp_of(path, file)
         try:
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
             if length > _LONGEST_HEADER:
@@ -116,7 +142,7 @@ def read_header(path: str) -> Header:
             told = dict(json.loads(file.read(length)))
             metadata = {str(k): str(v) for k, v in told.pop(METADATA, {}).items()}
             found = {
-                key: _place(files.name_of(path), _LENGTH.size + length, key, entry)
+                key: read_place(files.name_of(path), _LENGTH.size + length, key, entry)
                 for key, entry in told.items()
             }
             stop = max((p.stop for p in found.values()), default=_LENGTH.size + length)
@@ -139,8 +165,18 @@ def read_header(path: str) -> Header:
     )
 
 
-def _place(file: str, offset: int, key: str, entry: Mapping[str, Any]) -> Place:
-    """Reads what a header says of one tensor."""
+def read_place(file: str, offset: int, key: str, entry: Mapping[str, Any]) -> Place:
+    """Reads what a header says of one tensor.
+
+    Args:
+      file: name of its file.
+      offset: where the header of the file ends.
+      key: of the tensor.
+      entry: its entry: `dtype`, `shape` and `data_offsets`.
+
+    Raises:
+      ValueError: if the type is unknown, or the bytes are not of that shape.
+    """
     dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
     start, stop = (offset + int(n) for n in entry["data_offsets"])
     if dtype not in ITEM_BYTES:
@@ -159,13 +195,7 @@ def read_weights(folder: str) -> Weights:
       FileNotFoundError: if there are no such files.
       SchemaError: if one cannot be read, or index and files do not agree.
     """
-    index = _index(folder)
-    names = sorted(set(index.values())) if index is not None else _names(folder)
-    if not names:
-        raise FileNotFoundError(
-            f"{folder} must hold weights as {PATTERN}, it holds none; load it with"
-            " transformers where you trust it, and save it with save_pretrained"
-        )
+    index, names = _index(folder), file_names(folder)
     headers = files.each(lambda name: read_header(files.join(folder, name)), names)
     places: dict[str, Place] = {}
     for name, header in zip(names, headers, strict=True):
@@ -185,9 +215,24 @@ def read_weights(folder: str) -> Weights:
     )
 
 
-def _names(folder: str) -> list[str]:
-    found = files.names(folder, ".safetensors")
-    return [name for name in found if fnmatch.fnmatchcase(name, PATTERN)]
+def file_names(folder: str) -> list[str]:
+    """Lists the files of a model's weights: as its index does, or all called so.
+
+    Raises:
+      FileNotFoundError: if there are none.
+      SchemaError: if the index cannot be read.
+    """
+    if (index := _index(folder)) is not None:
+        names = sorted(set(index.values()))
+    else:
+        found = files.names(folder, ".safetensors")
+        names = [name for name in found if fnmatch.fnmatchcase(name, PATTERN)]
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} must hold weights as {PATTERN}, it holds none; load it with"
+            " transformers where you trust it, and save it with save_pretrained"
+        )
+    return names
 
 
 def _index(folder: str) -> dict[str, str] | None:
@@ -230,7 +275,7 @@ def some(names: Iterable[str]) -> str:
     return f"{text} and {more} more" if more > 0 else text
 
 
-def read_bytes(folder: str, place: Place, stamp: str) -> bytearray:
+def read_bytes(folder: str, place: Place, stamp: Stamp) -> bytearray:
     """Reads the bytes of one tensor, and nothing else of its file.
 
     Args:
@@ -243,11 +288,15 @@ def read_bytes(folder: str, place: Place, stamp: str) -> bytearray:
     """
     path = files.join(folder, place.file)
     with files.open_input(path) as file:
-        if (now := stamp_of(path, file)) != stamp:
+        if not stamp.fits(now := _stamp_of(path, file)):
+            sizes = ""
+            if stamp.bytes != now.bytes:
+                sizes = f" ({stamp.bytes} and {now.bytes} bytes)"
             raise FusionError(
-                f"{path} must be the file that the work was planned with ({stamp}), but"
-                f" it is another ({now}); let every worker have the same model at that"
-                " place, and repeat the command"
+                f"{path} must be the file that the work was planned with, but has been"
+                f" written anew or is another{sizes};"
+                " let nobody write the model meanwhile, and every worker have the same"
+                " at that place, and repeat the command"
             )
         file.seek(place.start)
         content = bytearray(place.stop - place.start)

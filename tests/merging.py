@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines import card, merging
 from pipelines.merging import Merging
 from tests import causal_models
-from train.merge import methods
+from train.merge import methods, work
 
 WIDTH = 64
 SHARD = "8KB"
@@ -102,16 +102,18 @@ def plainly(
     settings: Mapping[str, Any],
     names: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Merges whole models in memory, key by key."""
+    """Merges whole models in memory, key by key; SLERP does without the base."""
     states = [state(made[name]) for name in names]
     base = state(made["base"])
-    needed = methods.METHODS[method].base == "needed"
+    needed = methods.METHODS[method].base != "none" and method != "slerp"
+    seeded = methods.METHODS[method].seeded
     return {
         key: methods.merge_tensors(
             method,
             [one[key].float() for one in states],
             value.float() if needed else None,
             settings,
+            torch.Generator().manual_seed(work.seed_of(0, key)) if seeded else None,
         ).to(value.dtype)
         for key, value in base.items()
     }

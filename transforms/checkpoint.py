@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas import buckets, copies, files
+from schemas import buckets, copies, files, weights
 
 CONFIG = "config.json"
 SAFE = "model*.safetensors"
@@ -25,6 +25,7 @@ COMPANIONS = (
 )
 """The files of a model folder that go with any weights of its kind."""
 
+_ALONE = "model.safetensors"
 _PICKLED = "pytorch_model*.bin"
 _BLOCK_BYTES = 2**20
 
@@ -162,8 +163,9 @@ def _check_weights(model: str, folder: Path) -> None:
 def fingerprint(model: str, *, revision: str | None = None) -> str:
     """Digests what a model computes: its configuration and its weights.
 
-    A folder's files are read whole, a block at a time, and fetched for this where they
-    lie in a bucket; of a model on the hub, which is not, the commit is digested.
+    A folder's files of weights, those that are loaded, are read whole, a block at a
+    time, and fetched for this where they lie in a bucket; of a model on the hub, which
+    is not, the commit is digested.
 
     Args:
       model: as for `locate`.
@@ -171,6 +173,9 @@ def fingerprint(model: str, *, revision: str | None = None) -> str:
 
     Returns:
       32 hexadecimal digits.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
     """
     alone = buckets.protocol(model) is None
     found = locate(model, revision=revision, config_only=alone)
@@ -182,10 +187,26 @@ def fingerprint(model: str, *, revision: str | None = None) -> str:
         _digest_file(digest, found.folder / found.gguf_file)
         return digest.hexdigest()
     digest.update(_config(found.folder / CONFIG))
-    for path in sorted(found.folder.glob(SAFE)):
+    for path in _weights(model, found.folder):
         digest.update(f"\n{path.name} {path.stat().st_size}\n".encode())
         _digest_file(digest, path)
     return digest.hexdigest()
+
+
+def _weights(model: str, folder: Path) -> list[Path]:
+    """Lists the files that whoever loads a model reads.
+
+    Transformers takes one file alone where that is there, whatever an index says; a
+    merge goes by the index.
+    """
+    names = {*weights.file_names(str(folder))}
+    names |= {_ALONE} if (folder / _ALONE).is_file() else set()
+    if lost := [name for name in sorted(names) if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"{model} must hold every file that its {weights.INDEX} lists, but lacks"
+            f" {weights.some(lost)}; copy or fetch it again"
+        )
+    return [folder / name for name in sorted(names)]
 
 
 def _config(path: Path) -> bytes:

@@ -45,4 +45,4 @@ def test_a_merge_in_a_bucket_that_fails_is_the_merge_on_a_disk(
     # Weights were read by ranges, where they lie.
     assert not list((tmp_path / "fetched").rglob("*.safetensors"))
     assert cli.main(["verify", f"{folder}/out"]) == 0
-    assert "3 of 3 models are there" in capsys.readouterr().out
+    assert "of 3 of 3 models, which are there" in capsys.readouterr().out

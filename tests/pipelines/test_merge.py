@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shlex
@@ -10,14 +11,21 @@ from typing import Any
 import apache_beam as beam
 import pytest
 import torch
+from huggingface_hub.errors import NotASafetensorsRepoError
+from huggingface_hub.utils import (
+    SafetensorsFileMetadata,
+    SafetensorsRepoMetadata,
+    TensorInfo,
+)
 from transformers import AutoModelForCausalLM
 
-from pipelines import clean, cli, inspect, merge, verify
+from pipelines import clean, cli, inspect, merge, merged, stage, verify
 from pipelines import merging as table
 from schemas import files, manifest, weights
 from schemas.errors import FusionError, SchemaError
 from tests import commands, deadly_merge, merging
 from train.merge import methods, plan, varm, work
+from train.merge.reading import Opened
 from transforms import planned
 from transforms.attempts import Guards
 
@@ -61,20 +69,23 @@ def test_a_merged_model_computes_what_one_merged_in_memory_does(
     assert torch.equal(logits(out), logits(made["base"]))
 
 
-def test_every_method_may_be_named_in_a_recipe(made: Made, tmp_path: Path) -> None:
-    needed = {
-        "slerp": {"settings": {"t": 0.5}, "use_base": False},
-        "sce": {"settings": {}},
-    }
-    weighted = {"task_arithmetic", "dare_linear", "dare_ties", "della_linear"}
-    weighted |= {"breadcrumbs", "breadcrumbs_ties"}
-    for method in methods.METHODS:
-        more = needed.get(method, {})
-        if method in weighted:
-            more = {"settings": {"weight": 0.5}}
-        # One file, in this process: no runner is started for each.
-        one = {"shard_bytes": 10**9, "slices": "0"}
-        run(made, str(tmp_path / method), method, **one, **more)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_may_be_named_in_a_recipe(
+    method: str, made: Made, out: str
+) -> None:
+    settings: dict[str, Any] = {"slerp": {"t": 0.5}, "sce": {"select_topk": 0.5}}.get(
+        method, {}
+    )
+    if "weight" in methods.METHODS[method].parameters:
+        settings = {"weight": [0.75, 0.5]}
+    if "density" in methods.METHODS[method].parameters:
+        settings["density"] = 0.5
+    told = {k: v if k != "weight" else {"models": v} for k, v in settings.items()}
+    # One file, in this process: no runner is started for each.
+    more = {"shard_bytes": 10**9, "slices": "0", "use_base": method != "slerp"}
+    run(made, out, method, settings=told, **more)
+    plainly = merging.plainly(made, method, settings, ["m1", "m2"])
+    assert merging.same(merging.state(out), plainly)
 
 
 def test_merging_twice_leaves_the_same_bytes(
@@ -309,10 +320,76 @@ def test_a_model_of_the_hub_is_read_at_one_commit(
     assert merging.same(merging.state(out), plainly)
 
 
+@pytest.fixture
+def hub(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[str]]:
+    """Returns the cache of a hub that holds m1, and the files that are fetched."""
+    snapshot, fetched = tmp_path / "0123abc", []
+    snapshot.mkdir()
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert name == "org/m1"
+        for path in sorted(Path(made["m1"]).iterdir()):
+            if any(path.match(pattern) for pattern in allow_patterns):
+                fetched.append(path.name)
+                shutil.copy(path, snapshot)
+        return str(snapshot)
+
+    def told(name: str, *, revision: str) -> Any:
+        assert (name, revision) == ("org/m1", "0123abc")
+        found = {}
+        for path in Path(made["m1"]).glob("model-*.safetensors"):
+            size = int.from_bytes(path.read_bytes()[:8], "little")
+            tensors = json.loads(path.read_bytes()[8 : 8 + size])
+            metadata = tensors.pop("__metadata__")
+            listed = {key: TensorInfo(**entry) for key, entry in tensors.items()}
+            found[path.name] = SafetensorsFileMetadata(metadata, listed)
+        return SafetensorsRepoMetadata(None, True, {}, found)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", told)
+    return snapshot, fetched
+
+
+def test_showing_fetches_no_weights_of_the_hub(
+    made: Made, hub: tuple[Path, list[str]], out: str, tmp_path: Path, capsys: Any
+) -> None:
+    shown = []
+    for place in (made["m1"], "org/m1"):
+        given = merging.table({**made, "m1": place}, out, method="ties", **SMALL)
+        path = merging.recipe(tmp_path, given)
+        assert cli.main(["merge", path, "--show"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert "config.json" in hub[1]
+    assert not [name for name in hub[1] if name.endswith(".safetensors")]
+
+
+def test_the_hub_is_asked_for_headers_that_are_not_here_and_named_if_it_fails(
+    made: Made, hub: tuple[Path, list[str]], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(name: str, *, revision: str) -> None:
+        raise NotASafetensorsRepoError("no such files")
+
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", silent)
+    given = merging.given({**made, "m1": "org/m1"}, out, "ties", show=True)
+    told = r"headers of org/m1@0123abc, .* \(NotASafetensorsRepoError: no such files\)"
+    with pytest.raises(FileNotFoundError, match=told):
+        merge.plan_merge(given)
+    for path in Path(made["m1"]).glob("model-*"):
+        shutil.copy(path, hub[0])
+    assert merge.plan_merge(given).shards
+
+
 def test_showing_says_what_becomes_of_every_tensor_and_writes_nothing(
     made: Made, out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rules = [{"pattern": "*mlp*", "settings": {"density": {"depth": [0.2, 0.8]}}}]
+    rules = [
+        {"pattern": "*mlp*", "settings": {"density": {"depth": [0.2, 0.8]}}},
+        {"pattern": "*q_proj*", "method": "nuslerp", "use_base": False},
+        {"pattern": "*k_proj*", "method": "nuslerp"},
+    ]
     given = merging.table(made, out, method="ties", rules=rules, **SMALL)
     path = merging.recipe(tmp_path, given)
     assert cli.main(["merge", path, "--show"]) == 0
@@ -320,6 +397,10 @@ def test_showing_says_what_becomes_of_every_tensor_and_writes_nothing(
     line = next(line for line in told if line.startswith("model.layers.1.mlp.up_proj"))
     assert line.split()[1:6] == ["24", "x", "16", "F32", "model.layers.1"]
     assert "ties weight=[1, 1] density=[0.8, 0.8]" in line
+    assert line.endswith("with base")
+    for key, ends in (("q_proj", False), ("k_proj", True)):
+        (line, *_) = (line for line in told if f"self_attn.{key}" in line)
+        assert line.endswith("with base") == ends
     assert sum("model.layers." in line for line in told) == 18
     assert any(line.startswith("memory: ") for line in told)
     assert not Path(out).exists()
@@ -532,14 +613,10 @@ def test_a_model_that_changes_while_it_is_merged_is_named(
     found = merge.plan_merge(given)
     files.write_bytes(f"{out}/{plan.NAME}", b"")
     (task,) = merge._works(given.config, found, "identity")
-    merging.rewrite(spoilt["m2"], {KEY: torch.ones(24, 16)})
     for path in Path(spoilt["base"]).glob("model-*"):
+        assert path.stat().st_size == Path(spoilt["m2"], path.name).stat().st_size
         shutil.copy(path, spoilt["m2"])
-    held = Path(spoilt["m2"], found.shards[0].tensors[0].places[1].file)  # type: ignore[union-attr]
-    held.write_bytes(held.read_bytes() + b"\0")
-    with pytest.raises(
-        FusionError, match=r"must be the file that the work was planned"
-    ):
+    with pytest.raises(FusionError, match=r"m2/.* must be the file that the work was"):
         task.make(plan.to_line(found.shards[0]))
 
 
@@ -568,6 +645,65 @@ def test_other_settings_are_named_and_may_be_written_over(
     assert contents(out) == contents(str(tmp_path / "new"))
 
 
+def harm(task: work.MergeShards, opened: Opened, tensor: plan.Tensor) -> memoryview:
+    if tensor.key == KEY:
+        raise KeyboardInterrupt
+    return MAKE(task, opened, tensor)
+
+
+MAKE = work.MergeShards._bytes
+
+
+@pytest.mark.parametrize("change", ["seed", "weights"])
+def test_files_of_two_merges_are_never_loaded_as_a_model(
+    change: str, spoilt: Made, out: str, tmp_path: Path, contents: Contents
+) -> None:
+    told = {"settings": {"weight": 0.5, "density": 0.4}, "overwrite": True}
+    run(spoilt, out, "dare_linear", **told)
+    if change == "weights":
+        merging.rewrite(spoilt["m2"], merging.state(spoilt["m1"]))
+    more: dict[str, Any] = {"seed": 1} if change == "seed" else {}
+    # In this process: no runner is started for it.
+    more["slices"] = f"0-{len(plan.read(out)) - 1}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work.MergeShards, "_bytes", harm)
+        with pytest.raises(KeyboardInterrupt):
+            run(spoilt, out, "dare_linear", **told, **more)
+    assert any(Path(out).glob("model-*.safetensors"))
+    with pytest.raises(ValueError, match=r"in its config\.json"):
+        AutoModelForCausalLM.from_pretrained(out)
+    run(spoilt, out, "dare_linear", **told, **more)
+    run(spoilt, str(tmp_path / "new"), "dare_linear", **told, **more)
+    assert contents(out) == contents(str(tmp_path / "new"))
+
+
+def test_a_configuration_stays_beside_files_that_are_all_there(
+    made: Made, out: str
+) -> None:
+    run(made, out)
+    (Path(out) / manifest.NAME).unlink()
+    given = merging.given(made, out, "ties", **SMALL)
+    found = merge.plan_merge(given)
+    identity = stage.identity(
+        work.STAGE, given.shaping, merged.inputs_of(found.sources, found.shards)
+    )
+    merged.begin(out, found.sources, found.shards, identity)
+    assert (Path(out) / "config.json").exists()
+
+
+def test_a_changed_default_of_a_method_is_another_merge(
+    made: Made, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(made, out)
+    ties = methods.METHODS["ties"]
+    density = dataclasses.replace(ties.parameters["density"], default=0.5)
+    other = {**ties.parameters, "density": density}
+    changed = dataclasses.replace(ties, parameters=other)
+    monkeypatch.setitem(methods.METHODS, "ties", changed)
+    with pytest.raises(SchemaError, match="was written with plan = "):
+        run(made, out)
+
+
 def test_an_unfinished_folder_of_other_settings_is_named(made: Made, out: str) -> None:
     run(made, out)
     (Path(out) / manifest.NAME).unlink()
@@ -580,15 +716,46 @@ def test_an_unfinished_folder_of_other_settings_is_named(made: Made, out: str) -
 def test_verifying_reads_what_the_plan_says(made: Made, out: str) -> None:
     run(made, out)
     (line,) = verify.verify([out])
-    assert "3 of 3 models are there" in line
+    assert "of 3 of 3 models, which are there" in line
     shutil.copytree(out, f"{out}.copy")
     path = Path(f"{out}.copy") / plan.NAME
     path.write_text(path.read_text().replace("mlp.up_proj", "mlp.gone_proj"))
     found = manifest.read(f"{out}.copy", work.STAGE)
-    from pipelines import merged
-
     with pytest.raises(SchemaError, match=r"must hold every tensor of plan\.jsonl"):
         merged.check(f"{out}.copy", found)
+
+
+def test_a_run_that_lies_elsewhere_leaves_the_same_bytes(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for place in (tmp_path / "one", tmp_path / "far/two"):
+        models = {
+            name: str(shutil.copytree(at, place / name)) for name, at in made.items()
+        }
+        run(models, str(place / "merged"), "linear", slices="0", shard_bytes=10**9)
+        monkeypatch.chdir(place)
+        models = {name: name for name in made}
+        run(models, str(place / "again"), "linear", slices="0", shard_bytes=10**9)
+        for folder in ("merged", "again"):
+            paths = sorted((place / folder).iterdir())
+            found.append({path.name: path.read_bytes() for path in paths})
+    assert all(one == found[0] for one in found)
+    moved = (tmp_path / "far/two").rename(tmp_path / "moved")
+    (line,) = verify.verify([str(moved / "merged")])
+    assert "of 3 of 3 models, which are there" in line
+
+
+def test_models_that_are_gone_are_named_as_not_compared(
+    spoilt: Made, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(spoilt, out, "linear", slices="0", shard_bytes=10**9)
+    shutil.rmtree(spoilt["m2"])
+    assert cli.main(["verify", out]) == 0
+    told = capsys.readouterr().out
+    assert "of 2 of 3 models, which are there" in told
+    assert f"not proved: {out} was not compared with m2: {spoilt['m2']} is not" in told
+    assert "nothing was lost in what is proved above" in told
 
 
 def test_verifying_notices_a_model_that_is_another_by_now(

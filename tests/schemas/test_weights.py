@@ -1,3 +1,5 @@
+import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,25 @@ def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
 
 def test_another_file_than_planned_is_refused(folder: str) -> None:
     found = weights.read_weights(folder)
-    place = found.places["b"]
-    with pytest.raises(FusionError, match=r"the work was planned with \(7 bytes\)"):
-        weights.read_bytes(folder, place, "7 bytes")
+    place, (stamp,) = found.places["b"], found.stamps.values()
+    smaller = dataclasses.replace(stamp, bytes=7)
+    with pytest.raises(FusionError, match=rf"another \(7 and {stamp.bytes} bytes\)"):
+        weights.read_bytes(folder, place, smaller)
+
+
+def test_a_file_that_is_written_anew_in_its_size_is_refused(folder: str) -> None:
+    found = weights.read_weights(folder)
+    place, (stamp,) = found.places["b"], found.stamps.values()
+    path = Path(folder, "model.safetensors")
+    was = path.stat()
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns + 1))
+    told = rf"{path} must be the file that .* has been written anew"
+    with pytest.raises(FusionError, match=told):
+        weights.read_bytes(folder, place, stamp)
+
+
+def test_machines_may_have_copies_of_their_own(folder: str) -> None:
+    found = weights.read_weights(folder)
+    place, (stamp,) = found.places["b"], found.stamps.values()
+    elsewhere = dataclasses.replace(stamp, machine="another", version="9 9")
+    assert weights.read_bytes(folder, place, elsewhere)

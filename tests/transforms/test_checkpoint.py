@@ -6,6 +6,7 @@ import huggingface_hub
 import pytest
 import torch
 
+from schemas import weights
 from transforms import causal, checkpoint, scorer
 
 
@@ -41,6 +42,30 @@ def test_the_configuration_changes_the_fingerprint_its_writer_does_not(folder: P
     config["rms_norm_eps"] = 0.5
     (folder / "config.json").write_text(json.dumps(config))
     assert checkpoint.fingerprint(str(folder)) != before
+
+
+def test_the_files_that_an_index_lists_are_the_model(folder: Path) -> None:
+    before = checkpoint.fingerprint(str(folder))
+    listed = "model-of-another-name.safetensors"
+    shutil.copy(folder / "model.safetensors", folder / listed)
+    stray = folder / "model-stray.safetensors"
+    shutil.copy(folder / "model.safetensors", stray)
+    (folder / "model.safetensors").unlink()
+    keys = weights.read_header(str(folder / listed)).places
+    index = folder / weights.INDEX
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(keys, listed)}))
+    indexed = checkpoint.fingerprint(str(folder))
+    assert indexed != before
+    flip_last_byte(stray)
+    assert checkpoint.fingerprint(str(folder)) == indexed
+    # Transformers loads it whatever the index says.
+    shutil.copy(stray, folder / "model.safetensors")
+    assert checkpoint.fingerprint(str(folder)) != indexed
+    (folder / listed).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"index\.json lists, but lacks {listed}"
+    ):
+        checkpoint.fingerprint(str(folder))
 
 
 def test_a_gguf_file_is_its_own_fingerprint(tmp_path: Path) -> None:

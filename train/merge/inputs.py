@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas import buckets, corpora, files, weights
+from schemas import buckets, files, weights
+from schemas.weights import Weights
+from train.merge import checksums
+from train.merge.checksums import Checksums
 from transforms import checkpoint, tokenizer
 from transforms.tokenizer import Tokenizer
 
@@ -35,7 +38,7 @@ class Input:
 
     @property
     def folder(self) -> str:
-        """Where its files are for this process."""
+        """Where its files are for this process, weights among them."""
         if buckets.protocol(self.model):
             return self.model
         return str(checkpoint.locate(self.model, revision=self.commit).folder)
@@ -43,25 +46,27 @@ class Input:
     @property
     def config(self) -> Mapping[str, Any]:
         """Its configuration."""
-        path = files.join(self.folder, checkpoint.CONFIG)
+        folder = self.folder_with((checkpoint.CONFIG,))
+        path = files.join(folder, checkpoint.CONFIG)
         if not files.exists(path):
             raise FileNotFoundError(
                 f"a model folder must hold {checkpoint.CONFIG}, none at {path}"
             )
         return dict(files.read_json(path))
 
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint(self, of_files: Checksums = checksums.known) -> str:
         """Digests configuration and weights: all that a merge takes from it.
 
-        Of a model in a bucket only as much is read as `corpora.identities` reads.
+        Of a model on the hub it is of the commit.
+
+        Args:
+          of_files: what returns the checksums of its files of weights.
         """
-        if buckets.protocol(self.model) is None:
+        if self.commit is not None:
             return checkpoint.fingerprint(self.model, revision=self.commit)
         told = {k: v for k, v in self.config.items() if k not in _UNTOLD}
-        names = sorted(weights.read_weights(self.folder).stamps)
-        paths = [files.join(self.folder, name) for name in names]
-        return files.digest([told, names, corpora.identities(paths)])
+        names = weights.file_names(self.folder)
+        return files.digest([told, names, of_files(self.folder, names)])
 
     def folder_with(self, patterns: Sequence[str]) -> str:
         """Returns where files of it lie that are no weights, fetched from the hub."""
@@ -80,7 +85,7 @@ class Input:
 
 
 def find(name: str, model: str) -> Input:
-    """Finds a model that is to be merged.
+    """Finds a model that is to be merged; no weights are fetched for this.
 
     Raises:
       FileNotFoundError: if it is not there, or has no configuration.
@@ -94,7 +99,7 @@ def find(name: str, model: str) -> Input:
     if buckets.protocol(model):
         found = Input(name=name, model=model)
     else:
-        located = checkpoint.locate(model)
+        located = checkpoint.locate(model, config_only=True)
         found = Input(name=name, model=model, commit=located.commit)
     if packed := found.config.get("quantization_config"):
         kind = packed.get("quant_method", "unknown")
@@ -104,6 +109,11 @@ def find(name: str, model: str) -> Input:
             " (dequantize) and save_pretrained"
         )
     return found
+
+
+def read_weights(one: Input) -> Weights:
+    """Finds the tensors of a model, whose files are fetched where they are not here."""
+    return weights.read_weights(one.folder)
 
 
 def names_like(folder: str, patterns: Sequence[str]) -> list[str]:
@@ -117,6 +127,22 @@ def vocabulary_rows(one: Input) -> int | None:
     config = one.config
     told = (config.get("text_config") or config).get("vocab_size")
     return told if isinstance(told, int) else None
+
+
+def ties_head(one: Input) -> bool:
+    """Says whether whoever loads a model takes its embedding for its head.
+
+    Where the configuration does not say, its kind's default does.
+    """
+    config = one.config
+    for told in (config, config.get("text_config") or {}):
+        if isinstance(ties := told.get("tie_word_embeddings"), bool):
+            return ties
+    from transformers import CONFIG_MAPPING  # takes seconds
+
+    if (kind := config.get("model_type")) not in CONFIG_MAPPING:
+        return False
+    return bool(getattr(CONFIG_MAPPING[kind](), "tie_word_embeddings", False))
 
 
 def differing(lead: Input, other: Input) -> list[str]:

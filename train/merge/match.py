@@ -1,12 +1,13 @@
 """Matches the tensors of several models by their keys, and settles how each is made."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from schemas import weights
 from schemas.errors import SchemaError
 from schemas.weights import Place, Weights
-from train.merge import layers, plan, rules
+from train.merge import inputs, layers, plan, rules
 from train.merge.inputs import Input
 from train.merge.layers import Layer
 from train.merge.plan import Tensor
@@ -17,6 +18,9 @@ Twins = tuple[tuple[int, Place, Place], ...]
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Types that merged weights can be stored in, and what safetensors calls them."""
+
+_HEADS = re.compile(r"head|out|decoder")
+"""What keys of heads hold, and those of embeddings do not: lm_head, embed_out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,14 +71,14 @@ def match(
         or kind; names model, key and both.
       ValueError: if a rule fits no tensor, or its settings do not fit one.
     """
-    own = sources.tensors[sources.lead].places
+    own = _own_keys(sources)
     found = layers.layers_of(own)
     if idle := rules.idle(chosen, own):
         raise ValueError(
             f"every rule must fit a tensor that no rule before it fits, but"
             f" {weights.some(map(repr, idle))} does not; --show lists the keys"
         )
-    twins, notes = _twins(sources)
+    twins, notes = _twins(sources, own)
     matched = [_Match(sources, key, layer) for key, layer in found.items()]
     if sources.vocabulary.differ and not any(one.is_of_tokens() for one in matched):
         raise SchemaError(
@@ -90,9 +94,39 @@ def match(
     return tensors, notes
 
 
-def _twins(sources: Sources) -> tuple[dict[str, Twins], list[str]]:
-    """Finds what models hold beside the lead's keys: a head stored twice, or more."""
-    own = sources.tensors[sources.lead].places
+def _own_keys(sources: Sources) -> list[str]:
+    """Lists the keys of the merged model: the lead's, but for a head it stores twice.
+
+    Where its configuration ties the head to the embedding, whoever loads it takes the
+    embedding for both: a head merged by itself would be lost.
+
+    Raises:
+      SchemaError: if names do not tell the head from the embedding.
+    """
+    keys, lead = list(sources.tensors[sources.lead].places), sources.lead
+    pairs = {
+        frozenset((key, twin))
+        for key in keys
+        if (twin := _head_of(sources, lead, key)) is not None
+    }
+    alike = [pair for pair in pairs if len(pair) == 2]
+    if not alike or not inputs.ties_head(sources.models[lead]):
+        return keys
+    heads = [key for pair in alike for key in pair if _HEADS.search(key)]
+    if len(alike) > 1 or len(heads) != 1:
+        one = sources.models[lead]
+        raise SchemaError(
+            f"{one.name} ({one.model}) must store one matrix for embedding and head, as"
+            " its configuration ties them (tie_word_embeddings), but it stores"
+            f" {weights.some(sorted(key for pair in alike for key in pair))}, and their"
+            " names do not tell which is the head; load it with transformers and save"
+            " it with save_pretrained"
+        )
+    return [key for key in keys if key not in heads]
+
+
+def _twins(sources: Sources, own: Sequence[str]) -> tuple[dict[str, Twins], list[str]]:
+    """Finds what models hold beside the merged one's keys: a head stored twice."""
     twins: dict[str, Twins] = {}
     notes = []
     for place, (one, held) in enumerate(
@@ -109,8 +143,8 @@ def _twins(sources: Sources) -> tuple[dict[str, Twins], list[str]]:
         pair = (place, held.places[twin], held.places[key])
         twins[twin] = (*twins.get(twin, ()), pair)
         notes.append(
-            f"{one.name} stores {key}, which {sources.models[sources.lead].name} has"
-            f" not, as its head is {twin}: it must be the same"
+            f"{one.name} stores {key}, which the merged model has not, as its head is"
+            f" {twin}: it must be the same"
         )
     return twins, notes
 

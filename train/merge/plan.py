@@ -152,14 +152,12 @@ def _place(told: Mapping[str, Any]) -> Place:
     return Place(**{**told, "shape": tuple(told["shape"])})
 
 
-def write(folder: str, shards: Sequence[Shard]) -> bool:
-    """Publishes the plan of a merge; False where the very same is there."""
+def write(folder: str, shards: Sequence[Shard]) -> None:
+    """Publishes the plan of a merge, unless the very same is there."""
     path = files.join(folder, NAME)
     text = "".join(to_line(shard) + "\n" for shard in shards).encode()
-    if files.exists(path) and files.read_bytes(path) == text:
-        return False
-    files.write_bytes(path, text)
-    return True
+    if not files.exists(path) or files.read_bytes(path) != text:
+        files.write_bytes(path, text)
 
 
 def is_begun(folder: str) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from schemas import weights
 from schemas.errors import SchemaError
-from schemas.weights import Place
+from schemas.weights import Place, Stamp
 from train.merge import numbers, vocabulary
 from train.merge.inputs import Input
 from train.merge.plan import Tensor
@@ -29,7 +29,7 @@ class Reading:
     """
 
     models: tuple[Input, ...]
-    stamps: tuple[Mapping[str, str], ...]
+    stamps: tuple[Mapping[str, Stamp], ...]
     lead: int
     has_base: bool
     threads: int

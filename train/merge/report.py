@@ -46,7 +46,8 @@ def _how(tensor: Tensor, names: Sequence[str]) -> str:
     if tensor.how == plan.EQUAL:
         return "the same in all"
     told = [f"{name}={_shown(value)}" for name, value in tensor.settings.items()]
-    return " ".join([tensor.method, *told, *(["by token"] if tensor.by_token else [])])
+    how = {"by token": tensor.by_token, "with base": tensor.with_base}
+    return " ".join([tensor.method, *told, *(words for words, so in how.items() if so)])
 
 
 def _shown(value: object) -> str:

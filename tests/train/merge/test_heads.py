@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from pipelines import merge
 from schemas.errors import FusionError, SchemaError
@@ -58,6 +59,54 @@ def test_a_head_stored_twice_is_dropped_where_the_base_has_none(
     merging.rewrite(made["m2"], {HEAD: merging.state(made["m2"])[EMBEDDING]})
     found = run(made, out)
     assert HEAD not in found
+
+
+def tie_twice(place: str, by: bool | None = True) -> None:
+    merging.rewrite(place, {HEAD: merging.state(place)[EMBEDDING].clone()})
+    merging.edit_config(place, tie_word_embeddings=by)
+
+
+def test_a_head_that_the_base_stores_twice_is_merged_with_its_embedding(
+    made: dict[str, str], out: str
+) -> None:
+    for place in made.values():
+        tie_twice(place)
+    drawn = {"method": "dare_linear", "settings": {"weight": 0.5, "density": 0.5}}
+    found = merge.plan_merge(merging.given(made, out, **drawn))
+    told = f"base stores {HEAD}, which the merged model has not"
+    assert any(note.startswith(told) for note in found.notes)
+    assert merge.merge_models(merging.given(made, out, **drawn))
+    kept = merging.state(out)
+    assert HEAD not in kept
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert torch.equal(loaded.lm_head.weight, kept[EMBEDDING])
+
+
+def test_a_tied_head_of_the_base_that_is_another_is_named(
+    made: dict[str, str], out: str
+) -> None:
+    for name in ("m1", "m2"):
+        tie_twice(made[name])
+    merging.edit_config(made["base"], tie_word_embeddings=True)
+    with pytest.raises(FusionError, match=rf"the head of base .* must be {EMBEDDING}"):
+        run(made, out)
+
+
+def test_a_base_that_does_not_say_is_tied_as_its_kind_is(
+    made: dict[str, str], out: str
+) -> None:
+    tie_twice(made["base"], None)  # Llamas are not tied
+    assert HEAD in run(made, out)
+
+
+def test_two_tied_matrices_that_names_do_not_tell_apart_are_named(
+    made: dict[str, str], out: str
+) -> None:
+    tie_twice(made["base"])
+    both = merging.state(made["base"])[HEAD]
+    merging.rewrite(made["base"], {HEAD: None, "model.second.weight": both})
+    with pytest.raises(SchemaError, match=r"must store one matrix for embedding and"):
+        run(made, out)
 
 
 def test_a_head_of_its_own_is_not_dropped(made: dict[str, str], out: str) -> None:

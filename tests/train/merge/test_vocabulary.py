@@ -102,6 +102,16 @@ def test_embeddings_may_be_those_of_the_base(unlike: dict[str, str], out: str) -
     assert not torch.equal(found[key], base[key])
 
 
+def test_a_tokenizer_that_is_another_by_now_is_another_merge(
+    unlike: dict[str, str], out: str
+) -> None:
+    alike = {name: unlike[name] for name in ("base", "m1")}
+    run(alike, out, embeddings="base")
+    give_tokenizer(alike["m1"], ["b", "a", "c"])
+    with pytest.raises(SchemaError, match="was written with plan = "):
+        run(alike, out, embeddings="base")
+
+
 def test_rows_of_other_tokens_are_not_taken(unlike: dict[str, str], out: str) -> None:
     rule = {"pattern": EMBEDDING, "take": "m2"}
     with pytest.raises(SchemaError, match=r"of m2 has rows of other tokens than base"):
