@@ -175,7 +175,7 @@ def karcher(models: Sequence[Weight], *, max_iter: int, tol: float) -> Weight:
       Karcher 1977, "Riemannian center of mass and mollifier smoothing"; mergekit's
       method karcher.
     """
-    norms = [math.sqrt(inner.product(model, model)) for model in models]
+    norms = [math.sqrt(inner.square(model)) for model in models]
     length = math.fsum(norms) / len(models)
     some = [place for place, norm in enumerate(norms) if norm]
     if not some:
@@ -236,13 +236,13 @@ def _vectors_slerp(first: Weight, second: Weight, t: float, axis: int) -> Weight
         torch.linalg.vector_norm(one, dim=axis, keepdim=True).clamp_min(1e-7)
         for one in (first, second)
     ]
-    cosine = (first / norms[0] * (second / norms[1])).sum(dim=axis, keepdim=True)
+    product = (first / norms[0]).mul_(second / norms[1])
+    cosine = product.sum(dim=axis, keepdim=True)
+    del product  # of the tensors' size
     cosine = cosine.clamp(-1, 1)
     linear = 1 - cosine.square() <= _NEAR
     angle = cosine.where(~linear, 0.0).arccos()
     from_first = ((1 - t) * angle).sin() / angle.sin()
     from_second = (t * angle).sin() / angle.sin()
-    return (
-        from_first.where(~linear, 1 - t) * first
-        + from_second.where(~linear, t) * second
-    )
+    mixed = from_first.where(~linear, 1 - t) * first
+    return mixed.add_(from_second.where(~linear, t) * second)
