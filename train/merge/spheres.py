@@ -159,7 +159,7 @@ def karcher(models: Sequence[Weight], *, max_iter: int, tol: float) -> Weight:
     angles to them. From their normalized sum it is found step by step::
 
         v = 1/n sum_i a_i / sin(a_i) (u_i - cos(a_i) m),    cos(a_i) = <u_i, m>
-        m <- cos|v| m + sin|v| v / |v|                      until |v| < tol
+        m <- cos|v| m + sin|v| v / |v|                      until |v| <= tol
 
     and theta = m * 1/n sum_i |phi_i|. Zero tensors have no direction and count in the
     mean length alone; where all are zero so is the result. Where the u_i cancel the
@@ -193,7 +193,7 @@ def _karcher_mean(cosines: Gram, max_iter: int, tol: float) -> list[float]:
     count = len(cosines)
     mean = torch.full((count,), 1 / count, dtype=torch.float64)
     length = _length(mean, cosines)
-    if length < tol:
+    if length <= tol:
         mean, length = torch.eye(count, dtype=torch.float64)[0], 1.0
     mean = mean / length
     for _ in range(max_iter):
@@ -204,7 +204,7 @@ def _karcher_mean(cosines: Gram, max_iter: int, tol: float) -> list[float]:
         pulls = (angles / angles.sin()).where(counted, 0.0) / count
         step = pulls - float(pulls @ near) * mean
         far = _length(step, cosines)
-        if far < tol:
+        if far <= tol:
             break
         mean = math.cos(far) * mean + math.sin(far) / far * step
         mean = mean / _length(mean, cosines)
