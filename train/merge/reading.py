@@ -23,7 +23,7 @@ class Reading:
       stamps: of each, the version of every file of its weights.
       lead: place of the model whose rows stay where others have none.
       has_base: whether the last input is the base.
-      threads: of torch; sums depend on it in their last bits.
+      threads: of torch; last bits may depend on them, so they are the same everywhere.
       output: folder of the merged model.
       identity: digest of all that shapes its bytes.
     """
