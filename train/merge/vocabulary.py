@@ -134,8 +134,8 @@ def _rowless(
 ) -> list[str]:
     """Notes which models have tokens that their embeddings have no rows for."""
     return [
-        f"{one.name} has {own.size} tokens and {count} rows for them (vocab_size): tokens"
-        " from there on are not merged"
+        f"{one.name} has {own.size} tokens and {count} rows for them (vocab_size):"
+        " tokens from there on are not merged"
         for place, one in enumerate(models)
         if (own := known[place]) is not None
         and (count := rows[place]) is not None

@@ -15,7 +15,7 @@ AS_MERGEKIT = {"sce": {"variant": "mergekit", "select_topk": 1.0}}
 """mergekit's defaults where ours are others, of methods that draw nothing.
 
 What DARE and DELLA draw is each program's own, so theirs are equal only where nothing
-is drawn; there is nothing to rescale then, and our default does.
+is drawn; there is nothing to rescale then, so that our defaults serve.
 """
 
 
