@@ -57,7 +57,7 @@ class MergeConfig:
         2_000_000_000, help="most bytes of a file; each file is a slice of the work"
     )
     threads: int = setting(
-        1, help="threads of the arithmetic; sums depend on it in their last bits"
+        1, help="threads of torch in each worker; last bits may depend on them"
     )
     show: bool = setting(
         False,

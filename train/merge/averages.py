@@ -80,7 +80,7 @@ def model_stock(models: Sequence[Weight], base: Weight, *, filter_wise: bool) ->
     mean = combine(deltas, [1 / len(models)] * len(models))
     pairs = itertools.combinations(range(len(models)), 2)
     if filter_wise:
-        units = [_unit(delta) for delta in deltas]
+        units = [_to_unit(delta) for delta in deltas]
         found = [
             (units[i] * units[j]).sum(dim=-1, keepdim=True).clamp(-1, 1)
             for i, j in pairs
@@ -95,7 +95,7 @@ def model_stock(models: Sequence[Weight], base: Weight, *, filter_wise: bool) ->
     return mean.mul_(share.where(~singular, 0.0)).add_(base)
 
 
-def _unit(delta: Weight) -> Weight:
-    """Divides vectors along the last axis by their norms; zero ones stay."""
+def _to_unit(delta: Weight) -> Weight:
+    """Divides vectors along the last axis by their norms, in place; zero ones stay."""
     norms = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-    return delta / norms.where(norms > 0, 1.0)
+    return delta.div_(norms.where(norms > 0, 1.0))

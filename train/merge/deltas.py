@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from train.merge import sparsify
+from train.merge import pieces, sparsify
 from train.tensors import Weight
 
 _LEAST_SUM = 1e-8
@@ -262,7 +262,7 @@ def _middle(
 
 def _sum(
     base: Weight,
-    deltas: Iterable[Weight],
+    deltas: Iterator[Weight],
     weight: Sequence[float],
     normalize: bool,
     lambda_: float,
@@ -271,8 +271,9 @@ def _sum(
     total = math.fsum(weight)
     divisor = total if normalize and abs(total) >= _LEAST_SUM else 1.0
     mixed = torch.zeros_like(base)
-    for delta, one in zip(deltas, weight, strict=True):
-        mixed.add_(delta, alpha=one / divisor)
+    for one in weight:
+        # No name: a difference is gone before the next is made.
+        mixed.add_(next(deltas), alpha=one / divisor)
     return mixed.mul_(lambda_).add_(base)
 
 
@@ -285,11 +286,13 @@ def _elected_sum(
 ) -> Weight:
     """theta_base + lambda * sum_i M_i w_i delta_i / sum_i M_i w_i; uses deltas up."""
     weighted = [delta.mul_(one) for delta, one in zip(deltas, weight, strict=True)]
-    agreed = sparsify.agreements(weighted)
-    mixed, divisor = torch.zeros_like(base), torch.zeros_like(base)
-    for delta, agrees, one in zip(weighted, agreed, weight, strict=True):
-        mixed.add_(delta.mul_(agrees))
-        divisor.add_(agrees, alpha=one)
-    if normalize:
-        mixed.div_(divisor.where(divisor.abs() >= _LEAST_SUM, 1.0))
+    mixed = torch.zeros(base.shape, dtype=base.dtype)
+    for total, *some in pieces.of(mixed, *weighted):
+        divisor = torch.zeros_like(total)
+        agreed = sparsify.agreements(some)
+        for delta, agrees, one in zip(some, agreed, weight, strict=True):
+            total.add_(delta.mul_(agrees))
+            divisor.add_(agrees, alpha=one)
+        if normalize:
+            total.div_(divisor.where(divisor.abs() >= _LEAST_SUM, 1.0))
     return mixed.mul_(lambda_).add_(base)

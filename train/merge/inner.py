@@ -5,11 +5,12 @@ copy of its size, and the number of threads does not change the last digit.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from train.merge import pieces
 from train.tensors import Gram, Weight
 
 _PIECE = 1 << 14
@@ -18,17 +19,22 @@ _PIECE = 1 << 14
 
 def product(first: Tensor, second: Tensor) -> float:
     """Sums first * second over all elements."""
-    one, other = first.reshape(-1), second.reshape(-1)
     return math.fsum(
-        float((one[piece].double() * other[piece].double()).sum())
-        for piece in _pieces(one)
+        float((one.double() * other.double()).sum())
+        for one, other in pieces.of(first, second, elements=_PIECE)
     )
+
+
+def square(tensor: Tensor) -> float:
+    """Sums the squares of all elements."""
+    return product(tensor, tensor)
 
 
 def size(tensor: Tensor) -> float:
     """Sums absolute values: the L1 norm."""
-    flat = tensor.reshape(-1)
-    return math.fsum(float(flat[piece].double().abs().sum()) for piece in _pieces(flat))
+    return math.fsum(
+        float(one.double().abs().sum()) for (one,) in pieces.of(tensor, elements=_PIECE)
+    )
 
 
 def gram(tensors: Sequence[Weight]) -> Gram:
@@ -45,9 +51,3 @@ def cosines(products: Gram) -> Gram:
     norms = products.diagonal().sqrt()
     safe = norms.where(norms > 0, 1.0)
     return (products / safe / safe[:, None]).clamp(-1, 1)
-
-
-def _pieces(flat: Tensor) -> Iterator[slice]:
-    """Cuts a vector into pieces."""
-    for start in range(0, len(flat), _PIECE):
-        yield slice(start, start + _PIECE)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from schemas import settings as words
-from train.merge import averages, sparsify
+from train.merge import averages, numbers, sparsify
 from train.merge import settings as settled
 from train.merge.settings import Parameter
 from train.merge.table import METHODS, Method
@@ -64,6 +64,8 @@ def merge_tensors(
     base: Tensor | None,
     settings: Mapping[str, Any],
     generator: torch.Generator | None = None,
+    *,
+    finite: bool = False,
 ) -> Tensor:
     """Merges one tensor of several models.
 
@@ -76,6 +78,7 @@ def merge_tensors(
       base: the base's tensor, of the same shape; None where the method takes none.
       settings: as given or as `settle` returned them.
       generator: of the random draws, seeded for this tensor; only for seeded methods.
+      finite: whether the caller has seen to it that all tensors are.
 
     Returns:
       The merged tensor, of the same shape, in float32 or float64.
@@ -87,7 +90,7 @@ def merge_tensors(
     """
     method = _method(name)
     arguments = settle(name, settings, len(models))
-    inputs = _checked(models, base)
+    inputs = _checked(models, base, finite=finite)
     if base is None and method.base == "needed":
         raise ValueError(f"{name} merges differences from a base: give one")
     if base is not None and method.base == "none":
@@ -106,7 +109,7 @@ def merge_tensors(
     merged = method.merge(
         *places, **{KEYWORDS.get(key, key): value for key, value in arguments.items()}
     )
-    if not _finite(merged):
+    if not numbers.is_finite(merged):
         raise ValueError(
             f"{name} leaves the range of {merged.dtype}: the greatest input is "
             f"{max(float(one.abs().max()) for one in inputs)}; scale the settings down"
@@ -123,7 +126,9 @@ def _method(name: str) -> Method:
     return METHODS[name]
 
 
-def _checked(models: Sequence[Tensor], base: Tensor | None) -> list[Tensor]:
+def _checked(
+    models: Sequence[Tensor], base: Tensor | None, *, finite: bool
+) -> list[Tensor]:
     """The tensors in the dtype of the arithmetic, the base last; checks each."""
     inputs = {f"model {place}": tensor for place, tensor in enumerate(models)}
     if base is not None:
@@ -144,18 +149,10 @@ def _checked(models: Sequence[Tensor], base: Tensor | None) -> list[Tensor]:
     dtype = torch.float64 if wide else torch.float32
     found = {who: tensor.detach().to(dtype) for who, tensor in inputs.items()}
     for who, tensor in found.items():
-        if not _finite(tensor):
+        if not finite and not numbers.is_finite(tensor):
             wrong = int(tensor.numel() - tensor.isfinite().sum())
             raise ValueError(
                 f"tensors must be finite, got NaN or inf at {wrong} of "
                 f"{tensor.numel()} places in {who}"
             )
     return list(found.values())
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or inf; needs no memory of the tensor's size."""
-    if not tensor.numel():
-        return True
-    least, greatest = tensor.aminmax()
-    return bool(least.isfinite() and greatest.isfinite())

@@ -23,7 +23,7 @@ class Reading:
       stamps: of each, the version of every file of its weights.
       lead: place of the model whose rows stay where others have none.
       has_base: whether the last input is the base.
-      threads: of torch; sums depend on it in their last bits.
+      threads: of torch; last bits may depend on them, so they are the same everywhere.
       output: folder of the merged model.
       identity: digest of all that shapes its bytes.
     """
@@ -54,7 +54,8 @@ class Aligned:
     Attributes:
       models: of each model.
       base: of the base, where the method gets it.
-      restore: puts what is merged of these rows back among those that are not.
+      restore: puts what is merged of these rows back among those that are not, once,
+        as it writes into those.
     """
 
     models: list[torch.Tensor]
@@ -105,14 +106,14 @@ class Opened:
         shared = (ids >= 0).all(dim=1).nonzero().flatten()
         lead = read[self.of.lead]
         assert lead is not None, "its rows stay, so it is read whatever the method"
-        rows = [
-            None if one is None else one.index_select(0, ids[shared, at].long())
-            for at, one in enumerate(read)
-        ]
+        for at, rows in enumerate(ids[shared].long().unbind(dim=1)):
+            whole = read[at]
+            if whole is not None:
+                read[at] = whole.index_select(0, rows)
         return self._parted(
-            rows,
+            read,
             tensor.with_base,
-            lambda merged: lead.to(merged.dtype).index_copy(0, shared, merged),
+            lambda merged: lead.to(merged.dtype).index_copy_(0, shared, merged),
         )
 
     def _parted(

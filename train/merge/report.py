@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 from schemas import weights
-from train.merge import plan
+from schemas.weights import Place
+from train.merge import methods, plan
 from train.merge.plan import Shard, Tensor
 
 _HEADS = ("tensor", "shape", "type", "layer", "how")
-_FACTOR = 3.5
-"""How often what is merged is held, at most, with differences, masks and the result:
-3.2 in SCE of two models and a base, 1.5 in a linear merge of two (`tests.bench`)."""
+_MARGIN = 1.1
+"""A tenth more than was measured of each method (`tests.bench`)."""
 
 
 def lines(
@@ -71,10 +71,10 @@ def totals(names: Sequence[str], lead: int, shards: Sequence[Shard]) -> Iterator
         f" {len(shards):,} files, {size(sum(s.bytes for s in shards))};"
         f" {size(read)} to read"
     )
-    most = max(tensors, key=held_bytes)
+    most = max(tensors, key=needed_bytes)
     yield (
         f"memory: {most.key} of all models takes {size(held_bytes(most))}; a worker"
-        f" needs {size(_FACTOR * held_bytes(most))} at most, beside what Python takes"
+        f" needs {size(needed_bytes(most))} at most, beside what Python takes"
     )
 
 
@@ -82,9 +82,35 @@ def held_bytes(tensor: Tensor) -> int:
     """Returns how many bytes a tensor of all models takes to compute with."""
     return sum(
         math.prod(place.shape) * max(4, weights.ITEM_BYTES[place.dtype])
-        for place in tensor.places
-        if place is not None
+        for place in _read(tensor)
     )
+
+
+def needed_bytes(tensor: Tensor) -> int:
+    """Returns how many bytes a worker needs to make a tensor.
+
+    That is what is read of all models, and what the method makes of it::
+
+        margin (sum_i elements_i + elements (m + p n)) * bytes of a number
+
+    with n models, m and p those of `Method.working`. Among numbers of 64 bits others
+    are there once as they are read and once as wide.
+    """
+    read = _read(tensor)
+    item = max(max(4, weights.ITEM_BYTES[place.dtype]) for place in read)
+    largest = max(math.prod(place.shape) for place in read)
+    made = 1.0
+    if tensor.how == plan.MERGE:
+        each, once = methods.METHODS[tensor.method].working
+        # The rows that others lack wait in the lead's tensor.
+        made = each * (len(read) - tensor.with_base) + once + tensor.by_token
+    wider = sum(math.prod(p.shape) for p in read if weights.ITEM_BYTES[p.dtype] < item)
+    widened = item * wider * (item > 4)
+    return round(_MARGIN * (held_bytes(tensor) + item * largest * made + widened))
+
+
+def _read(tensor: Tensor) -> list[Place]:
+    return [place for place in tensor.places if place is not None]
 
 
 def size(n_bytes: int | float) -> str:

@@ -166,10 +166,7 @@ def _check(rule: Rule, names: Sequence[str], where: str, has_base: bool) -> None
     try:
         _try(rule, names, has_base)
     except ValueError as error:
-        method = methods.METHODS.get(rule.method or "")
-        free = method is not None and method.base == "optional" and has_base
-        cure = "; use_base = false keeps the base out of it"
-        raise ValueError(f"{where}: {error}{cure * free}") from error
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _try(rule: Rule, names: Sequence[str], has_base: bool) -> None:
@@ -184,13 +181,15 @@ def _try(rule: Rule, names: Sequence[str], has_base: bool) -> None:
     if settings.get("granularity") in ("model", "layer"):
         settings = {**settings, "weights": [1 / len(names)] * len(names)}
     base = torch.tensor([1.0, -2.0, 3.0])
-    methods.merge_tensors(
-        rule.method,
-        [base + 0.1 * torch.eye(3)[j % 3] * (j + 1) for j in range(len(names))],
-        base if rule.takes_base(has_base) else None,
-        settings,
-        torch.Generator().manual_seed(0) if method.seeded else None,
-    )
+    models = [base + 0.1 * torch.eye(3)[j % 3] * (j + 1) for j in range(len(names))]
+    generator = torch.Generator().manual_seed(0) if method.seeded else None
+    given = base if rule.takes_base(has_base) else None
+    try:
+        methods.merge_tensors(rule.method, models, given, settings, generator)
+    except ValueError as error:
+        free = method.base == "optional" and given is not None
+        cure = "; use_base = false keeps the base out of it"
+        raise ValueError(f"{error}{cure * free}") from error
 
 
 def rule_for(rules: Sequence[Rule], key: str) -> Rule:
@@ -294,13 +293,16 @@ def _at_depth(value: Mapping[str, Any], layer: Layer | None, where: str) -> Any:
         raise ValueError(
             f"{where}: depth must be a list of two numbers or more, got {numbers!r}"
         )
+    outside = value.get("outside")
+    if "outside" in value and type(outside) not in (int, float):
+        raise ValueError(f"{where}: outside must be a number, got {outside!r}")
     if layer is None:
         if "outside" not in value:
             raise ValueError(
                 f"{where}: it is of no layer, so depth does not say its value; write"
                 " { depth = [...], outside = VALUE }, or a rule for it"
             )
-        return value["outside"]
+        return outside
     x = layer.depth * (len(numbers) - 1)
     low = min(int(x), len(numbers) - 2)
     return float((low + 1 - x) * numbers[low] + (x - low) * numbers[low + 1])

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from train.merge import inner, sparsify
+from train.merge import inner, pieces, sparsify
 from train.tensors import Marks, Weight
 
 
@@ -50,22 +50,32 @@ def sce(
     """
     deltas = [model - base for model in models]
     selected = select(deltas, select_topk, without_variance=variant != "mergekit")
-    if variant != "authors":
+    dropped = selected.logical_not_()
+    if variant == "authors":
+        weights = calculate((delta.masked_fill(dropped, 0.0) for delta in deltas), 0.0)
+    else:
         for delta in deltas:
-            delta.mul_(selected)
-    weights = calculate(
-        (delta * selected for delta in deltas), 1e-6 if variant == "mergekit" else 0.0
-    )
+            delta.masked_fill_(dropped, 0.0)
+        weights = calculate(deltas, 1e-6 if variant == "mergekit" else 0.0)
+    mixed = torch.zeros(base.shape, dtype=base.dtype)
+    for total, *some in pieces.of(mixed, *deltas):
+        _add_agreed(total, some, weights, variant)
+    return mixed.add_(base)
+
+
+def _add_agreed(
+    total: Weight, deltas: Sequence[Weight], weights: Sequence[float], variant: str
+) -> None:
+    """Adds up a piece of the differences that agree in sign; uses them up."""
+    divisor = torch.zeros_like(total)
     agreed = sparsify.agreements(deltas)
-    mixed, divisor = torch.zeros_like(base), torch.zeros_like(base)
     for delta, agrees, eta in zip(deltas, agreed, weights, strict=True):
-        mixed.add_(delta.mul_(agrees), alpha=eta)
+        total.add_(delta.mul_(agrees), alpha=eta)
         divisor.add_(agrees, alpha=eta)
     if variant == "authors":
-        mixed.div_(divisor.where(divisor != 0, 1.0))
+        total.div_(divisor.where(divisor != 0, 1.0))
     elif variant == "mergekit":
-        mixed.div_(divisor.clamp_min(1e-6))
-    return mixed.add_(base)
+        total.div_(divisor.clamp_min(1e-6))
 
 
 def select(
@@ -95,20 +105,27 @@ def calculate(deltas: Iterable[Weight], floor: float) -> list[float]:
       deltas: differences, zero where not selected.
       floor: weights are equal where the means sum to less than this, or to 0.
     """
-    means = [inner.product(one, one) / max(1, one.numel()) for one in deltas]
+    means = list(map(_mean_square, deltas))  # none is kept while the next is made
     total = sum(means)
     if not total or total < floor:
         return [1 / len(means)] * len(means)
     return [one / total for one in means]
 
 
+def _mean_square(delta: Weight) -> float:
+    return inner.square(delta) / max(1, delta.numel())
+
+
 def _variance(deltas: Sequence[Weight]) -> Weight:
     """The population variance of each element; exactly 0 where all are equal."""
-    first, mean = deltas[0], torch.zeros_like(deltas[0])
-    for delta in deltas[1:]:
-        mean.add_(delta - first)
-    mean.div_(len(deltas))
-    squares = mean.square()  # of the first, which the shift puts at 0
-    for delta in deltas[1:]:
-        squares.add_((delta - first - mean).square())
-    return squares.div_(len(deltas))
+    variance = torch.zeros(deltas[0].shape, dtype=deltas[0].dtype)
+    for squares, first, *others in pieces.of(variance, *deltas):
+        mean = torch.zeros_like(first)
+        for delta in others:
+            mean.add_(delta - first)
+        mean.div_(len(deltas))
+        squares.copy_(mean.square())  # of the first, which the shift puts at 0
+        for delta in others:
+            squares.add_((delta - first - mean).square())
+        squares.div_(len(deltas))
+    return variance

@@ -117,11 +117,20 @@ def _number(parameter: Parameter, value: Any, where: str) -> float | int:
     """A finite number in range; whole where the default is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where} must be a number, got {value!r}")
+    if not _is_finite(value):
+        raise ValueError(f"{where} must be a finite number, got {value}")
     whole = isinstance(parameter.default, int)
     if whole and value != int(value):
         raise ValueError(f"{where} must be a whole number, got {value}")
     low = -math.inf if parameter.low is None else parameter.low
     high = math.inf if parameter.high is None else parameter.high
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high:
         raise ValueError(f"{where} must be in [{low:g}, {high:g}], got {value}")
     return int(value) if whole else float(value)
+
+
+def _is_finite(value: float | int) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False

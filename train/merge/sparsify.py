@@ -1,7 +1,8 @@
 """Which elements of a difference are kept, and what makes up for the others.
 
 Every function takes the difference delta = phi - theta_base of one model and returns it
-with zeros where an element is dropped. What is kept is rescaled in one of these ways::
+with zeros where an element is dropped; it writes into the tensor that it is given. What
+is kept is rescaled in one of these ways::
 
     none      nothing
     l1        by sum |delta| / sum |kept|, as mergekit does
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.merge import inner
+from train.merge import inner, pieces
 from train.tensors import Marks, Weight
 
 _ROWS_ELEMENTS = 1 << 20
@@ -64,7 +65,9 @@ def keep_middle(delta: Weight, density: float, gamma: float, rescale: str) -> We
     kept = int(density * count)
     crumbs = max(0, count - kept - int(gamma * count))
     magnitudes = delta.abs()
-    mask = least(magnitudes, crumbs + kept) & ~least(magnitudes, crumbs)
+    mask = least(magnitudes, crumbs + kept)
+    mask &= least(magnitudes, crumbs).logical_not_()
+    del magnitudes
     return _rescaled(delta, mask, rescale)
 
 
@@ -83,7 +86,8 @@ def keep_drawn(
         return delta
     mask = torch.rand(delta.shape, generator=generator) < density
     if rescale == "density":
-        return delta * mask / density if density else delta * mask
+        kept = _kept(delta, mask)
+        return kept.div_(density) if density else kept
     return _rescaled(delta, mask, rescale)
 
 
@@ -114,14 +118,16 @@ def keep_ranked(
     if density <= 0 or not delta.numel():
         return torch.zeros_like(delta)
     rows = delta.flatten(1) if delta.dim() > 1 else delta.reshape(1, -1)
-    kept, step = [], max(1, _ROWS_ELEMENTS // rows.shape[1])
+    whole = inner.size(delta) if rescale == "l1" else 0.0
+    step = max(1, _ROWS_ELEMENTS // rows.shape[1])
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
         chances = rank_chances(some, density, epsilon)
-        mask = torch.rand(some.shape, generator=generator) < chances
-        kept.append(some * mask / chances if rescale == "density" else some * mask)
-    drawn = torch.cat(kept).reshape(delta.shape)
-    return _l1_rescaled(delta, drawn) if rescale == "l1" else drawn
+        _kept(some, torch.rand(some.shape, generator=generator) < chances)
+        if rescale == "density":
+            some.div_(chances)
+    drawn = rows.reshape(delta.shape)
+    return _with_l1(drawn, whole) if rescale == "l1" else drawn
 
 
 def rank_chances(rows: Tensor, density: float, epsilon: float) -> Tensor:
@@ -170,18 +176,29 @@ def least(values: Weight, count: int) -> Marks:
     flat = values.reshape(-1)
     cut = float(np.partition(flat.numpy(), count - 1)[count - 1])
     marked = flat < cut
-    ties = (flat == cut).nonzero().squeeze(1)
-    marked[ties[: count - int(marked.sum())]] = True
+    left = count - int(marked.count_nonzero())
+    for marks, some in pieces.of(marked, flat):
+        ties = (some == cut).nonzero().squeeze(1)[:left]
+        marks[ties] = True
+        left -= len(ties)
+        if not left:
+            break
     return marked.reshape(values.shape)
 
 
 def _rescaled(delta: Weight, mask: Marks, rescale: str) -> Weight:
     """Drops what is not in the mask and rescales by norm, or not at all."""
-    kept = delta * mask
-    return _l1_rescaled(delta, kept) if rescale == "l1" else kept
+    whole = inner.size(delta) if rescale == "l1" else 0.0
+    kept = _kept(delta, mask)
+    return _with_l1(kept, whole) if rescale == "l1" else kept
 
 
-def _l1_rescaled(delta: Weight, kept: Weight) -> Weight:
+def _kept(delta: Weight, mask: Marks) -> Weight:
+    """Writes zeros where the mask has no mark; uses the mask up."""
+    return delta.masked_fill_(mask.logical_not_(), 0.0)
+
+
+def _with_l1(kept: Weight, whole: float) -> Weight:
     """Gives what is kept the L1 norm of the whole; nothing stays nothing."""
     left = inner.size(kept)
-    return kept * (inner.size(delta) / left) if left else kept
+    return kept.mul_(whole / left) if left else kept

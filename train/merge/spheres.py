@@ -159,7 +159,7 @@ def karcher(models: Sequence[Weight], *, max_iter: int, tol: float) -> Weight:
     angles to them. From their normalized sum it is found step by step::
 
         v = 1/n sum_i a_i / sin(a_i) (u_i - cos(a_i) m),    cos(a_i) = <u_i, m>
-        m <- cos|v| m + sin|v| v / |v|                      until |v| < tol
+        m <- cos|v| m + sin|v| v / |v|                      until |v| <= tol
 
     and theta = m * 1/n sum_i |phi_i|. Zero tensors have no direction and count in the
     mean length alone; where all are zero so is the result. Where the u_i cancel the
@@ -175,7 +175,7 @@ def karcher(models: Sequence[Weight], *, max_iter: int, tol: float) -> Weight:
       Karcher 1977, "Riemannian center of mass and mollifier smoothing"; mergekit's
       method karcher.
     """
-    norms = [math.sqrt(inner.product(model, model)) for model in models]
+    norms = [math.sqrt(inner.square(model)) for model in models]
     length = math.fsum(norms) / len(models)
     some = [place for place, norm in enumerate(norms) if norm]
     if not some:
@@ -193,7 +193,7 @@ def _karcher_mean(cosines: Gram, max_iter: int, tol: float) -> list[float]:
     count = len(cosines)
     mean = torch.full((count,), 1 / count, dtype=torch.float64)
     length = _length(mean, cosines)
-    if length < tol:
+    if length <= tol:
         mean, length = torch.eye(count, dtype=torch.float64)[0], 1.0
     mean = mean / length
     for _ in range(max_iter):
@@ -204,7 +204,7 @@ def _karcher_mean(cosines: Gram, max_iter: int, tol: float) -> list[float]:
         pulls = (angles / angles.sin()).where(counted, 0.0) / count
         step = pulls - float(pulls @ near) * mean
         far = _length(step, cosines)
-        if far < tol:
+        if far <= tol:
             break
         mean = math.cos(far) * mean + math.sin(far) / far * step
         mean = mean / _length(mean, cosines)
@@ -236,13 +236,13 @@ def _vectors_slerp(first: Weight, second: Weight, t: float, axis: int) -> Weight
         torch.linalg.vector_norm(one, dim=axis, keepdim=True).clamp_min(1e-7)
         for one in (first, second)
     ]
-    cosine = (first / norms[0] * (second / norms[1])).sum(dim=axis, keepdim=True)
+    product = (first / norms[0]).mul_(second / norms[1])
+    cosine = product.sum(dim=axis, keepdim=True)
+    del product  # of the tensors' size
     cosine = cosine.clamp(-1, 1)
     linear = 1 - cosine.square() <= _NEAR
     angle = cosine.where(~linear, 0.0).arccos()
     from_first = ((1 - t) * angle).sin() / angle.sin()
     from_second = (t * angle).sin() / angle.sin()
-    return (
-        from_first.where(~linear, 1 - t) * first
-        + from_second.where(~linear, t) * second
-    )
+    mixed = from_first.where(~linear, 1 - t) * first
+    return mixed.add_(from_second.where(~linear, t) * second)

@@ -18,6 +18,9 @@ class Method:
       merge: takes the models' tensors, then the base unless `base` is "none", then the
         generator where `seeded`, and the settings by name; returns the merged tensor.
       base: whether it needs the tensor of a base, can take one, or takes none.
+      working: how many tensors it makes at the most beside those that it is given, the
+        merged one among them: for each model, and in all. Measured, with the settings
+        that take most, by `python -m tests.bench merge_memory`.
       least: least number of models, the base apart.
       most: greatest number of models; None: open.
       seeded: whether it draws at random and so needs a generator.
@@ -27,6 +30,7 @@ class Method:
 
     merge: Callable[..., Tensor]
     base: Literal["needed", "optional", "none"]
+    working: tuple[float, float]
     least: int = 1
     most: int | None = None
     seeded: bool = False
@@ -102,18 +106,21 @@ METHODS: dict[str, Method] = {
     "linear": Method(
         merge=averages.linear,
         base="none",
+        working=(0.0, 1.0),
         parameters={"weight": _MEAN_WEIGHT, "normalize": _NORMALIZE},
         source="Wortsman et al. 2022, arXiv 2203.05482",
     ),
     "task_arithmetic": Method(
         merge=deltas.task_arithmetic,
         base="needed",
+        working=(0.0, 2.0),
         parameters={"weight": _SUM_WEIGHT, "normalize": _AS_IT_IS, **_COMMON},
         source="Ilharco et al. 2023, arXiv 2212.04089",
     ),
     "ties": Method(
         merge=deltas.ties,
         base="needed",
+        working=(1.0, 2.25),
         parameters={
             "weight": _MEAN_WEIGHT,
             "density": _DENSITY,
@@ -126,6 +133,7 @@ METHODS: dict[str, Method] = {
     "dare_linear": Method(
         merge=deltas.dare_linear,
         base="needed",
+        working=(0.0, 3.25),
         seeded=True,
         parameters=_DRAWN,
         source="Yu et al. 2024, arXiv 2311.03099",
@@ -133,6 +141,7 @@ METHODS: dict[str, Method] = {
     "dare_ties": Method(
         merge=deltas.dare_ties,
         base="needed",
+        working=(1.0, 1.75),
         seeded=True,
         parameters=_DRAWN,
         source="Yu et al. 2024, arXiv 2311.03099; Yadav et al. 2023, arXiv 2306.01708",
@@ -140,6 +149,7 @@ METHODS: dict[str, Method] = {
     "della": Method(
         merge=deltas.della,
         base="needed",
+        working=(1.0, 2.0),
         seeded=True,
         parameters=_DRAWN
         | {"weight": _MEAN_WEIGHT, "epsilon": _EPSILON, "normalize": _NORMALIZE},
@@ -148,6 +158,7 @@ METHODS: dict[str, Method] = {
     "della_linear": Method(
         merge=deltas.della_linear,
         base="needed",
+        working=(0.0, 3.0),
         seeded=True,
         parameters=_DRAWN | {"epsilon": _EPSILON},
         source="Deep et al. 2024, arXiv 2406.11617",
@@ -155,18 +166,21 @@ METHODS: dict[str, Method] = {
     "breadcrumbs": Method(
         merge=deltas.breadcrumbs,
         base="needed",
+        working=(0.0, 4.75),
         parameters=_CRUMBS,
         source="Davari and Belilovsky 2024, arXiv 2312.06795",
     ),
     "breadcrumbs_ties": Method(
         merge=deltas.breadcrumbs_ties,
         base="needed",
+        working=(1.0, 2.5),
         parameters=_CRUMBS,
         source="Davari and Belilovsky 2024, arXiv 2312.06795; Yadav et al. 2023",
     ),
     "slerp": Method(
         merge=spheres.slerp,
         base="optional",
+        working=(0.0, 1.0),
         most=2,
         parameters={
             "t": Parameter(
@@ -181,6 +195,7 @@ METHODS: dict[str, Method] = {
     "nuslerp": Method(
         merge=spheres.nuslerp,
         base="optional",
+        working=(0.0, 4.0),
         least=2,
         most=2,
         parameters={
@@ -198,6 +213,7 @@ METHODS: dict[str, Method] = {
     "multislerp": Method(
         merge=spheres.multislerp,
         base="optional",
+        working=(1.0, 1.0),
         parameters={
             "weight": _MEAN_WEIGHT,
             "normalize_weights": _NORMALIZE,
@@ -210,6 +226,7 @@ METHODS: dict[str, Method] = {
     "karcher": Method(
         merge=spheres.karcher,
         base="none",
+        working=(0.0, 1.0),
         parameters={
             "max_iter": Parameter(
                 default=10, low=0.0, meaning="greatest number of steps, a whole number"
@@ -223,6 +240,7 @@ METHODS: dict[str, Method] = {
     "model_stock": Method(
         merge=averages.model_stock,
         base="needed",
+        working=(1.0, 2.0),
         least=2,
         parameters={
             "filter_wise": Parameter(
@@ -235,6 +253,7 @@ METHODS: dict[str, Method] = {
     "varm": Method(
         merge=varm.varm,
         base="needed",
+        working=(0.0, 1.0),
         parameters={
             "granularity": Parameter(
                 default="matrix",
@@ -255,6 +274,7 @@ METHODS: dict[str, Method] = {
     "sce": Method(
         merge=sce.sce,
         base="needed",
+        working=(1.0, 2.5),
         parameters={
             "select_topk": Parameter(
                 default=0.1,

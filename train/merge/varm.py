@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import torch
 
-from train.merge import averages, inner
+from train.merge import averages, inner, pieces
 from train.tensors import Weight
 
 
@@ -68,8 +68,7 @@ def squares(models: Sequence[Weight], base: Weight) -> tuple[list[float], int]:
       count: elements of the tensor; the mean is sum / count. Sums and counts of several
         tensors add up.
     """
-    deltas = (model - base for model in models)
-    return [inner.product(delta, delta) for delta in deltas], base.numel()
+    return [inner.square(model - base) for model in models], base.numel()
 
 
 def ratios(sums: Sequence[float]) -> list[float]:
@@ -91,14 +90,15 @@ def ratios(sums: Sequence[float]) -> list[float]:
 
 def _by_parameter(models: Sequence[Weight], base: Weight) -> Weight:
     """Averages with weights of each element's own."""
-    deltas = torch.stack([model - base for model in models])
-    # Scaled by the greatest, squares of small differences do not vanish.
-    greatest = deltas.abs().amax(dim=0)
-    shares = deltas.div_(greatest.where(greatest > 0, 1.0)).square_()
-    total = shares.sum(dim=0)
-    shares.div_(total.where(total > 0, 1.0))
-    shares = shares.where(total > 0, 1 / len(models))
-    mixed = torch.zeros_like(base)
-    for model, share in zip(models, shares, strict=True):
-        mixed.addcmul_(model, share)
+    mixed = torch.zeros(base.shape, dtype=base.dtype)
+    for made, origin, *some in pieces.of(mixed, base, *models):
+        deltas = torch.stack([one - origin for one in some])
+        # Scaled by the greatest, squares of small differences do not vanish.
+        greatest = deltas.abs().amax(dim=0)
+        shares = deltas.div_(greatest.where(greatest > 0, 1.0)).square_()
+        total = shares.sum(dim=0)
+        shares.div_(total.where(total > 0, 1.0))
+        shares = shares.where(total > 0, 1 / len(models))
+        for one, share in zip(some, shares, strict=True):
+            made.addcmul_(one, share)
     return mixed

@@ -87,7 +87,8 @@ def compare(models: Sequence[Input], lead: int, policy: Policy) -> Vocabulary:
         )
     ids = None
     if policy == "common":
-        ids = common_ids([own for own in known.values() if own is not None], lead)
+        ids = common_ids([own for own in known.values() if own is not None], lead, rows)
+        notes += _rowless(models, rows, known)
     return Vocabulary(rows=rows, differ=differ, ids=ids, notes=tuple(notes))
 
 
@@ -126,20 +127,44 @@ def _tokens(own: Tokenizer) -> list[_Token | None]:
     ]
 
 
-def common_ids(known: Sequence[Tokenizer], lead: int) -> Int32[np.ndarray, "v m"]:
+def _rowless(
+    models: Sequence[Input],
+    rows: Sequence[int | None],
+    known: Mapping[int, Tokenizer | None],
+) -> list[str]:
+    """Notes which models have tokens that their embeddings have no rows for."""
+    return [
+        f"{one.name} has {own.size} tokens and {count} rows for them (vocab_size):"
+        " tokens from there on are not merged"
+        for place, one in enumerate(models)
+        if (own := known[place]) is not None
+        and (count := rows[place]) is not None
+        and own.size > count
+    ]
+
+
+def common_ids(
+    known: Sequence[Tokenizer], lead: int, rows: Sequence[int | None]
+) -> Int32[np.ndarray, "v m"]:
     """Finds the tokens of one vocabulary in others.
 
     Of several tokens of the same bytes, as a byte and a character of it may be, the
-    n-th of one is the n-th of another.
+    n-th of one is the n-th of another. A token whose id is beyond its model's rows, as
+    of tokenizers that got tokens which the embedding did not, is none of that model.
+
+    Args:
+      known: the tokenizer of each model.
+      lead: place of the model whose tokens are looked for.
+      rows: how many rows each model has for tokens; None: enough.
 
     Returns:
       By token id of the lead, the id in each; -1 where it has no such token.
     """
     places: list[dict[tuple[_Token, int], int]] = []
-    for own in known:
+    for own, count in zip(known, rows, strict=True):
         seen: dict[_Token, int] = {}
         found = {}
-        for token_id, token in enumerate(_tokens(own)):
+        for token_id, token in enumerate(_tokens(own)[:count]):
             if token is not None:
                 seen[token] = seen.get(token, -1) + 1
                 found[token, seen[token]] = token_id

@@ -133,7 +133,7 @@ class MergeShards:
         read = opened.aligned(tensor)
         try:
             merged = methods.merge_tensors(
-                tensor.method, read.models, read.base, settings, generator
+                tensor.method, read.models, read.base, settings, generator, finite=True
             )
         except ValueError as error:
             raise SchemaError(f"{tensor.key}: {error}") from error

@@ -97,6 +97,9 @@ def test_a_tensor_of_no_layer_has_the_value_outside_or_is_refused() -> None:
         ({"depth": [1]}, r"two numbers or more, got \[1\]"),
         ({"depth": [1, "x"]}, r"two numbers or more"),
         ({"depth": [0, 1], "models": [1, 2]}, r"beside 'models' nothing may stand"),
+        ({"depth": [0, 1], "outside": [1, 2]}, r"outside must be a number, got \[1, 2"),
+        ({"depth": [0, 1], "outside": True}, r"outside must be a number, got True"),
+        ({"depth": [0, 1], "outside": {"models": [1, 2]}}, r"outside must be a number"),
         ({"layers": [0, 1]}, r"must be a value, \{ depth"),
         ("much", r"must be a number, got 'much'"),
     ],
@@ -123,6 +126,22 @@ def test_a_value_that_could_be_read_otherwise_is_refused(value: Any, told: str) 
 def test_a_wrong_rule_is_refused_by_number_and_pattern(table: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         read([table])
+
+
+@pytest.mark.parametrize(
+    ("names", "use_base", "advised"), [(["one", "two"], True, 1), (["one"], False, 0)]
+)
+def test_keeping_the_base_out_is_advised_only_where_it_is_in_the_way(
+    names: list[str], use_base: bool, advised: int
+) -> None:
+    with pytest.raises(ValueError, match="slerp must have two models") as caught:
+        rules.read_rules("slerp", {"t": 1}, [], names, use_base=use_base, has_base=True)
+    assert str(caught.value).count("use_base = false") == advised
+
+
+def test_a_slip_in_settings_is_not_laid_to_the_base() -> None:
+    with pytest.raises(ValueError, match=r"got 'tt'; did you mean t\?$"):
+        read(method="slerp", settings={"tt": 0.5}, base=True)
 
 
 def test_a_method_that_can_do_without_a_base_is_kept_from_it_on_demand() -> None:

@@ -192,6 +192,19 @@ def test_steps_of_karcher_end_at_their_greatest_number() -> None:
     torch.testing.assert_close(found, mean / mean.norm() * length)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_with_no_tolerance_karcher_ends_where_no_step_is_left(count: int) -> None:
+    models = [E[axis] * (axis + 1) for axis in range(count)]
+    found = cases.merge("karcher", models, None, max_iter=100, tol=0.0)
+    wanted = sum(E[:count], torch.zeros(3)) / count**0.5 * (count + 1) / 2
+    torch.testing.assert_close(found, wanted)
+
+
+def test_without_tolerance_directions_that_cancel_leave_karcher_at_the_first() -> None:
+    found = cases.merge("karcher", [2 * E[0], -4 * E[0]], None, tol=0.0)
+    np.testing.assert_allclose(found, 3 * E[0])
+
+
 def test_where_directions_cancel_karcher_stays_at_the_first() -> None:
     found = cases.merge("karcher", [2 * E[0], -4 * E[0]], None)
     np.testing.assert_allclose(found, 3 * E[0])

@@ -93,6 +93,29 @@ def test_tokens_that_a_model_lacks_stay_those_of_the_base(
     torch.testing.assert_close(found[EMBEDDING][2], wanted)
 
 
+@pytest.mark.parametrize("short", ["base", "m2"])
+def test_tokens_beyond_the_rows_of_a_model_are_none_of_it(
+    short: str, unlike: dict[str, str], tmp_path: Path, out: str
+) -> None:
+    merging.write(tmp_path / "short", seed=3, width=250, shard="1GB")
+    give_tokenizer(str(tmp_path / "short"), ["c", "b", "a"])
+    made = {**unlike, short: str(tmp_path / "short")}
+    found = run(made, out, embeddings="common")[EMBEDDING]
+    base, one, other = (merging.state(made[n])[EMBEDDING] for n in ("base", "m1", "m2"))
+    assert len(found) == len(base)
+    # "c" is token 1 of the short one, and token 3 of the others.
+    if short == "base":
+        torch.testing.assert_close(found[1], (one[3] + other[3]) / 2)
+    else:
+        torch.testing.assert_close(found[3], (one[3] + other[1]) / 2)
+        assert torch.equal(found[250:], base[250:])
+    planned = merge.plan_merge(merging.given(made, out, "linear", embeddings="common"))
+    assert any(
+        note.startswith(f"{short} has 257 tokens and 250 rows")
+        for note in planned.notes
+    )
+
+
 def test_embeddings_may_be_those_of_the_base(unlike: dict[str, str], out: str) -> None:
     found = run(unlike, out, embeddings="base")
     base = merging.state(unlike["base"])
@@ -142,6 +165,6 @@ def test_models_without_tokenizers_are_noted(tmp_path: Path, out: str) -> None:
 def test_tokens_of_the_same_bytes_are_matched_in_order(kind: str) -> None:
     # A byte and a character of it are two tokens of a Unigram with byte fallback.
     own = causal_models.tokenizer_of(kind)
-    found = vocabulary.common_ids([own, own], 0)
+    found = vocabulary.common_ids([own, own], 0, [None, own.size])
     assert np.array_equal(found[:, 0], found[:, 1])
     assert np.array_equal(found[found[:, 0] >= 0, 0], np.flatnonzero(found[:, 0] >= 0))
