@@ -14,8 +14,9 @@ from torch import Tensor
 
 from train import checkpoints
 from train.config import TrainConfig
-from train.data import Collator, FusedDataset
+from train.data import Collator
 from train.order import StepBatches
+from train.shards import FusedDataset
 
 Report = Callable[[str], None]
 """Is given one line for people, now and then."""

@@ -25,9 +25,10 @@ from schemas.errors import SchemaError
 from train import checkpoints, disk, loop, publish
 from train import model as models
 from train.config import TrainConfig
-from train.data import Collator, FusedDataset
+from train.data import Collator
 from train.loop import FusionTrainer, Line, Report
 from train.loss import Objective
+from train.shards import FusedDataset
 from transforms import allocator, causal, scorer, tokenizer
 from transforms.scorer import ScorerSettings
 

@@ -21,7 +21,8 @@ from schemas.fused import FusedRow
 from schemas.manifest import Manifest
 from tests.bench import ngram, rows, smollm2
 from tests.bench.ngram import Outputs
-from train.data import Collator, FusedDataset
+from train.data import Collator
+from train.shards import FusedDataset
 from transforms.functional import chunks, codec, pack, ranks
 from transforms.functional.codec import Distributions
 
