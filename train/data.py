@@ -1,8 +1,8 @@
 """Rows of fused shards as batches of tensors.
 
-    dataset = FusedDataset("runs/demo/fused")  # of train.shards
+    mixture = Mixture([FusedFolder("runs/demo/fused")], seed=42)  # of train.mixture
     collate = Collator(keep_packed=True, vocabulary=32_000)
-    batch = collate([dataset[17], dataset[3]])
+    batch = collate([mixture[0], mixture[1]])
 
 A batch holds packed rows, documents one behind another::
 
@@ -42,12 +42,33 @@ class Example:
       segment_lengths: tokens of each segment; they sum to t.
       loss_mask: which positions count; never the last of a segment.
       rows: what fusion says of each position's next token.
+      skipped: whether it stands for a row that cannot be read.
     """
 
     input_ids: Int32[np.ndarray, " t"]
     segment_lengths: Int32[np.ndarray, " s"]
     loss_mask: Bool[np.ndarray, " t"]
     rows: Distributions
+    skipped: bool = False
+
+
+def blank() -> Example:
+    """Makes what stands for a row that cannot be read: one token that counts nowhere.
+
+    So a step has as many rows as without the fault, and the others keep their places.
+    """
+    return Example(
+        input_ids=np.zeros(1, np.int32),
+        segment_lengths=np.ones(1, np.int32),
+        loss_mask=np.zeros(1, bool),
+        rows=Distributions(
+            counts=np.zeros(1, np.int32),
+            ids=np.full((1, 1), -1, np.int32),
+            probs=np.zeros((1, 1), np.float32),
+            tail=np.zeros(1, np.float32),
+        ),
+        skipped=True,
+    )
 
 
 def decode(row: Mapping[str, Any], table: RankTable) -> Example:
@@ -114,9 +135,14 @@ class Collator:
             batch["tail"][row, :n] = piece.rows.tail
         if all(len(piece.segment_lengths) == 1 for piece in pieces):
             del batch["position_ids"]  # nothing restarts: attention needs no mask
-        tokens = sum(len(e.input_ids) for e in examples)
+        tokens = sum(len(e.input_ids) for e in examples if not e.skipped)
+        skipped = sum(e.skipped for e in examples)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {**tensors, "tokens": torch.tensor(tokens)}
+        return {
+            **tensors,
+            "tokens": torch.tensor(tokens),
+            "skipped": torch.tensor(skipped),
+        }
 
     def _pieces(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Returns the rows of a batch: the packed ones, or their segments."""

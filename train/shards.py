@@ -1,74 +1,100 @@
-"""Fused folders, read row by row.
+"""Fused folders, read group of rows by group of rows.
 
-dataset = FusedDataset("runs/demo/fused")
-example = dataset[17]
+    folder = FusedFolder("s3://bucket/run/fused")
+    file, row = folder.place(1_000_000)
+    example = folder.read(file, row // GROUP_ROWS).example(row % GROUP_ROWS)
+
+A folder is opened by its manifest and one listing, however many files it has: each file
+says of itself what it is once it is read.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Int64
 
 from schemas import files, fused, manifest, parquet
 from schemas.errors import SchemaError
 from schemas.manifest import Manifest
-from train import data, order
+from train import data
 from train.data import Example
+from train.order import BLOCK_GROUPS, GROUP_ROWS
 from transforms.functional import ranks
 from transforms.functional.ranks import RankTable
 
-_READERS = 16
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Group:
-    """A row group in memory, still encoded."""
+class Group:
+    """Rows of a file that lie together, still encoded.
+
+    Attributes:
+      path: of the file.
+      start: number of the first of them in the file.
+      columns: by name a value for each row.
+      table: the codec's, of the file.
+    """
 
     path: str
     start: int
     columns: dict[str, list[Any]]
     table: RankTable
 
+    def example(self, row: int) -> Example:
+        """Decodes a row, numbered from the group's first.
 
-class FusedDataset(torch.utils.data.Dataset[Example]):
-    """Random access to the packed rows of a fused folder, by their global index.
+        Raises:
+          SchemaError: if it is corrupt; names the file and the row.
+        """
+        try:
+            return data.decode({n: c[row] for n, c in self.columns.items()}, self.table)
+        except SchemaError as error:
+            raise SchemaError(
+                f"{self.path}, row {self.start + row}: {error}"
+            ) from error
 
-    Row groups are read whole, kept encoded, and decoded row by row.
+
+class FusedFolder:
+    """The packed rows of a fused folder.
 
     Attributes:
-      manifest: the folder's manifest.
-      group_rows: how many rows each row group holds, in the order of the files.
+      folder: where it is.
+      manifest: its manifest.
+      file_rows: how many rows each file holds.
     """
 
     def __init__(self, folder: str) -> None:
+        """Opens a folder.
+
+        Raises:
+          SchemaError: if it is not finished, has no rows, or its files are not those
+            that its manifest names, by their sizes.
+        """
+        self.folder = folder
         self.manifest: Manifest = manifest.read(folder, fused.STAGE)
-        self._paths = [files.join(folder, f.name) for f in self.manifest.files]
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-            counts = list(pool.map(_row_groups, self._paths))
-        for entry, found in zip(self.manifest.files, counts, strict=True):
-            if sum(found) != entry.rows:
-                raise SchemaError(
-                    f"{files.join(folder, entry.name)} must hold {entry.rows} rows, as"
-                    f" its folder's manifest says, it holds {sum(found)}; fuse again"
-                )
-        self._places = [
-            (path, group, sum(found[:group]))
-            for path, found in zip(self._paths, counts, strict=True)
-            for group in range(len(found))
-        ]
-        flat = list(itertools.chain.from_iterable(counts))
-        self.group_rows: Int64[np.ndarray, " g"] = np.array(flat, np.int64)
-        self._ends = np.cumsum(self.group_rows)
-        self._groups: collections.OrderedDict[int, _Group] = collections.OrderedDict()
-        self._tables: dict[str, RankTable] = {}
+        self.file_rows: Int64[np.ndarray, " f"] = np.array(
+            [entry.rows for entry in self.manifest.files], np.int64
+        )
+        self._ends = np.cumsum(self.file_rows)
         if not len(self):
             raise SchemaError(f"{folder} must hold at least one row, it holds none")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        found = files.stamps(self.folder)
+        for entry in self.manifest.files:
+            size, _ = found.get(entry.name, (None, ""))
+            if size != entry.bytes:
+                has = "is not there" if size is None else f"has {size}"
+                raise SchemaError(
+                    f"{files.join(self.folder, entry.name)} must have {entry.bytes}"
+                    f" bytes, as its folder's manifest says, but {has}; copy the folder"
+                    " again, or remove the file and the manifest and repeat fuse, which"
+                    " makes only this file anew"
+                )
 
     @property
     def fingerprint(self) -> str:
@@ -77,60 +103,64 @@ class FusedDataset(torch.utils.data.Dataset[Example]):
 
     def __len__(self) -> int:
         """Counts the packed rows."""
-        return int(self.group_rows.sum())
+        return int(self.file_rows.sum())
 
-    def __getitem__(self, index: int) -> Example:
-        """Decodes one row.
+    def place(self, row: int) -> tuple[int, int]:
+        """Returns the file that holds a row, and the row's number in it."""
+        file = int(np.searchsorted(self._ends, row, side="right"))
+        return file, int(row - (self._ends[file] - self.file_rows[file]))
+
+    def groups(self, rows: Int64[np.ndarray, " n"]) -> list[tuple[int, int]]:
+        """Returns the groups that hold rows, each once: file and number in the file.
+
+        They come in the order in which rows first need them.
+        """
+        file = np.searchsorted(self._ends, rows, side="right")
+        number = (rows - (self._ends - self.file_rows)[file]) // GROUP_ROWS
+        pairs = zip(file.tolist(), number.tolist(), strict=True)
+        return list(dict.fromkeys(pairs))
+
+    def rows_in(self, file: int, number: int) -> int:
+        """Counts the rows of a group, by the manifest."""
+        return min(GROUP_ROWS, int(self.file_rows[file]) - number * GROUP_ROWS)
+
+    def read(self, file: int, number: int) -> Group:
+        """Reads a group: rows [64 number, 64 number + 64) of a file, or what there is.
 
         Raises:
-          SchemaError: if it is corrupt; names the file and the row.
+          SchemaError: if the file is corrupt, has other columns, or another number of
+            rows than the manifest says; names it, and the rows.
         """
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        found = self._read(group)
-        row = int(index - (self._ends[group] - self.group_rows[group]))
-        try:
-            return data.decode(
-                {n: c[row] for n, c in found.columns.items()}, found.table
-            )
-        except SchemaError as error:
+        entry, start = self.manifest.files[file], number * GROUP_ROWS
+        path = files.join(self.folder, entry.name)
+        stop = start + self.rows_in(file, number)
+        part = parquet.read_rows(path, fused.SCHEMA, (start, stop), data.COLUMNS)
+        if part.rows != entry.rows:
             raise SchemaError(
-                f"{found.path}, row {found.start + row}: {error}"
-            ) from error
-
-    def _read(self, group: int) -> _Group:
-        """Returns a row group, the least recently used making room for it."""
-        if group in self._groups:
-            self._groups.move_to_end(group)
-            return self._groups[group]
-        path, number, start = self._places[group]
-        if path not in self._tables:
-            self._tables[path] = _rank_table(path)
-        (table,) = parquet.read(path, fused.SCHEMA, [number], data.COLUMNS)
-        columns = {name: _split(table.column(name)) for name in data.COLUMNS}
-        found = _Group(
-            path=path, start=start, columns=columns, table=self._tables[path]
-        )
-        self._groups[group] = found
-        if len(self._groups) > order.BLOCK_GROUPS + 1:
-            self._groups.popitem(last=False)
-        return found
+                f"{path} must hold {entry.rows} rows, as its folder's manifest says, it"
+                f" holds {part.rows}; fuse again"
+            )
+        columns = {name: _split(part.table.column(name)) for name in data.COLUMNS}
+        table = _rank_table(path, part.footer)
+        return Group(path=path, start=start, columns=columns, table=table)
 
 
-def _row_groups(path: str) -> list[int]:
-    found = parquet.metadata(path)
-    return [found.row_group(g).num_rows for g in range(found.num_row_groups)]
-
-
-def _rank_table(path: str) -> RankTable:
-    text = parquet.footer(path).get("ranks")
+def _rank_table(path: str, footer: dict[str, Any]) -> RankTable:
+    text = footer.get("ranks")
     if not isinstance(text, str):
         raise SchemaError(
             f"the footer of {path} must hold a rank table; run fuse again"
         )
     try:
-        return ranks.load_ranks(text)
+        return _loaded(text)
     except SchemaError as error:
         raise SchemaError(f"{path}: {error}") from error
+
+
+@functools.lru_cache(BLOCK_GROUPS)
+def _loaded(text: str) -> RankTable:
+    """Keeps the tables of a block's files: each is as large as two vocabularies."""
+    return ranks.load_ranks(text)
 
 
 def _split(column: pa.ChunkedArray) -> list[Any]:
@@ -140,6 +170,7 @@ def _split(column: pa.ChunkedArray) -> list[Any]:
         flat = flat.chunk(0)
     if pa.types.is_binary(flat.type):
         return [value.as_py() for value in flat]
-    values = flat.values.to_numpy(zero_copy_only=False)
     bounds = flat.offsets.to_numpy()
+    # Offsets of a part of an array are those of the whole.
+    values = flat.values.to_numpy(zero_copy_only=False)
     return [values[start:stop] for start, stop in itertools.pairwise(bounds)]

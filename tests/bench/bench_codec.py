@@ -22,7 +22,8 @@ from schemas.manifest import Manifest
 from tests.bench import ngram, rows, smollm2
 from tests.bench.ngram import Outputs
 from train.data import Collator
-from train.shards import FusedDataset
+from train.mixture import Mixture
+from train.shards import FusedFolder
 from transforms.functional import chunks, codec, pack, ranks
 from transforms.functional.codec import Distributions
 
@@ -131,9 +132,9 @@ def _column_bytes(path: str) -> int:
 
 def _collate(folder: str) -> int:
     """Reads a folder as the trainer does, a row a batch; counts the tokens."""
-    dataset = FusedDataset(folder)
+    mixture = Mixture([FusedFolder(folder)], seed=0)
     collate = Collator(keep_packed=True, vocabulary=ngram.SIZE)
-    return sum(int(collate([dataset[i]])["tokens"]) for i in range(len(dataset)))
+    return sum(int(collate([mixture[i]])["tokens"]) for i in range(len(mixture)))
 
 
 def _error(read: list[Distributions], packed: list["Packed"]) -> float:

@@ -6,8 +6,9 @@ import torch
 
 from schemas.errors import SchemaError
 from tests.train import shards
+from train import data
 from train.data import Collator, Example
-from train.shards import FusedDataset
+from train.shards import FusedFolder
 from transforms.functional import codec
 
 SIZE = 40
@@ -18,9 +19,29 @@ def folder(tmp_path: Path) -> str:
     return str(shards.write(tmp_path / "fused", vocabulary=SIZE))
 
 
+def rows_of(folder: str) -> list[Example]:
+    found = FusedFolder(folder)
+    groups = [found.read(file, 0) for file in range(len(found.file_rows))]
+    counts = found.file_rows.tolist()
+    return [g.example(i) for g, n in zip(groups, counts, strict=True) for i in range(n)]
+
+
+def test_a_blank_row_pads_a_batch_and_counts_nowhere(folder: str) -> None:
+    examples = rows_of(folder)[:2]
+    collate = Collator(keep_packed=True, vocabulary=SIZE)
+    plain, padded = collate(examples), collate([*examples, data.blank()])
+    for name in ("input_ids", "loss_mask", "top_ids", "probs", "tail"):
+        assert torch.equal(padded[name][:-1], plain[name])
+    assert not padded["loss_mask"][-1].any()
+    assert (padded["tokens"], padded["skipped"]) == (plain["tokens"], 1)
+    assert plain["skipped"] == 0
+    alone = collate([data.blank()])
+    assert alone["input_ids"].shape == (1, 1)
+    assert alone["tokens"] == 0
+
+
 def test_positions_restart_and_nothing_counts_across_segments(folder: str) -> None:
-    dataset = FusedDataset(folder)
-    examples = [dataset[i] for i in range(3)]
+    examples = rows_of(folder)[:3]
     batch = Collator(keep_packed=True, vocabulary=SIZE)(examples)
     for row, example in enumerate(examples):
         lengths, n = example.segment_lengths, len(example.input_ids)
@@ -36,7 +57,7 @@ def test_positions_restart_and_nothing_counts_across_segments(folder: str) -> No
 
 
 def test_unpacked_segments_hold_what_the_packed_row_holds(folder: str) -> None:
-    example = FusedDataset(folder)[0]
+    example = rows_of(folder)[0]
     packed = Collator(keep_packed=True, vocabulary=SIZE)([example])
     loose = Collator(keep_packed=False, vocabulary=SIZE)([example])
     lengths = example.segment_lengths.tolist()
@@ -66,6 +87,5 @@ def test_segments_are_unpacked_where_that_pads_little(
 
 def test_a_token_beyond_the_models_vocabulary_is_refused(folder: str) -> None:
     collate = Collator(keep_packed=True, vocabulary=SIZE - 10)
-    dataset = FusedDataset(folder)
     with pytest.raises(SchemaError, match=rf"must be in \[0, {SIZE - 10}\)"):
-        collate([dataset[i] for i in range(9)])
+        collate(rows_of(folder))
