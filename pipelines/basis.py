@@ -41,7 +41,7 @@ class Job:
 
     def rows_of(self, training: TrainConfig) -> FuseConfig:
         """Returns the fusion that a training is on."""
-        return next(f for f in self.fusions.values() if f.output == training.data)
+        return next(f for f in self.fusions.values() if f.output in training.folders)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

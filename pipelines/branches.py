@@ -63,13 +63,13 @@ class Arm:
 
     Attributes:
       name: its name in tables and folders.
-      fusion: the name of the fusion that it is trained on.
+      fusions: names of the fusions that it is trained on.
       settings: what its table holds beside the shared settings of `[train]`.
       rates: learning rates to choose from on the dev split; empty where one is given.
     """
 
     name: str
-    fusion: str
+    fusions: tuple[str, ...]
     settings: Table
     rates: tuple[float, ...] = ()
 
@@ -188,16 +188,18 @@ def _arm(name: str, table: Table, paired: bool, fusions: Collection[str]) -> Arm
             f" {own['fusion']!r}"
         )
     # An arm called as a fusion is trained on it, unless told.
-    fusion = own.pop("fusion", name if name in fusions else ALL_SOURCES)
-    if fusion not in fusions:
-        raise ValueError(
-            f"[arms.{name}]: fusion must be one of {', '.join(fusions)}, got"
-            f" {fusion!r}{settings.suggestion(str(fusion), fusions)}"
-        )
+    given = own.pop("fusion", name if name in fusions else ALL_SOURCES)
+    listed = given if isinstance(given, list) else [given]
+    for fusion in listed or [given]:
+        if not isinstance(fusion, str) or fusion not in fusions:
+            raise ValueError(
+                f"[arms.{name}]: fusion must be one of {', '.join(fusions)}, or a list"
+                f" of them, got {fusion!r}{settings.suggestion(str(fusion), fusions)}"
+            )
     rates: tuple[float, ...] = ()
     if isinstance(own.get(SWEPT), list):
         rates = _rates(name, own.pop(SWEPT))
-    return Arm(name=name, fusion=fusion, settings=own, rates=rates)
+    return Arm(name=name, fusions=tuple(listed), settings=own, rates=rates)
 
 
 def _rates(name: str, listed: list[Any]) -> tuple[float, ...]:

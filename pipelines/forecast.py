@@ -156,7 +156,7 @@ def _train(of: Basis, volume: Volume) -> Stage:
 def _trained(of: Basis, training: TrainConfig, volume: Volume) -> float:
     """Returns the tokens that a training sees, all its passes together."""
     if training.max_steps is None:
-        return training.epochs * _fused_tokens(of, volume)
+        return training.epochs * len(training.folders) * _fused_tokens(of, volume)
     row_tokens = of.job.rows_of(training).seq_length
     return float(training.max_steps * training.batch_size * row_tokens)
 

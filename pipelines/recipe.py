@@ -176,7 +176,7 @@ class Recipe:
             given[SWEPT] = rate
             where = ("trials", arm.name, f"{SWEPT}={rate:g}")
         given = {
-            "data": self._fused(arm.fusion),
+            "data": tuple(map(self._fused, arm.fusions)),
             "model": self.target,
             "output": self.folder(*where),
             **given,
@@ -236,7 +236,7 @@ def read(path: str, output: str | None = None, overwrite: bool = False) -> Recip
         _check_tables(given)
         fusions = branches.fusions_of(given)
         arms = branches.arms_of(given, fusions)
-        if all(arm.fusion != ALL_SOURCES for arm in arms):
+        if all(ALL_SOURCES not in arm.fusions for arm in arms):
             del fusions[ALL_SOURCES]  # nobody asks for it
         recipe = Recipe(
             output=output or _text(given, "the recipe", "output"),

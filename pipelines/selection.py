@@ -58,7 +58,8 @@ def select(plan: Recipe, only: Sequence[str] = ()) -> Selection:
     merges = _merges(plan, only)
     taken = {*only, *(name for merge in merges for name in merge.models)}
     arms = tuple(arm for arm in plan.arms if arm.name in taken)
-    wanted = {*(fusions.get(name) for name in only), *(arm.fusion for arm in arms)}
+    trained_on = {name for arm in arms for name in arm.fusions}
+    wanted = {*(fusions.get(name) for name in only), *trained_on}
     chosen = tuple(name for name in plan.fusions if name in wanted)
     teach = {source for name in chosen for source in plan.fusions[name].sources}
     return Selection(

@@ -273,10 +273,17 @@ def check_model(folder: str, made: Manifest) -> str:
 
     A model's folder is copied about without them.
     """
-    data, steps = made.origins["data"], made.counts["steps"]
-    if manifest.present(data):
-        manifest.check_input(folder, made, "data", data, fused.STAGE)
-    return f"{len(made.files)} files whole, trained {steps:,} steps on {data}"
+    data, steps = _data_of(made), made.counts["steps"]
+    for key, place in data.items():
+        if manifest.present(place):
+            manifest.check_input(folder, made, key, place, fused.STAGE)
+    spoken = " and ".join(data.values())
+    return f"{len(made.files)} files whole, trained {steps:,} steps on {spoken}"
+
+
+def _data_of(made: Manifest) -> dict[str, str]:
+    """Returns where a model's fused rows were, by their names among its inputs."""
+    return {k: v for k, v in made.origins.items() if k.partition(":")[0] == "data"}
 
 
 def check_merged(folder: str, made: Manifest) -> str:
@@ -319,9 +326,11 @@ def between(folders: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             proved.append(f"{prepared}: {corpus.check(prepared, config)}")
     for folder in (folder for folder, stage in found.items() if stage == TRAINED):
-        data = manifest.read(folder, TRAINED).origins["data"]
-        if not manifest.present(data):
-            left.append(f"{folder} was not compared with its rows: {data} is not there")
+        for data in _data_of(manifest.read(folder, TRAINED)).values():
+            if not manifest.present(data):
+                left.append(
+                    f"{folder} was not compared with its rows: {data} is not there"
+                )
     for folder in (folder for folder, stage in found.items() if stage == MERGED):
         left += _absent(folder)
     known = evaluations.fingerprints(splits)

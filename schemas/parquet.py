@@ -171,8 +171,67 @@ def read(
     Raises:
       SchemaError: if the file is corrupt or its columns are not those of `schema`.
     """
+    with _opened(path, schema, in_parts=row_groups is not None) as file:
+        chosen = range(file.num_row_groups) if row_groups is None else row_groups
+        wanted = list(columns) if columns is not None else schema.names
+        for group in chosen:
+            yield _row_group(file, path, group, wanted)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """Some of a file's rows, and what the file says of itself.
+
+    Attributes:
+      table: the rows.
+      rows: how many the file has in all.
+      footer: the JSON object of its footer.
+    """
+
+    table: pa.Table
+    rows: int
+    footer: dict[str, Any]
+
+
+def read_rows(
+    path: str, schema: pa.Schema, rows: tuple[int, int], columns: Iterable[str]
+) -> Part:
+    """Reads rows [start, stop), page checksums verified, in one opening of the file.
+
+    The row groups that hold them are read whole.
+
+    Args:
+      path: the file.
+      schema: columns that it must have.
+      rows: start and stop; where the file ends earlier, the rows up to there.
+      columns: those that are read.
+
+    Raises:
+      SchemaError: if the file is corrupt or its columns are not those of `schema`.
+    """
+    with _opened(path, schema, in_parts=True) as file:
+        found, wanted, begin = file.metadata, list(columns), 0
+        parts = []
+        for group in range(found.num_row_groups):
+            end = begin + found.row_group(group).num_rows
+            if begin < rows[1] and rows[0] < end:
+                whole = _row_group(file, path, group, wanted)
+                first = max(rows[0] - begin, 0)
+                parts.append(whole.slice(first, rows[1] - begin - first))
+            begin = end
+        empty = file.schema_arrow.empty_table().select(wanted)
+        return Part(
+            table=pa.concat_tables(parts) if parts else empty,
+            rows=found.num_rows,
+            footer=_footer_of(found, path),
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: str, schema: pa.Schema, *, in_parts: bool) -> Iterator[Any]:
+    """Opens a file that has the columns of a schema."""
     with files.open_input(path) as source:
-        known = _PARTS.get(path, source) if row_groups is not None else None
+        known = _PARTS.get(path, source) if in_parts else None
         try:
             file = pq.ParquetFile(
                 source, metadata=known, page_checksum_verification=True
@@ -181,21 +240,24 @@ def read(
             if not is_corruption(error):
                 raise
             raise _corrupt(path, error) from error
-        if row_groups is not None:
+        if in_parts:
             _PARTS.keep(path, source, file.metadata)
         check_columns(path, file.schema_arrow, schema)
-        chosen = range(file.num_row_groups) if row_groups is None else row_groups
-        wanted = list(columns) if columns is not None else schema.names
-        for group in chosen:
-            try:
-                yield file.read_row_group(group, columns=wanted)
-            except (pa.ArrowException, OSError) as error:
-                if not is_corruption(error):
-                    raise
-                raise SchemaError(
-                    f"{path}, row group {group}, is corrupt ({error}); remove the file"
-                    " and run the command that wrote it again"
-                ) from error
+        yield file
+
+
+def _row_group(file: Any, path: str, group: int, columns: list[str]) -> pa.Table:
+    try:
+        return file.read_row_group(group, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        if not is_corruption(error):
+            raise
+        sizes = [file.metadata.row_group(g).num_rows for g in range(group + 1)]
+        raise SchemaError(
+            f"{path}, row group {group}, rows {sum(sizes[:-1])} to {sum(sizes) - 1}, is"
+            f" corrupt ({error}); remove the file and run the command that wrote it"
+            " again"
+        ) from error
 
 
 class _Parts:

@@ -210,7 +210,7 @@ def _usage(prog: str, cls: type[Any]) -> str:
     hints = typing.get_type_hints(cls)
     words = []
     for name in _required(cls):
-        many = typing.get_origin(hints[name]) is tuple
+        many = typing.get_origin(kind(hints[name])) is tuple
         words.append(f"--{name} {name.upper()}{' ...' * many}")
     return " ".join([prog, *words, "[flags]"])
 

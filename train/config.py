@@ -1,6 +1,7 @@
 """Settings of the trainer."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from schemas.settings import setting
@@ -10,7 +11,9 @@ from schemas.settings import setting
 class TrainConfig:
     """Settings of one training run; every field is a flag and a recipe key."""
 
-    data: str = setting(help="fused folder to train on", shapes_output=False)
+    data: tuple[str, ...] | str = setting(
+        help="fused folder to train on, or several", shapes_output=False
+    )
     model: str = setting(
         help="target model: folder, or id on the Hugging Face hub", shapes_output=False
     )
@@ -90,6 +93,31 @@ class TrainConfig:
     readers: int = setting(
         0, help="processes that read data; 0 = the trainer's own", shapes_output=False
     )
+    # How data is read.
+    data_weights: tuple[float, ...] = setting(
+        (),
+        help="share of the rows that comes from each folder of --data, in any unit"
+        " (default: each as many as it has)",
+        omit_default=True,
+    )
+    bad_rows: Literal["error", "skip"] = setting(
+        "error",
+        help="what a row that cannot be read is: the end, or left out and counted",
+        omit_default=True,
+    )
+    max_bad_fraction: float = setting(
+        0.001,
+        help="share of the rows of the whole training that may be left out before it"
+        " is an error all the same, in [0, 1]",
+        shapes_output=False,
+    )
+    read_ahead: int = setting(
+        16,
+        help="row groups (64 rows) read ahead of each folder, beside the 64 that rows"
+        " are drawn from, by each process that reads; 0 = none",
+        shapes_output=False,
+    )
+
     keep_malloc: bool = setting(
         False, help="leave the allocator of glibc as it is", shapes_output=False
     )
@@ -108,7 +136,8 @@ class TrainConfig:
                 f"model must have weights that can be trained, got {self.model}; load"
                 " it with transformers and save it with save_pretrained"
             )
-        for name in ("clm_weight", "warmup_ratio"):
+        self._check_data()
+        for name in ("clm_weight", "warmup_ratio", "max_bad_fraction"):
             _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", self)
         for name in ("label_smoothing", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", self)
@@ -116,7 +145,7 @@ class TrainConfig:
             _require(getattr(self, name) > 0, name, "above 0", self)
         for name in ("batch_size", "accumulation", "save_steps", "logging_steps"):
             _require(getattr(self, name) >= 1, name, "at least 1", self)
-        for name in ("readers", "weight_decay", "seed"):
+        for name in ("readers", "read_ahead", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, "at least 0", self)
         for name in ("max_steps", "threads", "clip"):
             value = getattr(self, name)
@@ -133,6 +162,26 @@ class TrainConfig:
                 f" trains, got checkpoints {self.checkpoints!r} and output"
                 f" {self.output!r}; give --checkpoints=FOLDER, on a disk that outlives"
                 " the machine if the run should"
+            )
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of `data`."""
+        return (self.data,) if isinstance(self.data, str) else self.data
+
+    def _check_data(self) -> None:
+        if not self.folders:
+            raise ValueError("data must name a fused folder, got none")
+        weights = self.data_weights
+        if weights and len(weights) != len(self.folders):
+            raise ValueError(
+                f"data_weights must be one for each of the {len(self.folders)} folders"
+                f" of data, or be left out, got {len(weights)}"
+            )
+        if not all(0 < weight < math.inf for weight in weights):
+            raise ValueError(
+                f"data_weights must be above 0, and finite, got {list(weights)}; leave"
+                " out what has no share"
             )
 
 

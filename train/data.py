@@ -1,8 +1,8 @@
-"""Fused shards as batches of tensors.
+"""Rows of fused shards as batches of tensors.
 
-    dataset = FusedDataset("runs/demo/fused")
+    mixture = Mixture([FusedFolder("runs/demo/fused")], seed=42)  # of train.mixture
     collate = Collator(keep_packed=True, vocabulary=32_000)
-    batch = collate([dataset[17], dataset[3]])
+    batch = collate([mixture[0], mixture[1]])
 
 A batch holds packed rows, documents one behind another::
 
@@ -13,32 +13,24 @@ A batch holds packed rows, documents one behind another::
 or, where that pads little, a document a row, which needs no mask and no positions.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
-from schemas import files, fused, manifest, parquet
 from schemas.errors import SchemaError
-from schemas.manifest import Manifest
-from train import order
-from transforms.functional import codec, ranks
+from transforms.functional import codec
 from transforms.functional.codec import Distributions
 from transforms.functional.ranks import RankTable
 
-_READERS = 16
 _PADDED = 1.25
 """Area of unpacked segments against their tokens, up to which they are unpacked: a mask
 that keeps segments apart makes attention take the square of the whole row's length."""
-_COLUMNS = ("input_ids", "segment_lengths", "loss_mask", "distribution")
+COLUMNS = ("input_ids", "segment_lengths", "loss_mask", "distribution")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,132 +42,45 @@ class Example:
       segment_lengths: tokens of each segment; they sum to t.
       loss_mask: which positions count; never the last of a segment.
       rows: what fusion says of each position's next token.
+      skipped: whether it stands for a row that cannot be read.
     """
 
     input_ids: Int32[np.ndarray, " t"]
     segment_lengths: Int32[np.ndarray, " s"]
     loss_mask: Bool[np.ndarray, " t"]
     rows: Distributions
+    skipped: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Group:
-    """A row group in memory, still encoded."""
+def blank() -> Example:
+    """Makes what stands for a row that cannot be read: one token that counts nowhere.
 
-    path: str
-    start: int
-    columns: dict[str, list[Any]]
-    table: RankTable
-
-
-class FusedDataset(torch.utils.data.Dataset[Example]):
-    """Random access to the packed rows of a fused folder, by their global index.
-
-    Row groups are read whole, kept encoded, and decoded row by row.
-
-    Attributes:
-      manifest: the folder's manifest.
-      group_rows: how many rows each row group holds, in the order of the files.
+    So a step has as many rows as without the fault, and the others keep their places.
     """
-
-    def __init__(self, folder: str) -> None:
-        self.manifest: Manifest = manifest.read(folder, fused.STAGE)
-        self._paths = [files.join(folder, f.name) for f in self.manifest.files]
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-            counts = list(pool.map(_row_groups, self._paths))
-        for entry, found in zip(self.manifest.files, counts, strict=True):
-            if sum(found) != entry.rows:
-                raise SchemaError(
-                    f"{files.join(folder, entry.name)} must hold {entry.rows} rows, as"
-                    f" its folder's manifest says, it holds {sum(found)}; fuse again"
-                )
-        self._places = [
-            (path, group, sum(found[:group]))
-            for path, found in zip(self._paths, counts, strict=True)
-            for group in range(len(found))
-        ]
-        flat = list(itertools.chain.from_iterable(counts))
-        self.group_rows: Int64[np.ndarray, " g"] = np.array(flat, np.int64)
-        self._ends = np.cumsum(self.group_rows)
-        self._groups: collections.OrderedDict[int, _Group] = collections.OrderedDict()
-        self._tables: dict[str, RankTable] = {}
-        if not len(self):
-            raise SchemaError(f"{folder} must hold at least one row, it holds none")
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of all that shapes the data."""
-        return self.manifest.fingerprint
-
-    def __len__(self) -> int:
-        """Counts the packed rows."""
-        return int(self.group_rows.sum())
-
-    def __getitem__(self, index: int) -> Example:
-        """Decodes one row.
-
-        Raises:
-          SchemaError: if it is corrupt; names the file and the row.
-        """
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        found = self._read(group)
-        row = int(index - (self._ends[group] - self.group_rows[group]))
-        try:
-            return _decode({n: c[row] for n, c in found.columns.items()}, found.table)
-        except SchemaError as error:
-            raise SchemaError(
-                f"{found.path}, row {found.start + row}: {error}"
-            ) from error
-
-    def _read(self, group: int) -> _Group:
-        """Returns a row group, the least recently used making room for it."""
-        if group in self._groups:
-            self._groups.move_to_end(group)
-            return self._groups[group]
-        path, number, start = self._places[group]
-        if path not in self._tables:
-            self._tables[path] = _rank_table(path)
-        (table,) = parquet.read(path, fused.SCHEMA, [number], _COLUMNS)
-        columns = {name: _split(table.column(name)) for name in _COLUMNS}
-        found = _Group(
-            path=path, start=start, columns=columns, table=self._tables[path]
-        )
-        self._groups[group] = found
-        if len(self._groups) > order.BLOCK_GROUPS + 1:
-            self._groups.popitem(last=False)
-        return found
+    return Example(
+        input_ids=np.zeros(1, np.int32),
+        segment_lengths=np.ones(1, np.int32),
+        loss_mask=np.zeros(1, bool),
+        rows=Distributions(
+            counts=np.zeros(1, np.int32),
+            ids=np.full((1, 1), -1, np.int32),
+            probs=np.zeros((1, 1), np.float32),
+            tail=np.zeros(1, np.float32),
+        ),
+        skipped=True,
+    )
 
 
-def _row_groups(path: str) -> list[int]:
-    found = parquet.metadata(path)
-    return [found.row_group(g).num_rows for g in range(found.num_row_groups)]
+def decode(row: Mapping[str, Any], table: RankTable) -> Example:
+    """Decodes one row.
 
+    Args:
+      row: its value in each of `COLUMNS`: arrays, and the codec's bytes.
+      table: that of the row's file.
 
-def _rank_table(path: str) -> RankTable:
-    text = parquet.footer(path).get("ranks")
-    if not isinstance(text, str):
-        raise SchemaError(
-            f"the footer of {path} must hold a rank table; run fuse again"
-        )
-    try:
-        return ranks.load_ranks(text)
-    except SchemaError as error:
-        raise SchemaError(f"{path}: {error}") from error
-
-
-def _split(column: pa.ChunkedArray) -> list[Any]:
-    """Cuts a column into one array, or one bytes object, a row."""
-    flat = column.combine_chunks()
-    if isinstance(flat, pa.ChunkedArray):
-        flat = flat.chunk(0)
-    if pa.types.is_binary(flat.type):
-        return [value.as_py() for value in flat]
-    values = flat.values.to_numpy(zero_copy_only=False)
-    bounds = flat.offsets.to_numpy()
-    return [values[start:stop] for start, stop in itertools.pairwise(bounds)]
-
-
-def _decode(row: dict[str, Any], table: RankTable) -> Example:
+    Raises:
+      SchemaError: if it is corrupt. The caller knows which file and row it is.
+    """
     ids, lengths, mask = (row[n] for n in ("input_ids", "segment_lengths", "loss_mask"))
     if not lengths.sum() == len(ids) == len(mask) or (lengths < 1).any():
         raise SchemaError(
@@ -230,9 +135,14 @@ class Collator:
             batch["tail"][row, :n] = piece.rows.tail
         if all(len(piece.segment_lengths) == 1 for piece in pieces):
             del batch["position_ids"]  # nothing restarts: attention needs no mask
-        tokens = sum(len(e.input_ids) for e in examples)
+        tokens = sum(len(e.input_ids) for e in examples if not e.skipped)
+        skipped = sum(e.skipped for e in examples)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {**tensors, "tokens": torch.tensor(tokens)}
+        return {
+            **tensors,
+            "tokens": torch.tensor(tokens),
+            "skipped": torch.tensor(skipped),
+        }
 
     def _pieces(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Returns the rows of a batch: the packed ones, or their segments."""

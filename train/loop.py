@@ -12,9 +12,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from train import checkpoints
+from train import checkpoints, skipped
 from train.config import TrainConfig
-from train.data import Collator, FusedDataset
+from train.data import Collator
+from train.mixture import Mixture
 from train.order import StepBatches
 
 Report = Callable[[str], None]
@@ -102,7 +103,7 @@ class FusionTrainer(transformers.Trainer):
         config: TrainConfig,
         model: Any,
         args: transformers.TrainingArguments,
-        dataset: FusedDataset,
+        dataset: Mixture,
         collate: Collator,
         *,
         work: pathlib.Path,
@@ -129,9 +130,6 @@ class FusionTrainer(transformers.Trainer):
         """Returns this process's batches that are still to do, in `order`'s order."""
         config, args, data = self._config, self.args, self.train_dataset
         batches = StepBatches(
-            data.group_rows,
-            data.fingerprint,
-            config.seed,
             steps=args.max_steps,
             start=self._start,
             step_rows=config.batch_size,
@@ -155,15 +153,22 @@ class FusionTrainer(transformers.Trainer):
     ) -> tuple[list[Any], Tensor]:
         """Takes the micro-batches of a step, and counts what its means are over."""
         batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
-        counts = torch.zeros(3, dtype=torch.float32)
+        counts = torch.zeros(4, dtype=torch.float32)
         for batch in batches:
             counted = batch["loss_mask"]
             covered = counted & (batch["top_ids"] >= 0).any(-1)
-            counts += torch.stack([counted.sum(), covered.sum(), batch.pop("tokens")])
+            of_rows = batch.pop("tokens"), batch.pop("skipped")
+            counts += torch.stack([counted.sum(), covered.sum(), *of_rows])
         counts = counts.to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
         self.state.num_input_tokens_seen += int(counts[2])
+        skipped.count(
+            self.state,
+            int(counts[3]),
+            rows=self.args.max_steps * self._config.batch_size,
+            most=self._config.max_bad_fraction,
+        )
         return batches, counts[:2]
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -228,6 +233,8 @@ class FusionTrainer(transformers.Trainer):
             "train/learning_rate": logs["learning_rate"],
             "train/gradient_norm": float(logs.get("grad_norm", 0.0)),
         }
+        if self._config.bad_rows == "skip":
+            line["skipped_rows"] = skipped.counted(self.state)
         if not math.isfinite(logs["loss"]):
             raise ValueError(
                 f"the loss must be finite, it is {logs['loss']} at step"
@@ -266,7 +273,10 @@ class FusionTrainer(transformers.Trainer):
         self._start = checkpoints.step_of(resume) if resume else 0
         self._begun = (self._start, time.monotonic())
         self._last = (self._tokens_at(resume), time.monotonic())
-        self.train(resume_from_checkpoint=str(resume) if resume else None)
+        try:
+            self.train(resume_from_checkpoint=str(resume) if resume else None)
+        finally:
+            self.train_dataset.close()
 
     @staticmethod
     def _tokens_at(resume: pathlib.Path | None) -> int:

@@ -8,8 +8,8 @@ metrics.jsonl.
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +20,26 @@ from schemas.version import VERSION
 from train import checkpoints
 from train import model as models
 
+Value = TypeVar("Value")
+
 STAGE = "train"
+DATA = "data"
+"""Key of the first folder of data; the others' are `data:2`, `data:3`, ..."""
+
+
+def by_folder(values: Sequence[Value]) -> dict[str, Value]:
+    """Names what is told of each folder of data.
+
+    Example:
+      >>> by_folder(["runs/a", "runs/b"])
+      {'data': 'runs/a', 'data:2': 'runs/b'}
+    """
+    return {f"{DATA}:{i}" if i > 1 else DATA: v for i, v in enumerate(values, 1)}
+
+
+def is_data(key: str) -> bool:
+    """Says whether a key is one that `by_folder` makes."""
+    return key.partition(":")[0] == DATA
 
 
 def finished(output: str, identity: Mapping[str, Any], *, overwrite: bool) -> bool:
@@ -119,7 +138,7 @@ def describe(
     inputs: Mapping[str, Any],
     origins: Mapping[str, Any],
     counts: Mapping[str, int],
-    data: Manifest,
+    data: Sequence[Manifest],
 ) -> None:
     """Writes the card, then the manifest over all files of the folder."""
     card = _card(settings, inputs, origins, counts, data)
@@ -155,16 +174,17 @@ def _card(
     inputs: Mapping[str, Any],
     origins: Mapping[str, Any],
     counts: Mapping[str, int],
-    data: Manifest,
+    data: Sequence[Manifest],
 ) -> str:
-    sources = _sources(data)
-    fused = {**data.settings, **data.inputs}
-    told = {"sources", *(_scores_of(name) for name in sources)}
     rows = "\n".join(f"| {key} | {settings[key]} |" for key in sorted(settings))
-    made = "\n".join(f"| {k} | {fused[k]} |" for k in sorted(fused) if k not in told)
-    spoken = "\n".join(
-        f"| {name} | {model} | {data.inputs.get(_scores_of(name), 'unknown')} |"
-        for name, model in sources.items()
+    prints = "\n".join(
+        f"| fused data's fingerprint{f', {key}' if key != DATA else ''} | {value} |"
+        for key, value in inputs.items()
+        if is_data(key)
+    )
+    shares = zip(data, _shares(settings, data), strict=True)
+    made = "\n\n".join(
+        _card_of_data(key, *one) for key, one in by_folder(list(shares)).items()
     )
     share = settings["clm_weight"]
     how = (
@@ -187,7 +207,7 @@ sources apply.
 | --- | --- |
 | target | {origins["model"]} |
 | target's fingerprint | {inputs["model"]} |
-| fused data's fingerprint | {inputs["data"]} |
+{prints}
 
 ## How it was trained
 
@@ -195,7 +215,22 @@ sources apply.
 | --- | --- |
 {rows}
 
-## How its data was fused
+{made}
+"""
+
+
+def _card_of_data(key: str, data: Manifest, share: float) -> str:
+    """Says how one folder of data was fused."""
+    sources = _sources(data)
+    fused = {**data.settings, **data.inputs}
+    told = {"sources", *(_scores_of(name) for name in sources)}
+    made = "\n".join(f"| {k} | {fused[k]} |" for k in sorted(fused) if k not in told)
+    spoken = "\n".join(
+        f"| {name} | {model} | {data.inputs.get(_scores_of(name), 'unknown')} |"
+        for name, model in sources.items()
+    )
+    which = "" if share == 1 else f": {key}, {share:.4g} of the rows"
+    return f"""## How its data was fused{which}
 
 | source | model | fingerprint of its scores |
 | --- | --- | --- |
@@ -203,8 +238,14 @@ sources apply.
 
 | setting or input | value |
 | --- | --- |
-{made}
-"""
+{made}"""
+
+
+def _shares(settings: Mapping[str, Any], data: Sequence[Manifest]) -> list[float]:
+    """Returns the share of the rows that come from each folder."""
+    own = [sum(entry.rows for entry in one.files) for one in data]
+    weights = settings.get("data_weights") or own
+    return [weight / sum(weights) for weight in weights]
 
 
 def _sources(data: Manifest) -> dict[str, str]:

@@ -22,12 +22,14 @@ from accelerate.utils import broadcast_object_list
 
 from schemas import manifest, settings
 from schemas.errors import SchemaError
-from train import checkpoints, disk, loop, publish
+from train import checkpoints, disk, interleave, loop, order, publish, skipped
 from train import model as models
 from train.config import TrainConfig
-from train.data import Collator, FusedDataset
+from train.data import Collator
 from train.loop import FusionTrainer, Line, Report
 from train.loss import Objective
+from train.mixture import Mixture
+from train.shards import FusedFolder
 from transforms import allocator, causal, scorer, tokenizer
 from transforms.scorer import ScorerSettings
 
@@ -68,7 +70,7 @@ class _Run:
 
     config: TrainConfig
     source: pathlib.Path
-    dataset: FusedDataset
+    dataset: Mixture
     settings: dict[str, Any]
     inputs: dict[str, str]
     work: pathlib.Path
@@ -145,7 +147,13 @@ def _resolved(config: TrainConfig) -> dict[str, Any]:
 
 def _resolve(config: TrainConfig, report: Report) -> _Run:
     source = models.folder_of(config.model)
-    dataset = FusedDataset(config.data)
+    dataset = Mixture(
+        [FusedFolder(folder) for folder in config.folders],
+        seed=config.seed,
+        weights=interleave.exact(config.data_weights),
+        read_ahead=config.read_ahead,
+        skip_bad=config.bad_rows == "skip",
+    )
     beside = publish.beside(config.output)
     work = pathlib.Path(config.checkpoints) if config.checkpoints else beside
     assert work is not None, "TrainConfig wants checkpoints where the output is remote"
@@ -156,9 +164,10 @@ def _resolve(config: TrainConfig, report: Report) -> _Run:
         settings={
             **settings.shaping(config),
             **_resolved(config),
+            "order": order.VERSION,
         },
         inputs={
-            "data": dataset.fingerprint,
+            **publish.by_folder([f.fingerprint for f in dataset.folders]),
             "model": scorer.model_fingerprint(str(source)),
         },
         work=work,
@@ -180,14 +189,15 @@ def _result(config: TrainConfig, *, skipped: bool, metrics: Line) -> TrainResult
 
 def _check_tokenizer(run: _Run) -> None:
     """Refuses data that was fused for another tokenizer than the target's."""
-    wanted = run.dataset.manifest.settings.get("target_tokenizer")
-    found = tokenizer.load(str(run.source)).fingerprint if wanted else None
-    if wanted != found:
-        raise SchemaError(
-            f"{run.config.data} must be fused for the tokenizer of {run.config.model}"
-            f" (fingerprint {found}), but is for another ({wanted}); fuse with the"
-            " scores of this target"
-        )
+    for folder in run.dataset.folders:
+        wanted = folder.manifest.settings.get("target_tokenizer")
+        found = tokenizer.load(str(run.source)).fingerprint if wanted else None
+        if wanted != found:
+            raise SchemaError(
+                f"{folder.folder} must be fused for the tokenizer of"
+                f" {run.config.model} (fingerprint {found}), but is for another"
+                f" ({wanted}); fuse with the scores of this target"
+            )
 
 
 def _steps(config: TrainConfig, rows: int) -> int:
@@ -281,20 +291,22 @@ def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:
     shutil.copyfile(run.work / checkpoints.METRICS, folder / checkpoints.METRICS)
     for logs in (run.work / "checkpoints").glob("runs"):  # TensorBoard's
         shutil.copytree(logs, folder / "runs")
+    bad = {"skipped_rows": skipped.counted(trainer.state)}
     publish.describe(
         folder,
         settings=run.settings,
         inputs=run.inputs,
         origins={
             "model": publish.spoken_name(run.config.model),
-            "data": run.config.data,
+            **publish.by_folder(run.config.folders),
         },
         counts={
             "steps": trainer.state.global_step,
             "tokens": int(trainer.state.num_input_tokens_seen),
             "rows": trainer.state.global_step * run.config.batch_size,
+            **(bad if run.config.bad_rows == "skip" else {}),
         },
-        data=run.dataset.manifest,
+        data=[folder.manifest for folder in run.dataset.folders],
     )
 
 

@@ -5,7 +5,6 @@ measured on real outputs of SmolLM2, too, where that model is there. Times are C
 seconds of this process, so a figure is for one core.
 """
 
-import hashlib
 import os
 import tempfile
 import time
@@ -13,20 +12,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas import files, fused, manifest, parquet
-from schemas.fused import FusedRow
-from schemas.manifest import Manifest
-from tests.bench import ngram, rows, smollm2
+from schemas import fused, parquet
+from tests.bench import fused_files, ngram, rows, smollm2
+from tests.bench.fused_files import Packed
 from tests.bench.ngram import Outputs
-from train.data import Collator, FusedDataset
-from transforms.functional import chunks, codec, pack, ranks
+from train.data import Collator
+from train.mixture import Mixture
+from train.shards import FusedFolder
+from transforms.functional import codec, ranks
 from transforms.functional.codec import Distributions
 
-SEQ_LENGTH = 2048
-SOURCES = 3
 FILE = "slice-000000.parquet"
 
 
@@ -38,8 +35,8 @@ def run() -> list[dict[str, Any]]:
 
 
 def _measure(made: Outputs) -> list[dict[str, Any]]:
-    packed = list(_pack(made))
-    table = ranks.rank_by_frequency(_frequencies(packed, ngram.SIZE))
+    packed = list(fused_files.packed_rows(made))
+    table = ranks.rank_by_frequency(fused_files.frequencies(packed, ngram.SIZE))
     codec.encode_rows(packed[0][1], packed[0][0], table)  # compiles
     encode_s, frames = _cpu_s(
         lambda: [codec.encode_rows(said, ids, table) for ids, said, _ in packed]
@@ -47,8 +44,8 @@ def _measure(made: Outputs) -> list[dict[str, Any]]:
     positions = sum(len(ids) for ids, _, _ in packed)
     with tempfile.TemporaryDirectory() as folder:
         path, nested = f"{folder}/{FILE}", f"{folder}/nested.parquet"
-        _write(path, packed, frames, table)
-        _write_nested(nested, packed)
+        fused_files.write(path, packed, frames, table)
+        fused_files.write_nested(nested, packed)
         next(_read(path))  # compiles
         decode_s, read = _cpu_s(lambda: list(_read(path)))
         collate_s, tokens = _cpu_s(lambda: _collate(folder))
@@ -94,14 +91,14 @@ def _measure_real(made: Outputs) -> list[dict[str, Any]]:
     The columns are counted without the file's footer: its rank table, which a slice's
     million tokens share, would weigh too much on so few.
     """
-    packed = list(_pack(made))
-    table = ranks.rank_by_frequency(_frequencies(packed, smollm2.SIZE))
+    packed = list(fused_files.packed_rows(made))
+    table = ranks.rank_by_frequency(fused_files.frequencies(packed, smollm2.SIZE))
     frames = [codec.encode_rows(said, ids, table) for ids, said, _ in packed]
     positions = sum(len(ids) for ids, _, _ in packed)
     with tempfile.TemporaryDirectory() as folder:
         path, nested = f"{folder}/{FILE}", f"{folder}/nested.parquet"
-        _write(path, packed, frames, table)
-        _write_nested(nested, packed)
+        fused_files.write(path, packed, frames, table)
+        fused_files.write_nested(nested, packed)
         read = list(_read(path))
         size, nested_size = (_column_bytes(p) / positions for p in (path, nested))
     of = f"SmolLM2, {positions:,} tokens"
@@ -130,116 +127,20 @@ def _column_bytes(path: str) -> int:
 
 def _collate(folder: str) -> int:
     """Reads a folder as the trainer does, a row a batch; counts the tokens."""
-    dataset = FusedDataset(folder)
+    mixture = Mixture([FusedFolder(folder)], seed=0)
     collate = Collator(keep_packed=True, vocabulary=ngram.SIZE)
-    return sum(int(collate([dataset[i]])["tokens"]) for i in range(len(dataset)))
+    return sum(int(collate([mixture[i]])["tokens"]) for i in range(len(mixture)))
 
 
-def _error(read: list[Distributions], packed: list["Packed"]) -> float:
+def _error(read: list[Distributions], packed: list[Packed]) -> float:
     errors = [_divergence(a, b) for a, (_, b, _) in zip(read, packed, strict=True)]
     return float(np.concatenate(errors).mean())
-
-
-Packed = tuple[np.ndarray, Distributions, list[int]]
-
-
-def _pack(made: Outputs) -> Iterator[Packed]:
-    """Yields token ids, distributions and windows of each packed row."""
-    starts = np.append(0, made.lengths.cumsum())
-    for windows in pack.pack_windows(made.lengths.tolist(), SEQ_LENGTH):
-        at = np.concatenate([np.arange(starts[w], starts[w + 1]) for w in windows])
-        rows = Distributions(
-            counts=made.counts[at],
-            ids=made.ids[at],
-            probs=made.probs[at],
-            tail=made.tail[at],
-        )
-        yield made.token_ids[at], rows, made.lengths[windows].tolist()
-
-
-def _frequencies(packed: list[Packed], size: int) -> np.ndarray:
-    kept = np.concatenate([rows.ids[rows.ids >= 0] for _, rows, _ in packed])
-    return np.bincount(kept, minlength=size)
 
 
 def _cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
     result = work()
     return time.process_time() - start, result
-
-
-def _write(
-    path: str, packed: list[Packed], frames: list[bytes], table: ranks.RankTable
-) -> None:
-    footer = {"ranks": ranks.dump_ranks(table), "tokens": None}
-    rng = np.random.default_rng(0)
-    records = [
-        FusedRow(
-            input_ids=ids,
-            segment_lengths=np.array(lengths, np.int32),
-            loss_mask=rows.counts > 0,
-            distribution=frame,
-            window_ids=tuple(
-                hashlib.blake2b(rng.bytes(8), digest_size=16).hexdigest()
-                for _ in lengths
-            ),
-            domains=("code",) * len(lengths),
-            weights=rng.dirichlet(np.ones(SOURCES), len(lengths)).astype(np.float32),
-            **_figures(rng, len(ids), lengths),
-            counted=int((rows.counts > 0).sum()),
-            covered=int((rows.counts > 0).sum()),
-        )
-        for (ids, rows, lengths), frame in zip(packed, frames, strict=True)
-    ]
-    options = fused.WRITER_OPTIONS
-    with parquet.writer(path, fused.SCHEMA, footer, **options) as tables:
-        for start in range(0, len(records), fused.ROW_GROUP_ROWS):
-            group = records[start : start + fused.ROW_GROUP_ROWS]
-            tables.write(fused.to_table(group))
-    assert tables.entry is not None
-    made = Manifest(
-        stage=fused.STAGE,
-        fingerprint="",
-        settings={},
-        inputs={},
-        origins={},
-        counts={},
-        files=[tables.entry],
-        code_version="",
-    )
-    manifest.write(files.parent(path), made)
-
-
-def _figures(
-    rng: np.random.Generator, tokens: int, lengths: list[int]
-) -> dict[str, np.ndarray]:
-    """Makes up what stands beside the distributions, five tokens of six a chunk."""
-    stops = np.cumsum(lengths)
-    ends = rng.random(tokens) < 5 / 6
-    ends[stops - 1], ends[stops - lengths] = True, False
-    chosen = np.flatnonzero(ends).astype(np.int32)
-    spent = rng.gamma(0.4, 5.0, len(chosen))  # most next to nothing, 2 nats in the mean
-    by_source = (len(lengths), SOURCES)
-    return {
-        "source_logprobs": -rng.gamma(20.0, 30.0, by_source),
-        "source_coverage": rng.random(by_source).astype(np.float32),
-        "n_bytes": np.array(lengths, np.int32) * 4,
-        "chunk_ends": chosen,
-        "chunk_logprobs": chunks.round_logprobs(-spent),
-    }
-
-
-def _write_nested(path: str, packed: list[Packed]) -> None:
-    """Writes what FuseLLM's layout keeps: a list of lists a row."""
-    columns = {
-        "input_ids": [ids.tolist() for ids, _, _ in packed],
-        "ids": [rows.ids.tolist() for _, rows, _ in packed],
-        "probs": [rows.probs.tolist() for _, rows, _ in packed],
-    }
-    floats = pa.list_(pa.list_(pa.float32()))
-    kinds = (pa.list_(pa.int32()), pa.list_(pa.list_(pa.int32())), floats)
-    schema = pa.schema(zip(columns, kinds, strict=True))
-    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
 
 
 def _read(path: str) -> Iterator[Distributions]:

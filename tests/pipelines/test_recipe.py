@@ -207,8 +207,9 @@ def test_pairs_are_a_fusion_and_an_arm_for_each_source(tmp_path: Path) -> None:
     assert pair.output == "runs/x/fusions/pair.two"
     assert (pair.top_k, pair.seq_length) == (7, 99)
     assert (pair.granularity, pair.include_target) == ("document", True)
-    assert plan.train(plan.arms[2]).data == pair.output
-    assert plan.train(plan.arms[0]).data == plan.fuse.output == "runs/x/fused"
+    assert plan.train(plan.arms[2]).folders == (pair.output,)
+    assert plan.fuse.output == "runs/x/fused"
+    assert plan.train(plan.arms[0]).folders == ("runs/x/fused",)
     assert (plan.fuse.granularity, plan.fuse.seq_length) == ("document", 2048)
 
 
@@ -288,13 +289,33 @@ fusion = "half"
     half = plan.fuse_of("half")
     assert half.sources == ("two=runs/x/scores/two",)
     assert (half.temperature, half.top_k, half.granularity) == (2.0, 7, "document")
-    assert plan.train(plan.arms[1]).data == half.output == "runs/x/fusions/half"
+    assert half.output == "runs/x/fusions/half"
+    assert plan.train(plan.arms[1]).folders == (half.output,)
+
+
+def test_an_arm_may_be_trained_on_several_fusions_by_weight(tmp_path: Path) -> None:
+    more = """
+[fusions.half]
+sources = ["two"]
+[arms.both]
+fusion = ["fused", "half"]
+data_weights = [0.7, 0.3]
+"""
+    plan = read(tmp_path, PAIRWISE + more)
+    arm = next(arm for arm in plan.arms if arm.name == "both")
+    config = plan.train(arm)
+    assert config.folders == ("runs/x/fused", "runs/x/fusions/half")
+    assert config.data_weights == (0.7, 0.3)
+    for fusion in ("[]", '["fused", "haf"]', "[1]"):
+        given = more.replace('["fused", "half"]', fusion)
+        with pytest.raises(ValueError, match=r"\[arms\.both\]: fusion must be one of"):
+            read(tmp_path, PAIRWISE + given)
 
 
 def test_without_arms_every_named_fusion_has_one(tmp_path: Path) -> None:
     text = PAIRWISE.partition("[pairs]")[0]
     plan = read(tmp_path, text + '[fusions.half]\nsources = ["two"]\n[fusions.all]\n')
-    assert [(arm.name, arm.fusion) for arm in plan.arms] == [
+    assert [(arm.name, *arm.fusions) for arm in plan.arms] == [
         ("half", "half"),
         ("all", "all"),
     ]

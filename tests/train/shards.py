@@ -1,6 +1,9 @@
 """Fused folders with random distributions, for the trainer's tests."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,9 +69,10 @@ def write(
     *,
     vocabulary: int,
     files_of: tuple[tuple[int, ...], ...] = ((4, 3), (2,)),
+    fingerprint: str = "f" * 32,
 ) -> Path:
     """Writes a fused folder; `files_of` gives the rows of each group of each file."""
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng([7, *fingerprint.encode()])
     entries = []
     for number, groups in enumerate(files_of):
         path = files.join(str(folder), f"slice-{number:06d}.parquet")
@@ -86,7 +90,7 @@ def write(
         entries.append(tables.entry)
     made = Manifest(
         stage=fused.STAGE,
-        fingerprint="f" * 32,
+        fingerprint=fingerprint,
         settings={"fusion": "mince", "sources": ["one", "two"]},
         inputs={"windows": "w" * 32, "scores:one": "1" * 32, "scores:two": "2" * 32},
         origins={"models": {"one": "org/one-7b", "two": "/home/me/models/two-9b"}},
@@ -96,3 +100,34 @@ def write(
     )
     manifest.write(str(folder), made)
     return folder
+
+
+def change_manifest(
+    folder: str | Path, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    """Changes the manifest of a folder in place."""
+    path = Path(folder, manifest.NAME)
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def rewrite(
+    folder: str | Path,
+    change: dict[str, object],
+    *,
+    footer: dict[str, Any] | None = None,
+) -> None:
+    """Writes the first file again, row 2 of its last group changed, as if by fuse."""
+    path = str(Path(folder, "slice-000000.parquet"))
+    tables = list(parquet.read(path, fused.SCHEMA))
+    rows = tables[-1].to_pylist()
+    rows[2] |= change
+    tables[-1] = tables[-1].from_pylist(rows, schema=fused.SCHEMA)
+    kept = parquet.footer(path) if footer is None else footer
+    with parquet.writer(path, fused.SCHEMA, kept, **fused.WRITER_OPTIONS) as writer:
+        for table in tables:
+            writer.write(table)
+    entry = writer.entry
+    assert entry is not None
+    change_manifest(folder, lambda m: m["files"][0].update(bytes=entry.bytes))

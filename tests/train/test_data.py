@@ -1,15 +1,14 @@
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from schemas import files, fused, manifest, parquet
 from schemas.errors import SchemaError
 from tests.train import shards
 from train import data
-from train.data import Collator, Example, FusedDataset
+from train.data import Collator, Example
+from train.shards import FusedFolder
 from transforms.functional import codec
 
 SIZE = 40
@@ -20,38 +19,29 @@ def folder(tmp_path: Path) -> str:
     return str(shards.write(tmp_path / "fused", vocabulary=SIZE))
 
 
-def test_rows_are_those_of_the_files_in_order(folder: str) -> None:
-    dataset = FusedDataset(folder)
-    names = [f.name for f in dataset.manifest.files]
-    rows = [
-        row
-        for name in names
-        for group in fused.read(files.join(folder, name))
-        for row in group
-    ]
-    assert len(dataset) == len(rows) == 9
-    for index in (8, 0, 4, 3, 8):
-        example, row = dataset[index], rows[index]
-        wanted = codec.decode_rows(row.distribution, row.input_ids, shards.table(SIZE))
-        assert np.array_equal(example.input_ids, row.input_ids)
-        assert np.array_equal(example.loss_mask, row.loss_mask)
-        assert np.array_equal(example.rows.ids, wanted.ids)
-        assert np.array_equal(example.rows.probs, wanted.probs)
+def rows_of(folder: str) -> list[Example]:
+    found = FusedFolder(folder)
+    groups = [found.read(file, 0) for file in range(len(found.file_rows))]
+    counts = found.file_rows.tolist()
+    return [g.example(i) for g, n in zip(groups, counts, strict=True) for i in range(n)]
 
 
-def test_no_more_row_groups_are_kept_than_a_block_has(
-    folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(data.order, "BLOCK_GROUPS", 1)
-    dataset = FusedDataset(folder)
-    for index in (0, 8, 5, 0):
-        dataset[index]
-    assert len(dataset._groups) == 2
+def test_a_blank_row_pads_a_batch_and_counts_nowhere(folder: str) -> None:
+    examples = rows_of(folder)[:2]
+    collate = Collator(keep_packed=True, vocabulary=SIZE)
+    plain, padded = collate(examples), collate([*examples, data.blank()])
+    for name in ("input_ids", "loss_mask", "top_ids", "probs", "tail"):
+        assert torch.equal(padded[name][:-1], plain[name])
+    assert not padded["loss_mask"][-1].any()
+    assert (padded["tokens"], padded["skipped"]) == (plain["tokens"], 1)
+    assert plain["skipped"] == 0
+    alone = collate([data.blank()])
+    assert alone["input_ids"].shape == (1, 1)
+    assert alone["tokens"] == 0
 
 
 def test_positions_restart_and_nothing_counts_across_segments(folder: str) -> None:
-    dataset = FusedDataset(folder)
-    examples = [dataset[i] for i in range(3)]
+    examples = rows_of(folder)[:3]
     batch = Collator(keep_packed=True, vocabulary=SIZE)(examples)
     for row, example in enumerate(examples):
         lengths, n = example.segment_lengths, len(example.input_ids)
@@ -67,7 +57,7 @@ def test_positions_restart_and_nothing_counts_across_segments(folder: str) -> No
 
 
 def test_unpacked_segments_hold_what_the_packed_row_holds(folder: str) -> None:
-    example = FusedDataset(folder)[0]
+    example = rows_of(folder)[0]
     packed = Collator(keep_packed=True, vocabulary=SIZE)([example])
     loose = Collator(keep_packed=False, vocabulary=SIZE)([example])
     lengths = example.segment_lengths.tolist()
@@ -95,74 +85,7 @@ def test_segments_are_unpacked_where_that_pads_little(
     assert batch["loss_mask"].sum() == row.loss_mask.sum()
 
 
-def rewritten(folder: str, change: dict[str, object]) -> None:
-    """Writes the first file again, row 2 of its second group changed."""
-    name = manifest.read(folder, fused.STAGE).files[0].name
-    path = files.join(folder, name)
-    tables = list(parquet.read(path, fused.SCHEMA))
-    rows = tables[1].to_pylist()
-    rows[2] |= change
-    tables[1] = tables[1].from_pylist(rows, schema=fused.SCHEMA)
-    with parquet.writer(
-        path, fused.SCHEMA, parquet.footer(path), **fused.WRITER_OPTIONS
-    ) as writer:
-        for table in tables:
-            writer.write(table)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"distribution": b"no frame"},
-        {"segment_lengths": [3]},
-        {"loss_mask": [True]},
-    ],
-    ids=["frame", "segments", "mask"],
-)
-def test_a_corrupt_row_is_named_by_file_and_number(
-    folder: str, change: dict[str, object]
-) -> None:
-    rewritten(folder, change)
-    dataset = FusedDataset(folder)
-    dataset[5]
-    with pytest.raises(SchemaError, match=r"slice-000000\.parquet, row 6"):
-        dataset[6]
-
-
-def test_a_flipped_byte_is_noticed(folder: str) -> None:
-    path = Path(folder, "slice-000000.parquet")
-    content = bytearray(path.read_bytes())
-    content[200] ^= 1
-    path.write_bytes(content)
-    dataset = FusedDataset(folder)
-    with pytest.raises(SchemaError, match=r"slice-000000\.parquet"):
-        [dataset[row] for row in range(len(dataset))]
-
-
-def test_a_truncated_file_is_named(folder: str) -> None:
-    path = Path(folder, "slice-000001.parquet")
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(SchemaError, match=r"slice-000001\.parquet"):
-        FusedDataset(folder)
-
-
-def test_a_file_with_fewer_rows_than_the_manifest_says_is_refused(folder: str) -> None:
-    path = Path(folder, manifest.NAME)
-    value = json.loads(path.read_text())
-    value["files"][0]["rows"] += 1
-    path.write_text(json.dumps(value))
-    with pytest.raises(SchemaError, match="must hold 8 rows"):
-        FusedDataset(folder)
-
-
-def test_an_unfinished_folder_is_refused(folder: str) -> None:
-    Path(folder, manifest.NAME).unlink()
-    with pytest.raises(SchemaError, match="finished fused folder"):
-        FusedDataset(folder)
-
-
 def test_a_token_beyond_the_models_vocabulary_is_refused(folder: str) -> None:
     collate = Collator(keep_packed=True, vocabulary=SIZE - 10)
-    dataset = FusedDataset(folder)
     with pytest.raises(SchemaError, match=rf"must be in \[0, {SIZE - 10}\)"):
-        collate([dataset[i] for i in range(9)])
+        collate(rows_of(folder))
