@@ -245,7 +245,18 @@ def test_a_template_s_refusal_is_a_reject_with_its_reason(
         ({"chat_shape": "pairs", "chat_field": "m"}, "chat_field must be left out"),
         (
             {"chat_shape": "messages", "prompt_field": "q", "answer_field": "a"},
-            "must be left out where chat_shape is messages",
+            "prompt_field must be left out where chat_shape is messages",
+        ),
+        (
+            {"chat_shape": "conversations", "input_field": "about"},
+            "input_field must be left out where chat_shape is conversations",
+        ),
+        *(
+            (
+                {"chat_shape": None, "chat_template": None, name: "x"},
+                f"{name} must stand beside chat_shape",
+            )
+            for name in ("input_field", "system_field")
         ),
     ],
 )
