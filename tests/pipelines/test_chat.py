@@ -338,6 +338,45 @@ def test_fusion_weighs_by_the_answers_alone_and_trains_on_them(
     assert seen == len(found)
 
 
+@pytest.mark.parametrize("granularity", ["window", "packed_row"])
+@pytest.mark.parametrize("fusion", ["mince", "avgce"])
+def test_under_reference_the_answers_alone_choose_and_nothing_where_there_are_none(
+    fusion: str, granularity: str, run: str, models: dict[str, str], out: str
+) -> None:
+    more = {"fusion": fusion, "granularity": granularity, "reference": True}
+    fuse.fuse_scores(fuse_config(run, out, **more))
+    assert len(verify.verify([out])) == 1
+    found = read(f"{run}/windows/fusion")
+    by_id = {window.window_id: n for n, window in enumerate(found)}
+    said = [_scores(f"{run}/scores/{name}") for name in models]
+    weights_of = {
+        "mince": weigh.reference_min_ce_weights,
+        "avgce": weigh.reference_avg_ce_weights,
+    }[fusion]
+    silent = 0
+    for row in _rows(out):
+        places = [by_id[name] for name in row.window_ids]
+        metrics = np.array([_metrics(found[n], [s[n] for s in said]) for n in places])
+        lengths = np.array(row.segment_lengths)
+        heard = [n for n, place in enumerate(places) if found[place].loss_spans]
+        if granularity == "packed_row" and heard:
+            metrics[:] = lengths[heard] @ metrics[heard] / lengths[heard].sum()
+        for metric, weights in zip(metrics, row.weights, strict=True):
+            wanted = np.nan_to_num(weights_of(metric))
+            np.testing.assert_allclose(weights, wanted, rtol=1e-6)
+            silent += not weights.any()
+    assert (silent > 0) == (granularity == "window")
+
+
+def _metrics(window: Window, said: Sequence[scores.Score]) -> list[float]:
+    """Returns the authors' cost of a window's answers, of each model."""
+    counts = [counted.counted_tokens(s.byte_ends, window.loss_spans)[1:] for s in said]
+    return [
+        weigh.reference_metric(one.gold_logprob[own])
+        for one, own in zip(said, counts, strict=True)
+    ]
+
+
 def _footers(folder: str) -> list[dict[str, Any]]:
     found = manifest.read(folder, fused.STAGE)
     return [parquet.footer(f"{folder}/{entry.name}") for entry in found.files]
