@@ -4,7 +4,8 @@
     control   ########      #####################  #######
     loss                                        #########
 
-An answer begins where the template's prompt for generation ends, and ends behind the
+An answer that is there to be read alone (`Turn.is_learned`) is in no loss span. Any
+other begins where the template's prompt for generation ends, and ends behind the
 end of turn that the template writes: the last control token in what stands behind the
 answer both where a turn follows and where none does. `{% generation %}`, where a
 template has it, says itself what is learned; its end of turn is learned too.
@@ -30,7 +31,7 @@ class Rendering:
 
     Attributes:
       text: the text.
-      loss_spans: the answers with their ends of turn: start, stop, start, stop, ...
+      loss_spans: answers to learn, with their ends of turn: start, stop, start, stop, ...
       control_spans: what the template wrote, likewise.
       borders: where a user's turn begins behind an answer, rising.
     """
@@ -99,7 +100,8 @@ class _Spans:
         for at, said in enumerate(self._said):
             if self._role(at) == ASSISTANT:
                 stop, border = self._end(at)
-                answers += self._learned(said, (self._start(at), stop))
+                if self._turn(at).is_learned:
+                    answers += self._learned(said, (self._start(at), stop))
                 if at + 1 < len(self._said) and self._role(at + 1) == USER:
                     borders.append(border)
         text, cut = self._made.text, self._written_bos()
@@ -115,8 +117,11 @@ class _Spans:
             borders=tuple(int(to_byte[border]) for border in borders),
         )
 
+    def _turn(self, at: int) -> Turn:
+        return self._made.turns[self._said[at][0].turn]
+
     def _role(self, at: int) -> str:
-        return self._made.turns[self._said[at][0].turn].role
+        return self._turn(at).role
 
     def _before(self, at: int) -> _Pair:
         """Bounds what stands between a turn and the one before it."""

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import re
 
@@ -159,6 +160,18 @@ def test_answers_and_what_the_template_wrote_are_found_in_every_family(name):
     if control:
         assert parts(found, found.control_spans)[: len(control)] == control
     assert len(found.borders) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_that_is_not_learned_is_rendered_and_counts_nowhere(name):
+    text, family, _ = FAMILIES[name]
+    whole = locate(text, family, made.TURNS)
+    for place, left in ((2, 1), (4, 0)):
+        said = list(made.TURNS)
+        said[place] = dataclasses.replace(said[place], is_learned=False)
+        found = locate(text, family, said)
+        assert parts(found, found.loss_spans) == [LEARNED[name][left]]
+        assert dataclasses.replace(found, loss_spans=whole.loss_spans) == whole
 
 
 def test_text_of_a_user_that_spells_a_control_token_is_in_no_control_span():
