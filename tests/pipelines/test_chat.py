@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 
 from examples import problems
 from pipelines import evaluations, fuse, inspect, prepare, sampling, score, verify
@@ -24,7 +26,7 @@ from tests.pipelines.conftest import fuse_config, score_config
 from tests.transforms import chat_templates as made
 from train import evaluate
 from train.evaluate import EvaluateConfig
-from transforms import tokenizer
+from transforms import templates, tokenizer
 from transforms.functional import counted, weigh
 
 
@@ -162,6 +164,23 @@ def test_the_manifest_holds_the_template_and_another_is_another_corpus(
     )
     with pytest.raises(SchemaError, match="chat_template"):
         prepare.prepare_corpus(other)
+
+
+def test_a_template_s_model_that_windows_need_not_fit_is_told_by_its_tokenizer(
+    place: Path, models: dict[str, str], tmp_path: Path
+) -> None:
+    owner = tmp_path / "owner"
+    shutil.copytree(models["llama"], owner)
+    among = config(place, models, "", chat_model=models["llama"])
+    apart = config(place, {"neox": models["neox"]}, "", chat_model=str(owner))
+    digests = [prepare.inputs_of(one, [])["template"] for one in (among, apart)]
+    file = str(owner / "tokenizer.json")
+    library = Tokenizer.from_file(file)
+    library.add_special_tokens(["[/INST]"])
+    library.save(file)
+    digests.append(prepare.inputs_of(apart, [])["template"])
+    assert digests[0] == templates.read(models["llama"], made.ZEPHYR).fingerprint
+    assert len(set(digests)) == 3
 
 
 def test_the_template_itself_from_the_manifest_makes_the_same_windows(
