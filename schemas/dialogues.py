@@ -53,6 +53,9 @@ UNREAD = {
 }
 """Fields of a message that would change what it says; none of them is read."""
 
+MAX_TURNS = 1 << 16
+"""Turns of a dialogue at most: each has a character of its own in a disguise."""
+
 HISTORY = "history"
 """Field of a pair that earlier rounds stand in; it is not read."""
 
@@ -160,6 +163,9 @@ def _listed(content: dict[str, Any], shape: Shape) -> list[Turn] | None:
             if not isinstance(found, list) or not found:
                 detail = f"field {name!r} must be a list of messages"
                 raise UnusableError("invalid_turn", detail)
+            if len(found) > MAX_TURNS:
+                detail = f"a dialogue must hold at most {MAX_TURNS} turns"
+                raise UnusableError("too_long", f"{detail}, got {len(found)}")
             return [_turn(one, f"{name}[{at}]") for at, one in enumerate(found)]
     return None
 
@@ -198,7 +204,7 @@ def _paired(content: dict[str, Any], shape: Shape) -> list[Turn] | None:
     for prompt, answer in shape.pairs():
         if content.get(prompt) is None or content.get(answer) is None:
             continue
-        if HISTORY != shape.input and content.get(HISTORY):
+        if content.get(HISTORY) and shape.input != HISTORY:
             detail = f"a pair must be whole without field {HISTORY!r}, not read"
             raise UnusableError("invalid_turn", detail)
         question = _content(content[prompt], f"field {prompt!r}")

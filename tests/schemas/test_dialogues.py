@@ -132,6 +132,7 @@ def test_the_text_of_a_dialogue_is_what_is_said_without_the_system_turn(
         ({"system": "No.", "messages": [BRIEF, ASKED, TOLD]}, "invalid_turn"),
         ({"prompt": "Hi", "response": "Ho", "history": [["a", "b"]]}, "invalid_turn"),
         ({"messages": [ASKED, {**TOLD, "content": " \n"}]}, "empty_content"),
+        ({"messages": [ASKED, TOLD] * (1 << 15) + [ASKED]}, "too_long"),
         ({"prompt": "", "completion": "Ho"}, "empty_content"),
         ({"messages": [{**ASKED, "role": "ghost"}, TOLD]}, "unknown_role"),
         ({"messages": [{"content": "Hi"}, TOLD]}, "unknown_role"),
@@ -213,6 +214,43 @@ def test_text_deep_in_a_parquet_file_that_is_not_utf8_is_a_reject(
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"name": ["a", "b"], "messages": messages}), path)
     assert [one.reason for one in read(path)] == ["invalid_utf8"] * 2  # type: ignore[union-attr]
+
+
+def test_text_deep_in_a_parquet_file_that_is_too_long_is_a_reject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 20)
+    said = [[ASKED, {**TOLD, "content": content}] for content in ("x" * 21, "Ho")]
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"name": ["a", "b"], "messages": said}), path)
+    bad, good = read(path)
+    assert isinstance(bad, Reject)
+    assert (bad.doc_id, bad.reason) == ("a", "too_long")
+    assert isinstance(good, Document)
+
+
+@pytest.mark.parametrize("content", [b"Ho", b"\xff"])
+def test_roles_of_a_parquet_file_may_be_of_few_words(
+    tmp_path: Path, content: bytes
+) -> None:
+    texts = pa.array([b"Hi", content], pa.binary()).view(pa.string())
+    roles = pa.array(["user", "assistant"]).dictionary_encode()
+    messages = pa.ListArray.from_arrays(
+        [0, 2],
+        pa.StructArray.from_arrays(
+            [roles, texts.dictionary_encode()], ["role", "content"]
+        ),
+    )
+    names = pa.array(["a"]).dictionary_encode()
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"name": names, "messages": messages}), path)
+    (found,) = read(path)
+    if content == b"Ho":
+        assert isinstance(found, Document)
+        assert (found.doc_id, found.turns) == ("a", TURNS)
+    else:
+        assert isinstance(found, Reject)
+        assert found.reason == "invalid_utf8"
 
 
 def test_columns_that_no_record_of_a_file_has_are_not_missed(tmp_path: Path) -> None:
