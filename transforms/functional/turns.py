@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from schemas.dialogues import ASSISTANT, USER, Turn
+from schemas.dialogues import ASSISTANT, SYSTEM, USER, Turn
 from transforms.functional import disguises
 from transforms.functional.disguises import Disguised, Render, Run
 
@@ -31,15 +31,18 @@ class Rendering:
 
     Attributes:
       text: the text.
-      loss_spans: answers to learn, with their ends of turn: start, stop, start, stop, ...
+      loss_spans: answers to learn, with their ends of turn: start, stop, ...
       control_spans: what the template wrote, likewise.
-      borders: where a user's turn begins behind an answer, rising.
+      borders: where a user's turn, or what stands with it, begins behind an answer,
+        rising.
+      weaker: where any other turn begins behind one, rising.
     """
 
     text: str
     loss_spans: tuple[int, ...]
     control_spans: tuple[int, ...]
     borders: tuple[int, ...]
+    weaker: tuple[int, ...] = ()
 
 
 def locate(
@@ -96,14 +99,17 @@ class _Spans:
     def rendering(self) -> Rendering:
         """Returns text and spans, in bytes."""
         answers: list[_Pair] = []
-        borders: list[int] = []
+        borders: dict[bool, list[int]] = {True: [], False: []}
         for at, said in enumerate(self._said):
-            if self._role(at) == ASSISTANT:
-                stop, border = self._end(at)
-                if self._turn(at).is_learned:
-                    answers += self._learned(said, (self._start(at), stop))
-                if at + 1 < len(self._said) and self._role(at + 1) == USER:
-                    borders.append(border)
+            answers_here, is_last = self._role(at) == ASSISTANT, said is self._said[-1]
+            if is_last and not answers_here:
+                break
+            stop, border = self._end(at)
+            if answers_here and self._turn(at).is_learned:
+                answers += self._learned(said, (self._start(at), stop))
+            if not is_last:
+                begins = self._role(at + 1) in (USER, SYSTEM)
+                borders[answers_here and begins].append(border)
         text, cut = self._made.text, self._written_bos()
         edges = [edge for run in self._runs for edge in (run.start, run.stop)]
         bounds = [cut, *edges, len(text)]
@@ -114,7 +120,8 @@ class _Spans:
             text=text[cut:],
             loss_spans=_flat(answers, to_byte),
             control_spans=_flat(control, to_byte),
-            borders=tuple(int(to_byte[border]) for border in borders),
+            borders=tuple(to_byte[borders[True]].tolist()),
+            weaker=tuple(to_byte[borders[False]].tolist()),
         )
 
     def _turn(self, at: int) -> Turn:
@@ -150,7 +157,12 @@ class _Spans:
         return len(asked)
 
     def _end(self, at: int) -> _Pair:
-        """Finds where an answer's end of turn ends, and where the next turn begins."""
+        """Finds where an end of turn ends, and where the next turn begins.
+
+        These differ by white space; and where the next turn's role is the end (GLM-4):
+        that stands in front of its own turn, so that a window begins with the whole of
+        it. Its first token then counts as what follows the start of a window.
+        """
         last, is_last = self._said[at][-1], at + 1 == len(self._said)
         stop = len(self._made.plain) if is_last else self._before(at + 1)[1]
         gap, own = self._made.plain[last.last : stop], last.stop - last.last
