@@ -19,6 +19,7 @@ from examples import problems
 from pipelines import evaluations, fuse, inspect, prepare, sampling, score, verify
 from pipelines.prepare import PrepareConfig
 from schemas import files, fused, manifest, parquet, plan, scores, windows
+from schemas.checked import UnusableError
 from schemas.documents import Document
 from schemas.errors import FusionError, SchemaError
 from schemas.windows import Window
@@ -26,6 +27,7 @@ from tests.pipelines.conftest import fuse_config, score_config
 from tests.transforms import chat_templates as made
 from train import evaluate
 from train.evaluate import EvaluateConfig
+from transforms import prepare as cutting
 from transforms import templates, tokenizer
 from transforms.functional import counted, weigh
 
@@ -150,6 +152,19 @@ def test_a_run_on_dialogues_is_proved_from_its_files(run: str, place: Path) -> N
     (line,), left = verify.between([f"{run}/windows"])
     assert "12 documents read = 12 kept, byte for byte" in line
     assert not left
+
+
+def test_a_dialogue_that_was_kept_and_is_not_taken_now_is_told_with_the_cure(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise UnusableError("template_refused", "it refuses")
+
+    monkeypatch.setattr(cutting, "rendered", refuse)
+    with pytest.raises(
+        SchemaError, match=r"was kept, but .*template_refused.* as they"
+    ):
+        verify.between([f"{run}/windows"])
 
 
 def test_the_manifest_holds_the_template_and_another_is_another_corpus(
@@ -446,3 +461,39 @@ def test_an_estimate_measures_what_the_template_makes_of_a_sample(
     for name in models:
         said = _scores(f"{run}/scores/{name}")
         assert measured.tokens[name] == sum(len(s.token_ids) - 1 for s in said)
+
+
+@pytest.mark.parametrize("giant", ["many turns", "a long question"])
+def test_of_a_giant_dialogue_an_estimate_renders_the_beginning_alone(
+    giant: str,
+    place: Path,
+    models: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "_LONGEST_CHARS", 400)
+    told = [
+        {"role": "user", "content": "word " * 12},
+        {"role": "assistant", "content": "Yes, it is."},
+    ]
+    if giant == "many turns":
+        told *= 60
+    else:
+        told[0]["content"] *= 80
+    file = write(tmp_path / "c.jsonl", [{"name": "a", "messages": told}])
+    given = config(place, models, "", inputs=(file,))
+    lengths = []
+    render = templates.Template.render
+
+    def seen(self: templates.Template, said: Any, **more: Any) -> str:
+        lengths.append(sum(len(turn.content) for turn in said))
+        return render(self, said, **more)
+
+    monkeypatch.setattr(templates.Template, "render", seen)
+    sample = sampling.take(given, 1 << 20, 0)
+    assert not sample.rejects
+    said = sum(len(message["content"]) for message in told)
+    assert said <= sample.text_bytes < 1.3 * said
+    owners = {name: tokenizer.load(model) for name, model in models.items()}
+    assert sampling.measure(given, sample.documents, owners).text_bytes < 700
+    assert max(lengths) < 600
