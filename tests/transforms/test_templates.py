@@ -118,14 +118,14 @@ DOUBLED = "{% set x = 'a' %}" + "{% set x = x OP x %}" * 40 + "{{ x | length }}"
         .replace("x OP x", "[x, x]")
         .replace("| length", ""),
         "{% set x = 'a' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 40,
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
         "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}"
         "{% endfor %}",
         "{% for i in range(99999) %}{{ range(99999) | sum }}{% endfor %}",
-        "{% for i in range(99999) %}{{ range(99999) | map('string') | join }}{% endfor %}",
+        "{% for i in range(999) %}{{ range(9999) | map('string') | join }}{% endfor %}",
         "{% for i in range(99) recursive %}{{ loop(range(99)) if loop.depth < 9 }}"
         "{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}"
         "{{ f(99) }}",
         "{% for i in range(99999) %}" + "text " * 100 + "{% endfor %}",
         "{% macro f() %}" + "text " * 100 + "{% endmacro %}"
