@@ -225,7 +225,7 @@ def test_text_deep_in_a_parquet_file_that_is_too_long_is_a_reject(
     pq.write_table(pa.table({"name": ["a", "b"], "messages": said}), path)
     bad, good = read(path)
     assert isinstance(bad, Reject)
-    assert (bad.doc_id, bad.reason) == ("a", "too_long")
+    assert (bad.row, bad.reason) == (0, "too_long")
     assert isinstance(good, Document)
 
 

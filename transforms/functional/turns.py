@@ -94,7 +94,7 @@ class _Spans:
         first = self._runs[0].first if self._runs else 0
         self._opening = made.plain[:first].removeprefix(bos or "")
         self._starts: dict[str, int | None] = {}
-        self._ends: dict[tuple[str, int], _Pair] = {}
+        self._ends: dict[tuple[str, int, str, bool], _Pair] = {}
 
     def rendering(self) -> Rendering:
         """Returns text and spans, in bytes."""
@@ -166,7 +166,8 @@ class _Spans:
         last, is_last = self._said[at][-1], at + 1 == len(self._said)
         stop = len(self._made.plain) if is_last else self._before(at + 1)[1]
         gap, own = self._made.plain[last.last : stop], last.stop - last.last
-        if (gap, own) not in self._ends:
+        key = gap, own, self._role(at), is_last
+        if key not in self._ends:
             if is_last:
                 follows, closed = self._made.followed(last.turn + 1), gap
             else:
@@ -177,8 +178,8 @@ class _Spans:
             rest = gap[end:]
             behind = end + len(rest) - len(rest.lstrip())
             border = len(common) if common == closed else behind
-            self._ends[gap, own] = max(end, own), max(border, own)
-        end, border = self._ends[gap, own]
+            self._ends[key] = max(end, own), max(border, own)
+        end, border = self._ends[key]
         return last.last + end, last.last + border
 
     def _close(
