@@ -142,27 +142,27 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _metered(tree: nodes.Template) -> nodes.Template:
     """Puts the meter before what a template loops over, filters, joins and writes."""
-    loops, filters, joins, outputs = (
-        list(tree.find_all(kind))
-        for kind in (nodes.For, nodes.Filter, nodes.Concat, nodes.Output)
-    )
-    for loop in loops:
+    # Lists: a search must not go on in what it has put there.
+    for loop in list(tree.find_all(nodes.For)):
         loop.iter = _through(_TAKE, loop.iter)
-    for one in filters:
+    for one in list(tree.find_all(nodes.Filter)):
+        if one.name in (_TAKE, _WRITE):
+            continue
         one.args = [_through(_TAKE, given) for given in one.args]
         if one.node is not None:  # as in {% filter %}
             one.node = _through(_TAKE, one.node)
-    for joined in joins:
+    for joined in list(tree.find_all(nodes.Concat)):
         joined.nodes = [_through(_TAKE, part) for part in joined.nodes]
-    for output in outputs:
+    for output in list(tree.find_all(nodes.Output)):
         output.nodes = [_through(_WRITE, part) for part in output.nodes]
     return tree
 
 
-def _through(name: str, node: nodes.Expr) -> nodes.Filter:
+def _through(name: str, node: nodes.Node) -> nodes.Filter:
     """Sends an expression, or bare text, through a filter."""
     if isinstance(node, nodes.TemplateData):
         node = nodes.Const(node.data, lineno=node.lineno)
+    assert isinstance(node, nodes.Expr)
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
