@@ -13,7 +13,7 @@ from transforms.templates import Template
 
 _DEFAULTS = Shape()
 _ALONE = (
-    *("chat_field", "prompt_field", "answer_field"),
+    *("chat_field", "prompt_field", "answer_field", "input_field", "system_field"),
     *("chat_template", "chat_model", "chat_date"),
 )
 """Settings that mean nothing where documents are texts."""
@@ -60,8 +60,9 @@ def answer_field() -> Any:
 def input_field() -> Any:
     """Declares the setting of that name."""
     return setting(
-        _DEFAULTS.input,
-        help="of pairs, the field of what the question is about, put behind it",
+        None,
+        help="of pairs, the field of what the question is about, put behind it; left"
+        f" out: {_DEFAULTS.input}",
         omit_default=True,
     )
 
@@ -69,8 +70,9 @@ def input_field() -> Any:
 def system_field() -> Any:
     """Declares the setting of that name."""
     return setting(
-        _DEFAULTS.system,
-        help="of dialogues, the field of a system turn that comes first",
+        None,
+        help="of dialogues, the field of a system turn that comes first; left out:"
+        f" {_DEFAULTS.system}",
         omit_default=True,
     )
 
@@ -140,11 +142,13 @@ def _check_fields(config: Any) -> None:
         )
     if config.chat_shape == "pairs" and config.chat_field is not None:
         raise ValueError("chat_field must be left out where chat_shape is pairs")
-    if config.chat_shape in ("messages", "conversations") and any(pair):
-        raise ValueError(
-            "prompt_field and answer_field must be left out where chat_shape is"
-            f" {config.chat_shape}: they are of pairs"
-        )
+    if config.chat_shape in ("messages", "conversations"):
+        for name in ("prompt_field", "answer_field", "input_field"):
+            if getattr(config, name) is not None:
+                raise ValueError(
+                    f"{name} must be left out where chat_shape is {config.chat_shape}:"
+                    " it is of pairs"
+                )
 
 
 def fields_of(config: Any) -> Fields:
@@ -156,8 +160,8 @@ def fields_of(config: Any) -> Fields:
             turns=config.chat_field,
             prompt=config.prompt_field,
             answer=config.answer_field,
-            input=config.input_field,
-            system=config.system_field,
+            input=config.input_field or _DEFAULTS.input,
+            system=config.system_field or _DEFAULTS.system,
         )
     return Fields(
         text=config.text_field,

@@ -27,6 +27,7 @@ from schemas.manifest import Manifest
 from schemas.settings import setting
 from transforms import ledger, lines, prepare, tokenizer
 from transforms.attempts import Guards
+from transforms.chat import Chat
 from transforms.functional import splits
 from transforms.prepare import Cut, DoUnits, Unit
 
@@ -68,8 +69,8 @@ class PrepareConfig:
     chat_field: str | None = chats.chat_field()
     prompt_field: str | None = chats.prompt_field()
     answer_field: str | None = chats.answer_field()
-    input_field: str = chats.input_field()
-    system_field: str = chats.system_field()
+    input_field: str | None = chats.input_field()
+    system_field: str | None = chats.system_field()
     chat_template: str | None = chats.chat_template()
     chat_model: str | None = chats.chat_model()
     chat_date: str | None = chats.chat_date()
@@ -174,8 +175,20 @@ def inputs_of(config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
     return {
         "corpus": corpus_digest(units),
         "tokenizers": [tokenizer.load(name).fingerprint for name in config.models],
-        **({} if chat is None else {"template": chat.template.fingerprint}),
+        **({} if chat is None else {"template": _template_digest(chat, config.models)}),
     }
+
+
+def _template_digest(chat: Chat, models: Sequence[str]) -> str:
+    """Digests a template and the spellings that pass for control tokens in it.
+
+    These are the tokenizer's of the template's model, which is among the tokenizers'
+    digests already where windows must fit that model too.
+    """
+    if chat.model in models:
+        return chat.template.fingerprint
+    owner = tokenizer.load(chat.model).fingerprint
+    return files.digest([chat.template.fingerprint, owner])
 
 
 def corpus_digest(units: Sequence[Unit]) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 
 from pipelines import chats, prepare
 from pipelines.prepare import PrepareConfig
-from schemas import corpora, parquet, samples, windows
+from schemas import corpora, dialogues, parquet, samples, windows
 from schemas.checked import UnusableError
+from schemas.dialogues import ASSISTANT
 from schemas.documents import Document, Reject
 from schemas.errors import FusionError
 from schemas.samples import Piece, Sample
@@ -24,6 +25,9 @@ from transforms.tokenizer import Tokenizer
 
 _LONGEST_CHARS = 1 << 18
 """Of a document no more is cut than this: the rest is like its beginning."""
+
+_LEAST_CHARS = 64
+"""Of each turn in front of the first answer so much is, however long others are."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +82,32 @@ def _rendered(piece: Piece, cut: Cut) -> Piece:
             records.append(record)
             continue
         try:
-            text = cutting.rendered(record, cut).text
-            records.append(dataclasses.replace(record, text=text))
+            text = cutting.rendered(_beginning(record), cut).text
+            rest = dialogues.said(record.turns or ())[_LONGEST_CHARS:]
+            records.append(dataclasses.replace(record, text=text + rest))
         except UnusableError as error:
             records.append(cutting.left_out(piece.path, record, *error.args))
     texts = [len(r.text.encode()) for r in records if isinstance(r, Document)]
     return dataclasses.replace(piece, records=tuple(records), text_bytes=sum(texts))
+
+
+def _beginning(document: Document) -> Document:
+    """Returns a document with no more of its text and turns than is measured.
+
+    A dialogue keeps its turns up to its first answer at least, of each the beginning.
+    """
+    text = document.text[:_LONGEST_CHARS]
+    if document.turns is None:
+        return dataclasses.replace(document, text=text)
+    left, kept, is_answered = _LONGEST_CHARS, [], False
+    for turn in document.turns:
+        if left <= 0 and is_answered:
+            break
+        short = turn.content[: max(left, _LEAST_CHARS)]
+        kept.append(dataclasses.replace(turn, content=short))
+        left -= len(short)
+        is_answered |= turn.role == ASSISTANT and turn.is_learned
+    return dataclasses.replace(document, text=text, turns=tuple(kept))
 
 
 def split_share(config: PrepareConfig, sample: Sample, split: str) -> float:
@@ -124,8 +148,7 @@ def measure(
     begin = time.process_time()
     made: list[Window] = []
     for document in found:
-        short = dataclasses.replace(document, text=document.text[:_LONGEST_CHARS])
-        made += cutting.cut_document(short, cut)
+        made += cutting.cut_document(_beginning(document), cut)
     groups = (
         windows.to_table(made[start : start + config.group_windows])
         for start in range(0, len(made), config.group_windows)

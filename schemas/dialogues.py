@@ -5,7 +5,8 @@
     pairs           {"instruction": "Add.", "input": "1 + 1", "output": "2"}
 
 In all of them a field `system` may hold a system turn that comes first. What is no
-dialogue is not skipped: it raises `UnusableError`, whose reason is counted.
+dialogue is not skipped, and nor is what says more than its words do (calls of tools,
+reasoning apart, a history): it raises `UnusableError`, whose reason is counted.
 """
 
 import dataclasses
@@ -43,12 +44,32 @@ PAIRS = (
 """Fields of question and answer, the first pair that a record has."""
 
 
+UNREAD = {
+    **dict.fromkeys(("tool_calls", "function_call"), "calls of tools"),
+    **dict.fromkeys(
+        ("reasoning_content", "reasoning", "thinking"),
+        "what is thought apart from what is said",
+    ),
+}
+"""Fields of a message that would change what it says; none of them is read."""
+
+MAX_TURNS = 1 << 16
+"""Turns of a dialogue at most: each has a character of its own in a disguise."""
+
+HISTORY = "history"
+"""Field of a pair that earlier rounds stand in; it is not read."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One message: who says it, as templates call the role, and what."""
+    """One message: who says it, as templates call the role, and what.
+
+    `is_learned` is False of an answer that is there to be read alone (`weight: 0`).
+    """
 
     role: str
     content: str
+    is_learned: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +116,7 @@ class Shape:
     def columns(self) -> tuple[str, ...]:
         """Names every field that may be looked at."""
         questions = [name for pair in self.pairs() for name in pair]
-        return (*self.lists(), *questions, self.input, self.system)
+        return (*self.lists(), *questions, self.input, self.system, HISTORY)
 
 
 def turns_of(content: dict[str, Any], shape: Shape) -> tuple[Turn, ...]:
@@ -109,13 +130,24 @@ def turns_of(content: dict[str, Any], shape: Shape) -> tuple[Turn, ...]:
         names = [*shape.lists(), *("/".join(pair) for pair in shape.pairs())]
         detail = f"a record must hold a dialogue in one of {', '.join(names)}"
         raise UnusableError("missing_dialogue", detail)
-    told = content.get(shape.system)
-    if told is not None and made[0].role != SYSTEM:
-        system = _content(told, f"field {shape.system!r}", may_be_empty=True)
-        made = [*([Turn(role=SYSTEM, content=system)] if system else []), *made]
-    if not any(turn.role == ASSISTANT for turn in made):
-        raise UnusableError("no_answer", "a dialogue must hold an assistant's turn")
+    made = [*_system(content.get(shape.system), shape.system, made[0]), *made]
+    if not any(turn.role == ASSISTANT and turn.is_learned for turn in made):
+        detail = "a dialogue must hold an assistant's turn whose weight is not 0"
+        raise UnusableError("no_answer", detail)
     return tuple(made)
+
+
+def _system(told: Any, field: str, first: Turn) -> list[Turn]:
+    """Reads the system turn that stands in a field of its own, if any."""
+    if told is None:
+        return []
+    system = _content(told, f"field {field!r}", may_be_empty=True)
+    if first.role != SYSTEM:
+        return [Turn(role=SYSTEM, content=system)] if system else []
+    if system not in ("", first.content):
+        detail = f"field {field!r} must not differ from the system turn of the list"
+        raise UnusableError("invalid_turn", detail)
+    return []
 
 
 def said(turns: Sequence[Turn]) -> str:
@@ -131,6 +163,9 @@ def _listed(content: dict[str, Any], shape: Shape) -> list[Turn] | None:
             if not isinstance(found, list) or not found:
                 detail = f"field {name!r} must be a list of messages"
                 raise UnusableError("invalid_turn", detail)
+            if len(found) > MAX_TURNS:
+                detail = f"a dialogue must hold at most {MAX_TURNS} turns"
+                raise UnusableError("too_long", f"{detail}, got {len(found)}")
             return [_turn(one, f"{name}[{at}]") for at, one in enumerate(found)]
     return None
 
@@ -139,9 +174,10 @@ def _turn(message: Any, place: str) -> Turn:
     """Reads one message, by role and content or by from and value."""
     if not isinstance(message, dict):
         raise UnusableError("invalid_turn", f"{place} must be a message, an object")
-    if message.get("tool_calls"):
-        detail = f"{place} must be text: calls of tools are not read"
-        raise UnusableError("invalid_turn", detail)
+    for name, what in UNREAD.items():
+        if message.get(name):
+            detail = f"{place} must be text alone, without {name!r}: {what}, not read"
+            raise UnusableError("invalid_turn", detail)
     named = message.get("role", message.get("from"))
     role = ROLES.get(named.lower()) if isinstance(named, str) else None
     if role is None:
@@ -149,7 +185,18 @@ def _turn(message: Any, place: str) -> Turn:
         raise UnusableError("unknown_role", detail)
     told = message.get("content", message.get("value"))
     content = _content(told, place, may_be_empty=role == SYSTEM)
-    return Turn(role=role, content=content)
+    learned = _is_learned(message.get("weight"), place)
+    return Turn(role=role, content=content, is_learned=learned)
+
+
+def _is_learned(weight: Any, place: str) -> bool:
+    """Reads the weight of a message: an answer of weight 0 is read and not learned."""
+    if weight is None or weight == "":
+        return True
+    if not isinstance(weight, int | float) or weight not in (0, 1):
+        detail = f"{place}: weight must be 0 or 1, or left out"
+        raise UnusableError("invalid_turn", detail)
+    return weight == 1
 
 
 def _paired(content: dict[str, Any], shape: Shape) -> list[Turn] | None:
@@ -157,6 +204,9 @@ def _paired(content: dict[str, Any], shape: Shape) -> list[Turn] | None:
     for prompt, answer in shape.pairs():
         if content.get(prompt) is None or content.get(answer) is None:
             continue
+        if content.get(HISTORY) and shape.input != HISTORY:
+            detail = f"a pair must be whole without field {HISTORY!r}, not read"
+            raise UnusableError("invalid_turn", detail)
         question = _content(content[prompt], f"field {prompt!r}")
         about = content.get(shape.input)
         if about is not None:

@@ -222,33 +222,24 @@ def _values(column: pa.Array) -> Iterator[Any]:
 
     Arrow does not check that text is UTF-8, and fails without a place where it is not.
     """
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    column = column.cast(_undecoded(column.type))
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        yield from column.to_pylist()
-        return
-    for value in column:
+    return map(_plain, column)
+
+
+def _plain(value: pa.Scalar) -> Any:
+    """Returns a value with bytes in place of text, however deep it lies."""
+    if not value.is_valid:
+        return None
+    if isinstance(value, pa.DictionaryScalar):
+        return _plain(value.value)
+    if isinstance(value, pa.BinaryScalar):  # and text of every kind
         block = value.as_buffer()
-        if block is not None and block.size > MAX_DOCUMENT_BYTES:
-            yield checked.TooLong(block.size)
-        else:
-            yield value.as_py()
-
-
-def _undecoded(kind: pa.DataType) -> pa.DataType:
-    """Returns a type with bytes in place of text, however deep it lies."""
-    if pa.types.is_string(kind):
-        return pa.binary()
-    if pa.types.is_large_string(kind):
-        return pa.large_binary()
-    if pa.types.is_list(kind):
-        return pa.list_(_undecoded(kind.value_type))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_undecoded(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([(field.name, _undecoded(field.type)) for field in kind])
-    return kind
+        long = block.size > MAX_DOCUMENT_BYTES
+        return checked.TooLong(block.size) if long else block.to_pybytes()
+    if isinstance(value, pa.ListScalar):
+        return [_plain(one) for one in value.values]
+    if isinstance(value, pa.StructScalar):
+        return {name: _plain(one) for name, one in value.items()}
+    return value.as_py()
 
 
 def unpacked(path: str, raw: Any) -> Any:

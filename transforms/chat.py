@@ -119,6 +119,7 @@ def _places(
         chars(rendering.borders),
         list(zip(starts, stops, strict=True)),
         count,
+        weaker=chars(rendering.weaker),
         max_tokens=max_tokens,
         max_bytes=max_bytes,
     )

@@ -3,8 +3,7 @@
     template = read("models/qwen")
     template.render(turns)
 
-They come with models and are run in Jinja's sandbox, set up as transformers sets it up:
-no code but the template's own is run, and it can change nothing of what it is given.
+They come with models and are run in a sandbox (`transforms/sandbox.py`).
 """
 
 import dataclasses
@@ -16,26 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import ext, meta, nodes
-from jinja2.exceptions import SecurityError, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.exceptions import TemplateError
 
 from schemas import files
 from schemas.dialogues import Turn
-from transforms import checkpoint
+from transforms import checkpoint, sandbox
+from transforms.meter import LimitError, Meter
 
 DEFAULT = "default"
 """Name of the template that is used where none is named."""
 
 _CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")  # the later decides
 _FILES = ("*.json", "*.jinja")
-_BEGIN, _END = "generation_begins", "generation_ends"
 _CLOCK = "strftime_now"
 _UNDATED = (
-    "a chat template must not depend on today's date, as the same corpus would be"
-    " another tomorrow, but this one asks for it; name a day by --chat_date, e.g."
-    " --chat_date=2024-07-26"
+    "must not depend on today's date, as the same corpus would be another tomorrow, but"
+    " it asks for it; name a day by --chat_date, e.g. --chat_date=2024-07-26"
 )
 
 
@@ -47,11 +42,13 @@ class Template:
       text: the program.
       tokens: spellings of special tokens that it may write, by name, e.g. `bos_token`.
       date: the day that it is told when it asks for today's, YYYY-MM-DD.
+      name: what messages call it.
     """
 
     text: str
     tokens: Mapping[str, str]
     date: str | None = None
+    name: str = "the chat template"
 
     @property
     def fingerprint(self) -> str:
@@ -60,10 +57,9 @@ class Template:
 
     def check(self) -> None:
         """Raises ValueError if it is no Jinja template, or has to know the day."""
-        _compiled(self.text)
-        told = meta.find_undeclared_variables(_environment().parse(self.text))
-        if self.date is None and _CLOCK in told:
-            raise ValueError(_UNDATED)
+        self._compiled()
+        if self.date is None and _CLOCK in sandbox.variables(self.text):
+            raise ValueError(f"{self.name} {_UNDATED}")
 
     def looked_for(self) -> tuple[str, ...]:
         """Lists the strings in its expressions: what it may look for in a turn."""
@@ -87,19 +83,29 @@ class Template:
           RefusalError: if the template refuses them, or fails; quotes nothing of them.
         """
         messages = [{"role": t.role, "content": t.content} for t in turns]
+        begin, end = marks
         try:
-            return _compiled(self.text).render(
+            return self._compiled().render(
                 messages=messages,
                 tools=None,
                 documents=None,
                 add_generation_prompt=prompt,
-                **{_CLOCK: self._today, _BEGIN: marks[0], _END: marks[1]},
+                **{_CLOCK: self._today, sandbox.BEGIN: begin, sandbox.END: end},
+                **{sandbox.METER: Meter()},
                 **self.tokens,
             )
+        except LimitError as error:
+            raise RefusalError(f"{self.name} {error}") from error
         except TemplateError as error:
             raise RefusalError(self._told(error)) from error
         except _FAILURES as error:
             raise RefusalError(f"it fails with {type(error).__name__}") from error
+
+    def _compiled(self) -> jinja2.Template:
+        try:
+            return _compiled(self.text)
+        except ValueError as error:
+            raise ValueError(f"{self.name} {error}") from error
 
     def _told(self, error: TemplateError) -> str:
         """Returns what a template says, unless that may quote the dialogue."""
@@ -110,7 +116,7 @@ class Template:
     def _today(self, form: str) -> str:
         """Says what day it is, for templates that write it."""
         if self.date is None:
-            raise ValueError(_UNDATED)
+            raise ValueError(f"{self.name} {_UNDATED}")
         return datetime.date.fromisoformat(self.date).strftime(form)
 
 
@@ -125,69 +131,8 @@ _FAILURES = (
 """What expressions of a template raise that do not fit the dialogue."""
 
 
-class _Generation(ext.Extension):
-    """`{% generation %}`: writes marks around what it holds."""
-
-    def __init__(self, environment: jinja2.Environment) -> None:
-        super().__init__(environment)
-        self.tags = {"generation"}
-
-    def parse(self, parser: Any) -> list[nodes.Node]:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        begin, end = (
-            nodes.Output([nodes.Name(name, "load")], lineno=line)
-            for name in (_BEGIN, _END)
-        )
-        return [begin, nodes.Scope(body, lineno=line), end]
-
-
-class _Namespace(Namespace):
-    """`namespace()` of templates: nothing of Python's own can be set on it."""
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise SecurityError(f"a namespace's names must not begin with _: {name!r}")
-        super().__setitem__(name, value)
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """Writes JSON as it is, where Jinja's own filter would escape it for HTML."""
-    return json.dumps(value, **{"ensure_ascii": False, **options})
-
-
-@functools.lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_Generation, ext.loopcontrols],
-    )
-    made.filters["tojson"] = _to_json
-    del made.filters["random"], made.globals["lipsum"]  # another text each time
-    made.globals["raise_exception"] = _refuse
-    made.globals["namespace"] = _Namespace
-    return made
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(text: str) -> jinja2.Template:
-    try:
-        return _environment().from_string(text)
-    except TemplateError as error:
-        raise ValueError(
-            f"a chat template must be a Jinja template, this one is not: {error}"
-        ) from error
-
-
-@functools.lru_cache(maxsize=8)
-def _strings(text: str) -> tuple[str, ...]:
-    found = _environment().parse(text).find_all(nodes.Const)
-    return tuple({c.value: None for c in found if isinstance(c.value, str)})
+_compiled = functools.lru_cache(maxsize=8)(sandbox.compiled)
+_strings = functools.lru_cache(maxsize=8)(sandbox.strings)
 
 
 def read(
@@ -210,15 +155,17 @@ def read(
         own, tokens = _of_gguf(found.folder, found.gguf_file)
     else:
         own, tokens = _of_folder(found.folder), _tokens(found.folder)
+    name = f"the chat template of {model}"
     if template is None or template in own:
         text = _named(own, template or DEFAULT, model)
     elif "{%" in template or "{{" in template:
-        text = template
+        name, text = "the chat template given", template
     elif template.endswith(".jinja"):
-        text = files.read_bytes(template).decode()
+        name = f"the chat template {template}"
+        text = _decoded(files.read_bytes(template), template)
     else:
         text = _named(own, template, model)
-    made = Template(text=text, tokens=tokens, date=date)
+    made = Template(text=text, tokens=tokens, date=date, name=name)
     made.check()
     return made
 
@@ -243,14 +190,30 @@ def _of_folder(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "chat_template.json"):
         told = _json(folder / name).get("chat_template")
-        if isinstance(told, str):
-            found[DEFAULT] = told
-        elif isinstance(told, list):
-            found |= {one["name"]: one["template"] for one in told}
+        found |= _listed(told, folder / name)
     for path in sorted(folder.glob("additional_chat_templates/*.jinja")):
-        found[path.stem] = path.read_text("utf-8")
+        found[path.stem] = _decoded(path.read_bytes(), path)
     if (path := folder / "chat_template.jinja").is_file():
-        found[DEFAULT] = path.read_text("utf-8")
+        found[DEFAULT] = _decoded(path.read_bytes(), path)
+    return found
+
+
+def _listed(told: Any, path: Path) -> dict[str, str]:
+    """Reads the templates that a configuration holds: one, or some with names."""
+    if told is None:
+        return {}
+    listed = told if isinstance(told, list) else [{"name": DEFAULT, "template": told}]
+    found = {}
+    for one in listed:
+        pair = (
+            [one.get(k) for k in ("name", "template")] if isinstance(one, dict) else []
+        )
+        if not pair or not all(isinstance(part, str) for part in pair):
+            raise ValueError(
+                f"chat_template of {path} must be a text, or a list of objects of name"
+                " and template, texts both; mend it or fetch it again"
+            )
+        found[pair[0]] = pair[1]
     return found
 
 
@@ -267,7 +230,27 @@ def _tokens(folder: Path) -> dict[str, str]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        told = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} must be JSON, but cannot be read ({error}); fetch it again"
+        ) from error
+    if not isinstance(told, dict):
+        raise ValueError(f"{path} must hold a JSON object; fetch it again")
+    return told
+
+
+def _decoded(content: bytes, path: Path | str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} must be UTF-8, as every chat template, but is not ({error.reason}"
+            f" at byte {error.start}); save it as UTF-8"
+        ) from error
 
 
 def _of_gguf(folder: Path, file: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 
 from examples import problems
 from pipelines import evaluations, fuse, inspect, prepare, sampling, score, verify
 from pipelines.prepare import PrepareConfig
 from schemas import files, fused, manifest, parquet, plan, scores, windows
+from schemas.checked import UnusableError
 from schemas.documents import Document
 from schemas.errors import FusionError, SchemaError
 from schemas.windows import Window
@@ -24,7 +27,8 @@ from tests.pipelines.conftest import fuse_config, score_config
 from tests.transforms import chat_templates as made
 from train import evaluate
 from train.evaluate import EvaluateConfig
-from transforms import tokenizer
+from transforms import prepare as cutting
+from transforms import templates, tokenizer
 from transforms.functional import counted, weigh
 
 
@@ -150,6 +154,19 @@ def test_a_run_on_dialogues_is_proved_from_its_files(run: str, place: Path) -> N
     assert not left
 
 
+def test_a_dialogue_that_was_kept_and_is_not_taken_now_is_told_with_the_cure(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise UnusableError("template_refused", "it refuses")
+
+    monkeypatch.setattr(cutting, "rendered", refuse)
+    with pytest.raises(
+        SchemaError, match=r"was kept, but .*template_refused.* as they"
+    ):
+        verify.between([f"{run}/windows"])
+
+
 def test_the_manifest_holds_the_template_and_another_is_another_corpus(
     run: str, place: Path, models: dict[str, str]
 ) -> None:
@@ -162,6 +179,23 @@ def test_the_manifest_holds_the_template_and_another_is_another_corpus(
     )
     with pytest.raises(SchemaError, match="chat_template"):
         prepare.prepare_corpus(other)
+
+
+def test_a_template_s_model_that_windows_need_not_fit_is_told_by_its_tokenizer(
+    place: Path, models: dict[str, str], tmp_path: Path
+) -> None:
+    owner = tmp_path / "owner"
+    shutil.copytree(models["llama"], owner)
+    among = config(place, models, "", chat_model=models["llama"])
+    apart = config(place, {"neox": models["neox"]}, "", chat_model=str(owner))
+    digests = [prepare.inputs_of(one, [])["template"] for one in (among, apart)]
+    file = str(owner / "tokenizer.json")
+    library = Tokenizer.from_file(file)
+    library.add_special_tokens(["[/INST]"])
+    library.save(file)
+    digests.append(prepare.inputs_of(apart, [])["template"])
+    assert digests[0] == templates.read(models["llama"], made.ZEPHYR).fingerprint
+    assert len(set(digests)) == 3
 
 
 def test_the_template_itself_from_the_manifest_makes_the_same_windows(
@@ -245,7 +279,18 @@ def test_a_template_s_refusal_is_a_reject_with_its_reason(
         ({"chat_shape": "pairs", "chat_field": "m"}, "chat_field must be left out"),
         (
             {"chat_shape": "messages", "prompt_field": "q", "answer_field": "a"},
-            "must be left out where chat_shape is messages",
+            "prompt_field must be left out where chat_shape is messages",
+        ),
+        (
+            {"chat_shape": "conversations", "input_field": "about"},
+            "input_field must be left out where chat_shape is conversations",
+        ),
+        *(
+            (
+                {"chat_shape": None, "chat_template": None, name: "x"},
+                f"{name} must stand beside chat_shape",
+            )
+            for name in ("input_field", "system_field")
         ),
     ],
 )
@@ -327,6 +372,45 @@ def test_fusion_weighs_by_the_answers_alone_and_trains_on_them(
     assert seen == len(found)
 
 
+@pytest.mark.parametrize("granularity", ["window", "packed_row"])
+@pytest.mark.parametrize("fusion", ["mince", "avgce"])
+def test_under_reference_the_answers_alone_choose_and_nothing_where_there_are_none(
+    fusion: str, granularity: str, run: str, models: dict[str, str], out: str
+) -> None:
+    more = {"fusion": fusion, "granularity": granularity, "reference": True}
+    fuse.fuse_scores(fuse_config(run, out, **more))
+    assert len(verify.verify([out])) == 1
+    found = read(f"{run}/windows/fusion")
+    by_id = {window.window_id: n for n, window in enumerate(found)}
+    said = [_scores(f"{run}/scores/{name}") for name in models]
+    weights_of = {
+        "mince": weigh.reference_min_ce_weights,
+        "avgce": weigh.reference_avg_ce_weights,
+    }[fusion]
+    silent = 0
+    for row in _rows(out):
+        places = [by_id[name] for name in row.window_ids]
+        metrics = np.array([_metrics(found[n], [s[n] for s in said]) for n in places])
+        lengths = np.array(row.segment_lengths)
+        heard = [n for n, place in enumerate(places) if found[place].loss_spans]
+        if granularity == "packed_row" and heard:
+            metrics[:] = lengths[heard] @ metrics[heard] / lengths[heard].sum()
+        for metric, weights in zip(metrics, row.weights, strict=True):
+            wanted = np.nan_to_num(weights_of(metric))
+            np.testing.assert_allclose(weights, wanted, rtol=1e-6)
+            silent += not weights.any()
+    assert (silent > 0) == (granularity == "window")
+
+
+def _metrics(window: Window, said: Sequence[scores.Score]) -> list[float]:
+    """Returns the authors' cost of a window's answers, of each model."""
+    counts = [counted.counted_tokens(s.byte_ends, window.loss_spans)[1:] for s in said]
+    return [
+        weigh.reference_metric(one.gold_logprob[own])
+        for one, own in zip(said, counts, strict=True)
+    ]
+
+
 def _footers(folder: str) -> list[dict[str, Any]]:
     found = manifest.read(folder, fused.STAGE)
     return [parquet.footer(f"{folder}/{entry.name}") for entry in found.files]
@@ -377,3 +461,39 @@ def test_an_estimate_measures_what_the_template_makes_of_a_sample(
     for name in models:
         said = _scores(f"{run}/scores/{name}")
         assert measured.tokens[name] == sum(len(s.token_ids) - 1 for s in said)
+
+
+@pytest.mark.parametrize("giant", ["many turns", "a long question"])
+def test_of_a_giant_dialogue_an_estimate_renders_the_beginning_alone(
+    giant: str,
+    place: Path,
+    models: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "_LONGEST_CHARS", 400)
+    told = [
+        {"role": "user", "content": "word " * 12},
+        {"role": "assistant", "content": "Yes, it is."},
+    ]
+    if giant == "many turns":
+        told *= 60
+    else:
+        told[0]["content"] *= 80
+    file = write(tmp_path / "c.jsonl", [{"name": "a", "messages": told}])
+    given = config(place, models, "", inputs=(file,))
+    lengths = []
+    render = templates.Template.render
+
+    def seen(self: templates.Template, said: Any, **more: Any) -> str:
+        lengths.append(sum(len(turn.content) for turn in said))
+        return render(self, said, **more)
+
+    monkeypatch.setattr(templates.Template, "render", seen)
+    sample = sampling.take(given, 1 << 20, 0)
+    assert not sample.rejects
+    said = sum(len(message["content"]) for message in told)
+    assert said <= sample.text_bytes < 1.3 * said
+    owners = {name: tokenizer.load(model) for name, model in models.items()}
+    assert sampling.measure(given, sample.documents, owners).text_bytes < 700
+    assert max(lengths) < 600

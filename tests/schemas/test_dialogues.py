@@ -13,6 +13,7 @@ from schemas.documents import Document, Fields, Reject
 
 ASKED = {"role": "user", "content": "Hi"}
 TOLD = {"role": "assistant", "content": "Ho"}
+BRIEF = {"role": "system", "content": "Be brief."}
 TURNS = (Turn(role=USER, content="Hi"), Turn(role=ASSISTANT, content="Ho"))
 
 
@@ -66,9 +67,10 @@ def test_system_turns_come_first_from_the_list_or_a_field_of_their_own(
     tmp_path: Path,
 ) -> None:
     system = Turn(role=SYSTEM, content="Be brief.")
-    listed = {"messages": [{"role": "system", "content": "Be brief."}, ASKED, TOLD]}
+    listed = {"messages": [BRIEF, ASKED, TOLD]}
     apart = {"system": "Be brief.", "messages": [ASKED, TOLD]}
-    for record in (listed, apart, {**listed, "system": "Not me."}):
+    same = {**listed, "system": "Be brief."}
+    for record in (listed, apart, {**listed, "system": ""}, same):
         found = one(tmp_path, record)
         assert isinstance(found, Document)
         assert found.turns == (system, *TURNS)
@@ -120,7 +122,17 @@ def test_the_text_of_a_dialogue_is_what_is_said_without_the_system_turn(
             "invalid_turn",
         ),
         ({"messages": [ASKED, {**TOLD, "tool_calls": [1]}]}, "invalid_turn"),
+        ({"messages": [ASKED, {**TOLD, "function_call": {"a": 1}}]}, "invalid_turn"),
+        ({"messages": [ASKED, {**TOLD, "reasoning_content": "So"}]}, "invalid_turn"),
+        ({"messages": [ASKED, {**TOLD, "reasoning": "So"}]}, "invalid_turn"),
+        ({"messages": [ASKED, {**TOLD, "thinking": "So"}]}, "invalid_turn"),
+        ({"messages": [ASKED, {**TOLD, "weight": 0.5}]}, "invalid_turn"),
+        ({"messages": [ASKED, {**TOLD, "weight": "0"}]}, "invalid_turn"),
+        ({"messages": [ASKED, {**TOLD, "weight": 0}]}, "no_answer"),
+        ({"system": "No.", "messages": [BRIEF, ASKED, TOLD]}, "invalid_turn"),
+        ({"prompt": "Hi", "response": "Ho", "history": [["a", "b"]]}, "invalid_turn"),
         ({"messages": [ASKED, {**TOLD, "content": " \n"}]}, "empty_content"),
+        ({"messages": [ASKED, TOLD] * (1 << 15) + [ASKED]}, "too_long"),
         ({"prompt": "", "completion": "Ho"}, "empty_content"),
         ({"messages": [{**ASKED, "role": "ghost"}, TOLD]}, "unknown_role"),
         ({"messages": [{"content": "Hi"}, TOLD]}, "unknown_role"),
@@ -136,6 +148,37 @@ def test_what_is_no_dialogue_is_a_reject_with_its_reason_id_and_place(
     assert isinstance(found, Reject)
     assert (found.reason, found.doc_id, found.row) == (reason, "n", 0)
     assert "Hi" not in found.detail.replace("'Hi'", "")
+
+
+def test_fields_that_say_nothing_change_nothing(tmp_path: Path) -> None:
+    names = ("weight", "tool_calls", "reasoning_content", "thinking")
+    idle = [{**TOLD, **dict.fromkeys(names, empty)} for empty in (None, "")]
+    lists = [{"messages": [ASKED, told]} for told in (*idle, {**TOLD, "weight": 1})]
+    pairs = [
+        {"prompt": "Hi", "response": "Ho", "history": told} for told in ([], None, "")
+    ]
+    for record in (*lists, *pairs):
+        found = one(tmp_path, record)
+        assert isinstance(found, Document)
+        assert found.turns == TURNS
+
+
+def test_an_answer_of_weight_0_is_read_and_not_learned(tmp_path: Path) -> None:
+    said = [ASKED, {**TOLD, "weight": 0}, ASKED, {**TOLD, "weight": 1.0}]
+    found = one(tmp_path, {"messages": said})
+    assert isinstance(found, Document)
+    assert found.turns is not None
+    assert [turn.is_learned for turn in found.turns] == [True, False, True, True]
+    assert found.turns[2:] == TURNS
+
+
+def test_the_history_of_pairs_is_seen_in_a_parquet_file_too(tmp_path: Path) -> None:
+    columns = {"name": ["a"], "prompt": ["Hi"], "response": ["Ho"]}
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({**columns, "history": [[["So", "Yes"]]]}), path)
+    (found,) = read(path)
+    assert isinstance(found, Reject)
+    assert found.reason == "invalid_turn"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
@@ -171,6 +214,43 @@ def test_text_deep_in_a_parquet_file_that_is_not_utf8_is_a_reject(
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"name": ["a", "b"], "messages": messages}), path)
     assert [one.reason for one in read(path)] == ["invalid_utf8"] * 2  # type: ignore[union-attr]
+
+
+def test_text_deep_in_a_parquet_file_that_is_too_long_is_a_reject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 20)
+    said = [[ASKED, {**TOLD, "content": content}] for content in ("x" * 21, "Ho")]
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"name": ["a", "b"], "messages": said}), path)
+    bad, good = read(path)
+    assert isinstance(bad, Reject)
+    assert (bad.row, bad.reason) == (0, "too_long")
+    assert isinstance(good, Document)
+
+
+@pytest.mark.parametrize("content", [b"Ho", b"\xff"])
+def test_roles_of_a_parquet_file_may_be_of_few_words(
+    tmp_path: Path, content: bytes
+) -> None:
+    texts = pa.array([b"Hi", content], pa.binary()).view(pa.string())
+    roles = pa.array(["user", "assistant"]).dictionary_encode()
+    messages = pa.ListArray.from_arrays(
+        [0, 2],
+        pa.StructArray.from_arrays(
+            [roles, texts.dictionary_encode()], ["role", "content"]
+        ),
+    )
+    names = pa.array(["a"]).dictionary_encode()
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"name": names, "messages": messages}), path)
+    (found,) = read(path)
+    if content == b"Ho":
+        assert isinstance(found, Document)
+        assert (found.doc_id, found.turns) == ("a", TURNS)
+    else:
+        assert isinstance(found, Reject)
+        assert found.reason == "invalid_utf8"
 
 
 def test_columns_that_no_record_of_a_file_has_are_not_missed(tmp_path: Path) -> None:

@@ -60,13 +60,15 @@ ZEPHYR = """\
 {%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"""
 
 MISTRAL = """\
+{%- if messages[0].role == 'system' %}
+{%- set system = messages[0].content %}{% set rest = messages[1:] %}
+{%- else %}{% set rest = messages %}{% endif %}
 {{- bos_token }}
-{%- for message in messages if message.role != 'system' %}
+{%- for message in rest %}
 {%- if message.role == 'user' %}
-{{- '[INST] ' }}
-{%- if loop.last and messages[0].role == 'system' %}
-{{- messages[0].content + '\\n\\n' }}{% endif %}
-{{- message.content + '[/INST]' }}
+{%- if loop.first and system is defined %}
+{{- '[INST] ' + system + '\\n\\n' + message.content + '[/INST]' }}
+{%- else %}{{ '[INST] ' + message.content + '[/INST]' }}{% endif %}
 {%- else %}{{ ' ' + message.content + eos_token }}{% endif %}
 {%- endfor %}"""
 

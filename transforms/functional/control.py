@@ -4,6 +4,7 @@ Elsewhere text that spells a control token is text. Inside the spans that a temp
 wrote it is the token, for every tokenizer that has it.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,9 +59,7 @@ def find_control_tokens(
             f"control_spans must be rising pairs in [0, {len(raw)}], "
             f"got {list(control_spans)}"
         )
-    # by falling length, so that none hides a longer one
-    ordered = sorted(spellings, key=lambda one: (-len(one.text), one.text))
-    pattern = re.compile("|".join(map(_pattern, ordered)))
+    ordered, pattern = _compiled(tuple(spellings))
     found: list[Found] = []
     for start, stop in zip(control_spans[::2], control_spans[1::2], strict=True):
         written = _decode(raw, start, stop)
@@ -72,6 +71,16 @@ def find_control_tokens(
             token_id = ordered[group - 1].token_id
             found.append(Found(token_id=token_id, start=first, stop=last))
     return found
+
+
+@functools.lru_cache(maxsize=64)  # asked for with every window that is counted
+def _compiled(
+    spellings: tuple[Spelling, ...],
+) -> tuple[tuple[Spelling, ...], re.Pattern[str]]:
+    """Compiles a pattern of spellings, a group each, in the order that it returns."""
+    # by falling length, so that none hides a longer one
+    ordered = tuple(sorted(spellings, key=lambda one: (-len(one.text), one.text)))
+    return ordered, re.compile("|".join(map(_pattern, ordered)))
 
 
 def _pattern(one: Spelling) -> str:

@@ -22,6 +22,7 @@ from schemas.dialogues import USER, Turn
 
 NOTHING = re.compile("(?!)")
 _CODES = range(0xF0000, 0x10FFFE)  # planes for private use
+_PLANES = f"{chr(_CODES[0])}-{chr(_CODES[-1])}"
 
 
 @runtime_checkable
@@ -123,8 +124,11 @@ class Disguised:
     def runs(self) -> list[Run]:
         """Finds what comes from the turns, in the order of the rendering."""
         made: list[Run] = []
-        for found in re.finditer(f"([{self.codes}])\\1*", self.plain):
-            turn, (first, last) = self.codes.index(found[1]), found.span()
+        turn_of = {code: turn for turn, code in enumerate(self.codes)}
+        for found in re.finditer(f"([{_PLANES}])\\1*", self.plain):
+            if found[1] not in turn_of:
+                continue  # a turn's own
+            turn, (first, last) = turn_of[found[1]], found.span()
             between = self.plain[made[-1].last : first] if made else ""
             if made and made[-1].turn == turn and self._is_own(between):
                 first = made.pop().first
@@ -163,7 +167,7 @@ class Disguised:
             plain = self.render(self.hidden[:count], prompt=prompt)
         except ValueError:
             return None
-        return plain[1 + max(map(plain.rfind, self.codes)) :]
+        return plain[self._behind_turns(plain, len(plain)) :]
 
     def followed(self, count: int) -> str | None:
         """Renders the first turns and one more of a user.
@@ -178,7 +182,13 @@ class Disguised:
         except ValueError:
             return None
         stop = plain.find(self.spare)
-        return plain[1 + max(plain.rfind(c, 0, stop) for c in self.codes) : stop]
+        return plain[self._behind_turns(plain, stop) : stop]
+
+    def _behind_turns(self, plain: str, stop: int) -> int:
+        """Finds where the last turn ends that shows in front of `stop`; else 0."""
+        own = frozenset(self.codes)
+        places = range(stop - 1, -1, -1)
+        return 1 + next((at for at in places if plain[at] in own), -1)
 
 
 def disguise(

@@ -3,13 +3,14 @@
     | turn 1 | turn 2 | turn 3        | turn 4 |     turns begin before a user's words
     | window          | window | window        |     the third is longer than a window
 
-Put end to end the windows are the text. A turn that is too long for a window of its own
-is cut as running text is, but not within a control token.
+Put end to end the windows are the text. A round that is too long for a window is cut
+between its turns (question and answer, what a tool says) where these fit; a turn that
+is too long for a window of its own as running text is, but not within a control token.
 """
 
 import functools
 import itertools
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
 from transforms.functional import windows
@@ -23,6 +24,7 @@ def cut_turns(
     whole: Sequence[tuple[int, int]],
     count: Callable[[int, int], int],
     *,
+    weaker: Sequence[int] = (),
     max_tokens: int,
     max_bytes: int | None = None,
 ) -> Iterator[tuple[int, int]]:
@@ -30,10 +32,12 @@ def cut_turns(
 
     Args:
       text: the rendering.
-      borders: characters that turns begin at, rising.
+      borders: characters that rounds begin at, rising.
       whole: characters [start, stop) of control tokens, rising.
       count: counts the tokens of the characters [start, stop), of the tokenizer that
         has most of them, without start token and EOS.
+      weaker: characters that other turns begin at, rising; windows end there only
+        where no round fits.
       max_tokens: tokens that a window may hold, with them.
       max_bytes: bytes that a window may hold; None for no limit.
 
@@ -57,23 +61,36 @@ def cut_turns(
             return False
         return size(start, stop) <= budget
 
+    def last_that_fits(start: int, stops: Sequence[int]) -> int | None:
+        guess = _farthest(start, stops, size, budget)
+        fitting = (n for n in reversed(range(guess)) if fits(start, stops[n]))
+        return next(fitting, None)
+
     stops = [border for border in borders if 0 < border < len(text)] + [len(text)]
     start = 0
     while start < len(text):
-        first = bisect_right(stops, start)
-        guess = _farthest(start, stops[first:], size, budget)
-        within = (s for s in reversed(stops[first : first + guess]) if fits(start, s))
-        stop = next(within, None)
-        if stop is None:
-            stop = _cut_within(
-                text,
-                start,
-                stops[first],
-                whole,
-                count,
-                max_tokens=max_tokens,
-                max_bytes=max_bytes,
-            )
+        rounds = stops[bisect_right(stops, start) :]
+        place = last_that_fits(start, rounds)
+        if place is not None:
+            stop = rounds[place]
+        else:
+            low, high = bisect_right(weaker, start), bisect_left(weaker, rounds[0])
+            turns = [*weaker[low:high], rounds[0]]
+            place = last_that_fits(start, turns)
+            whole_turns = start if place is None else turns[place]
+            end = turns[0 if place is None else place + 1]
+            stop = whole_turns
+            if place is None or not fits(whole_turns, end):
+                within = _cut_within(
+                    text,
+                    start,
+                    end,
+                    whole,
+                    count,
+                    max_tokens=max_tokens,
+                    max_bytes=max_bytes,
+                )
+                stop = max(whole_turns, within)
         yield start, stop
         start = stop
 

@@ -4,7 +4,8 @@
     control   ########      #####################  #######
     loss                                        #########
 
-An answer begins where the template's prompt for generation ends, and ends behind the
+An answer that is there to be read alone (`Turn.is_learned`) is in no loss span. Any
+other begins where the template's prompt for generation ends, and ends behind the
 end of turn that the template writes: the last control token in what stands behind the
 answer both where a turn follows and where none does. `{% generation %}`, where a
 template has it, says itself what is learned; its end of turn is learned too.
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from schemas.dialogues import ASSISTANT, USER, Turn
+from schemas.dialogues import ASSISTANT, SYSTEM, USER, Turn
 from transforms.functional import disguises
 from transforms.functional.disguises import Disguised, Render, Run
 
@@ -30,15 +31,18 @@ class Rendering:
 
     Attributes:
       text: the text.
-      loss_spans: the answers with their ends of turn: start, stop, start, stop, ...
+      loss_spans: answers to learn, with their ends of turn: start, stop, ...
       control_spans: what the template wrote, likewise.
-      borders: where a user's turn begins behind an answer, rising.
+      borders: where a user's turn, or what stands with it, begins behind an answer,
+        rising.
+      weaker: where any other turn begins behind one, rising.
     """
 
     text: str
     loss_spans: tuple[int, ...]
     control_spans: tuple[int, ...]
     borders: tuple[int, ...]
+    weaker: tuple[int, ...] = ()
 
 
 def locate(
@@ -90,18 +94,22 @@ class _Spans:
         first = self._runs[0].first if self._runs else 0
         self._opening = made.plain[:first].removeprefix(bos or "")
         self._starts: dict[str, int | None] = {}
-        self._ends: dict[tuple[str, int], _Pair] = {}
+        self._ends: dict[tuple[str, int, str, bool], _Pair] = {}
 
     def rendering(self) -> Rendering:
         """Returns text and spans, in bytes."""
         answers: list[_Pair] = []
-        borders: list[int] = []
+        borders: dict[bool, list[int]] = {True: [], False: []}
         for at, said in enumerate(self._said):
-            if self._role(at) == ASSISTANT:
-                stop, border = self._end(at)
+            answers_here, is_last = self._role(at) == ASSISTANT, said is self._said[-1]
+            if is_last and not answers_here:
+                break
+            stop, border = self._end(at)
+            if answers_here and self._turn(at).is_learned:
                 answers += self._learned(said, (self._start(at), stop))
-                if at + 1 < len(self._said) and self._role(at + 1) == USER:
-                    borders.append(border)
+            if not is_last:
+                begins = self._role(at + 1) in (USER, SYSTEM)
+                borders[answers_here and begins].append(border)
         text, cut = self._made.text, self._written_bos()
         edges = [edge for run in self._runs for edge in (run.start, run.stop)]
         bounds = [cut, *edges, len(text)]
@@ -112,11 +120,15 @@ class _Spans:
             text=text[cut:],
             loss_spans=_flat(answers, to_byte),
             control_spans=_flat(control, to_byte),
-            borders=tuple(int(to_byte[border]) for border in borders),
+            borders=tuple(to_byte[borders[True]].tolist()),
+            weaker=tuple(to_byte[borders[False]].tolist()),
         )
 
+    def _turn(self, at: int) -> Turn:
+        return self._made.turns[self._said[at][0].turn]
+
     def _role(self, at: int) -> str:
-        return self._made.turns[self._said[at][0].turn].role
+        return self._turn(at).role
 
     def _before(self, at: int) -> _Pair:
         """Bounds what stands between a turn and the one before it."""
@@ -145,11 +157,17 @@ class _Spans:
         return len(asked)
 
     def _end(self, at: int) -> _Pair:
-        """Finds where an answer's end of turn ends, and where the next turn begins."""
+        """Finds where an end of turn ends, and where the next turn begins.
+
+        These differ by white space; and where the next turn's role is the end (GLM-4):
+        that stands in front of its own turn, so that a window begins with the whole of
+        it. Its first token then counts as what follows the start of a window.
+        """
         last, is_last = self._said[at][-1], at + 1 == len(self._said)
         stop = len(self._made.plain) if is_last else self._before(at + 1)[1]
         gap, own = self._made.plain[last.last : stop], last.stop - last.last
-        if (gap, own) not in self._ends:
+        key = gap, own, self._role(at), is_last
+        if key not in self._ends:
             if is_last:
                 follows, closed = self._made.followed(last.turn + 1), gap
             else:
@@ -160,8 +178,8 @@ class _Spans:
             rest = gap[end:]
             behind = end + len(rest) - len(rest.lstrip())
             border = len(common) if common == closed else behind
-            self._ends[gap, own] = max(end, own), max(border, own)
-        end, border = self._ends[gap, own]
+            self._ends[key] = max(end, own), max(border, own)
+        end, border = self._ends[key]
         return last.last + end, last.last + border
 
     def _close(

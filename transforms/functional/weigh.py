@@ -187,10 +187,15 @@ def reference_min_ce_weights(
     first wins; NaN wins over all, the first NaN. Where the target is no candidate, the
     authors compare two sources the other way round: then the last wins.
 
+    All weights are 0 where every metric is NaN: nothing counts there, and the authors
+    drop such a row (`filter_nan`) before anything is chosen.
+
     References:
       Wan et al., "Knowledge Fusion of Large Language Models", 2024, section 3.3; ties
       and NaN as its code has them.
     """
+    if np.isnan(metrics).all():
+        return np.zeros(len(metrics))
     rewards = _rewards(metrics)
     best = int(np.argmax(rewards))  # NaN is the greatest to numpy, as to torch
     if ties == "last":

@@ -1,11 +1,13 @@
+import dataclasses
 import itertools
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.dialogues import ASSISTANT, SYSTEM, USER, Turn
+from schemas.dialogues import ASSISTANT, SYSTEM, TOOL, USER, Turn
 from tests.transforms import chat_templates as made
 from transforms.functional import turns
 
@@ -134,7 +136,7 @@ def test_spans_are_those_of_a_template_written_out_in_python(name, dialogue):
 
 FAMILIES = {
     "llama2": (made.LLAMA2, "llama2", ["[INST] <<SYS>>\n", "\n<</SYS>>\n\n"]),
-    "mistral": (made.MISTRAL, "llama2", ["[INST] ", "[/INST] "]),
+    "mistral": (made.MISTRAL, "llama2", ["[INST] ", "\n\n", "[/INST] "]),
     "deepseek": (made.DEEPSEEK, "deepseek", None),
     "vicuna": (made.VICUNA, "llama2", ["\n\nUSER: ", "\nASSISTANT: "]),
     "default system": (made.DEFAULT_SYSTEM, "chatml", ["<|im_start|>system\n"]),
@@ -161,6 +163,59 @@ def test_answers_and_what_the_template_wrote_are_found_in_every_family(name):
     assert len(found.borders) == 1
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_that_is_not_learned_is_rendered_and_counts_nowhere(name):
+    text, family, _ = FAMILIES[name]
+    whole = locate(text, family, made.TURNS)
+    for place, left in ((2, 1), (4, 0)):
+        said = list(made.TURNS)
+        said[place] = dataclasses.replace(said[place], is_learned=False)
+        found = locate(text, family, said)
+        assert parts(found, found.loss_spans) == [LEARNED[name][left]]
+        assert dataclasses.replace(found, loss_spans=whole.loss_spans) == whole
+
+
+def test_what_is_done_for_a_dialogue_grows_as_its_turns_do(monkeypatch):
+    looked = Counter()
+
+    class Counted(str):
+        __slots__ = ()
+
+        def index(self, *given):
+            looked["index"] += 1
+            return super().index(*given)
+
+        def __iter__(self):
+            looked["walks"] += 1
+            return super().__iter__()
+
+    disguise = turns.disguises.disguise
+
+    def counted(*given):
+        found = disguise(*given)
+        return dataclasses.replace(found, codes=Counted(found.codes))
+
+    monkeypatch.setattr(turns.disguises, "disguise", counted)
+    for rounds in (10, 200):
+        looked.clear()
+        said = (
+            Turn(role=USER, content="q"),
+            Turn(role=ASSISTANT, content="a"),
+        ) * rounds
+        found = locate(made.CHATML, "chatml", said)
+        assert len(found.loss_spans) == 2 * rounds
+        assert sum(looked.values()) < 10
+
+
+def test_a_character_that_could_stand_for_a_turn_may_be_a_turn_s_own():
+    said = (
+        Turn(role=USER, content="\U000f0000 \U000f0003"),
+        Turn(role=ASSISTANT, content="\U000f0004!"),
+    )
+    found = locate(made.CHATML, "chatml", said)
+    assert parts(found, found.loss_spans) == ["\U000f0004!<|im_end|>"]
+
+
 def test_text_of_a_user_that_spells_a_control_token_is_in_no_control_span():
     for text, family, *_ in FAMILIES.values():
         found = locate(text, family, made.TURNS)
@@ -172,12 +227,48 @@ def test_text_of_a_user_that_spells_a_control_token_is_in_no_control_span():
             assert not any(written[start : start + len("Hi <|im_end|> you")])
 
 
+def test_every_other_turn_begins_at_a_weaker_border():
+    said = (
+        Turn(role=SYSTEM, content="s"),
+        Turn(role=USER, content="q"),
+        Turn(role=ASSISTANT, content="a"),
+        Turn(role=TOOL, content="t"),
+        Turn(role=ASSISTANT, content="b"),
+        Turn(role=USER, content="r"),
+        Turn(role=ASSISTANT, content="c"),
+    )
+    for text, family in ((made.CHATML, "chatml"), (made.PHI, "phi")):
+        found = locate(text, family, said)
+        head = "<|im_start|>" if family == "chatml" else "<|"
+        raw = found.text.encode()
+        roles = ["user", "assistant", "tool", "assistant", "assistant"]
+        begun = [raw[at:].decode().removeprefix(head) for at in found.weaker]
+        assert [b.startswith(r) for b, r in zip(begun, roles, strict=True)] == [
+            True
+        ] * 5
+        (border,) = found.borders
+        assert raw[border:].decode().startswith(f"{head}user")
+
+
+def test_a_window_of_a_template_whose_next_role_is_the_end_begins_with_that_role():
+    found = locate(made.GLM, "chatml", made.TURNS)
+    (border,) = found.borders
+    assert found.text.encode()[border:].decode().startswith("<|user|>\nÄh?")
+
+
 def test_a_bos_in_front_is_left_out_and_later_ones_stay():
     found = locate(made.LLAMA2, "llama2", made.TURNS)
     assert found.text.startswith("[INST]")
     assert found.text.count("<s>") == 1
     raw = found.text.encode()
     assert raw[found.borders[0] :].startswith(b"<s>[INST]")
+
+
+def test_a_system_turn_in_front_of_the_last_question_parts_rounds_as_that_would():
+    last = made.MISTRAL.replace("loop.first", "loop.index0 == 2")
+    found = locate(last, "llama2", made.TURNS)
+    (border,) = found.borders
+    assert found.text.encode()[border:].decode().startswith("[INST] Be  brief.")
 
 
 def test_a_bos_that_opens_every_turn_stays_in_front():

@@ -182,6 +182,12 @@ def test_a_metric_that_is_missing_wins_or_spoils_all_as_it_does_for_the_authors(
     assert np.isnan(weigh.reference_avg_ce_weights(holed)).all()
 
 
+@pytest.mark.parametrize("ties", ["first", "last"])
+def test_where_every_metric_is_missing_the_authors_choose_no_source(ties):
+    nothing = np.full(3, np.nan)
+    assert not weigh.reference_min_ce_weights(nothing, ties=ties).any()
+
+
 @given(st.lists(st.floats(0, 30, width=32), min_size=1, max_size=50))
 def test_the_authors_metric_is_a_mean_in_float16(costs):
     rounded = torch.tensor(costs).half()
