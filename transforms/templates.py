@@ -203,17 +203,16 @@ def _listed(told: Any, path: Path) -> dict[str, str]:
     if told is None:
         return {}
     listed = told if isinstance(told, list) else [{"name": DEFAULT, "template": told}]
-    found = {}
+    found: dict[str, str] = {}
     for one in listed:
-        pair = (
-            [one.get(k) for k in ("name", "template")] if isinstance(one, dict) else []
-        )
-        if not pair or not all(isinstance(part, str) for part in pair):
-            raise ValueError(
-                f"chat_template of {path} must be a text, or a list of objects of name"
-                " and template, texts both; mend it or fetch it again"
-            )
-        found[pair[0]] = pair[1]
+        match one:
+            case {"name": str(name), "template": str(text)}:
+                found[name] = text
+            case _:
+                raise ValueError(
+                    f"chat_template of {path} must be a text, or a list of objects of"
+                    " name and template, texts both; mend it or fetch it again"
+                )
     return found
 
 
