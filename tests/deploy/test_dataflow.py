@@ -351,6 +351,23 @@ def test_a_request_does_not_grow_with_the_slices(
     assert max(sizes) < LIMIT_BYTES
 
 
+def test_a_request_does_not_grow_with_the_tensors_of_a_merge(
+    translate: Translate, models: dict[str, str], out: str, tmp_path: Path
+) -> None:
+    sizes = []
+    for size in (10**9, 10**4):
+        table = {
+            "models": [models["llama"]],
+            "base": models["llama"],
+            "method": "varm",
+            "output": f"{out}-{size:010}",
+            "shard_bytes": size,
+        }
+        sizes.append(translate("merge", merging.recipe(tmp_path, table)).ByteSize())
+    assert abs(sizes[1] - sizes[0]) < 64
+    assert max(sizes) < LIMIT_BYTES
+
+
 def test_a_request_does_not_grow_with_the_files_of_a_corpus(
     translate: Translate, words: dict[str, list[str]], tmp_path: Path
 ) -> None:
