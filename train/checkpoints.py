@@ -174,7 +174,7 @@ def flush(folder: pathlib.Path) -> None:
 
 def rewind_metrics(work: pathlib.Path, resume: pathlib.Path | None) -> None:
     """Drops the lines of metrics that come after a checkpoint: they will come again."""
-    path, step = work / METRICS, step_of(resume) if resume else 0
+    path, step = work / METRICS, step_of(resume) if resume else -1
     if not path.exists():
         return
     kept = [

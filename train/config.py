@@ -85,7 +85,9 @@ class TrainConfig:
         shapes_output=False,
     )
     report_to: tuple[str, ...] = setting(
-        (), help="trackers that transformers knows, as tensorboard", shapes_output=False
+        (),
+        help="trackers that transformers knows, as tensorboard and wandb",
+        shapes_output=False,
     )
     readers: int = setting(
         0, help="processes that read data; 0 = the trainer's own", shapes_output=False
@@ -95,6 +97,14 @@ class TrainConfig:
     )
     overwrite: bool = setting(
         False, help="replace an output of other settings", shapes_output=False
+    )
+
+    # What is watched while it trains.
+    peak_tflops: float | None = setting(
+        None,
+        help="10^12 operations a second of one device at its best, which MFU is the"
+        " share of (default: what a large product reaches at the start)",
+        shapes_output=False,
     )
 
     def __post_init__(self) -> None:
@@ -118,7 +128,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("readers", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, "at least 0", self)
-        for name in ("max_steps", "threads", "clip"):
+        for name in ("max_steps", "threads", "clip", "peak_tflops"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "above 0, or left out", self)
         if self.batch_size % self.accumulation:

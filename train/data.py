@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from torch import Tensor
 
 from schemas.errors import SchemaError
@@ -30,7 +30,7 @@ from transforms.functional.ranks import RankTable
 _PADDED = 1.25
 """Area of unpacked segments against their tokens, up to which they are unpacked: a mask
 that keeps segments apart makes attention take the square of the whole row's length."""
-COLUMNS = ("input_ids", "segment_lengths", "loss_mask", "distribution")
+COLUMNS = ("input_ids", "segment_lengths", "loss_mask", "distribution", "weights")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,12 +42,14 @@ class Example:
       segment_lengths: tokens of each segment; they sum to t.
       loss_mask: which positions count; never the last of a segment.
       rows: what fusion says of each position's next token.
+      weights: share of each source in each segment's rows, in [0, 1].
     """
 
     input_ids: Int32[np.ndarray, " t"]
     segment_lengths: Int32[np.ndarray, " s"]
     loss_mask: Bool[np.ndarray, " t"]
     rows: Distributions
+    weights: Float32[np.ndarray, "s w"]
 
 
 def decode(row: Mapping[str, Any], table: RankTable) -> Example:
@@ -66,6 +68,11 @@ def decode(row: Mapping[str, Any], table: RankTable) -> Example:
             f"segments must sum to the row's {len(ids)} tokens, they sum to"
             f" {lengths.sum()}, and the loss mask holds {len(mask)}; run fuse again"
         )
+    if len(row["weights"]) % len(lengths):
+        raise SchemaError(
+            f"weights must be of each source in each of the row's {len(lengths)}"
+            f" segments, there are {len(row['weights'])} of them; run fuse again"
+        )
     mask = mask.copy()
     mask[np.cumsum(lengths) - 1] = False  # there is no next token
     return Example(
@@ -73,6 +80,7 @@ def decode(row: Mapping[str, Any], table: RankTable) -> Example:
         segment_lengths=lengths,
         loss_mask=mask,
         rows=codec.decode_rows(row["distribution"], ids, table),
+        weights=row["weights"].reshape(len(lengths), -1),
     )
 
 
@@ -114,9 +122,8 @@ class Collator:
             batch["tail"][row, :n] = piece.rows.tail
         if all(len(piece.segment_lengths) == 1 for piece in pieces):
             del batch["position_ids"]  # nothing restarts: attention needs no mask
-        tokens = sum(len(e.input_ids) for e in examples)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {**tensors, "tokens": torch.tensor(tokens)}
+        return {**tensors, **_sums(examples)}
 
     def _pieces(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Returns the rows of a batch: the packed ones, or their segments."""
@@ -133,6 +140,28 @@ class Collator:
                 f"ids must be in [0, {self.vocabulary}), the model's vocabulary, got"
                 f" {top}; fuse for the tokenizer of this model"
             )
+
+
+def _sums(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Sums what the metrics of a step are made of, over a batch's segments.
+
+    Returns:
+      tokens: how many there are.
+      attended: sum of squared lengths: pairs of positions that full attention compares.
+      sources: (w,) positions that count and have a fused row, by the source that they
+        are of, in shares.
+    """
+    sources = np.zeros(examples[0].weights.shape[1], np.float64)
+    for example in examples:
+        covered = example.loss_mask & (example.rows.counts > 0)
+        starts = np.cumsum(example.segment_lengths) - example.segment_lengths
+        sources += np.add.reduceat(covered, starts, dtype=np.float64) @ example.weights
+    lengths = np.concatenate([e.segment_lengths for e in examples]).astype(np.int64)
+    return {
+        "tokens": torch.tensor(int(lengths.sum())),
+        "attended": torch.tensor(int((lengths**2).sum())),
+        "sources": torch.from_numpy(sources),
+    }
 
 
 def _blank(b: int, t: int, k: int) -> dict[str, np.ndarray]:
@@ -163,7 +192,8 @@ def split(example: Example) -> list[Example]:
     """Cuts a packed row into its segments."""
     ends = np.cumsum(example.segment_lengths)
     pieces = []
-    for start, stop in zip(ends - example.segment_lengths, ends, strict=True):
+    spans = zip(ends - example.segment_lengths, ends, strict=True)
+    for segment, (start, stop) in enumerate(spans):
         part, rows = slice(start, stop), example.rows
         pieces.append(
             Example(
@@ -176,6 +206,7 @@ def split(example: Example) -> list[Example]:
                     probs=rows.probs[part],
                     tail=rows.tail[part],
                 ),
+                weights=example.weights[segment : segment + 1],
             )
         )
     return pieces

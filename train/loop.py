@@ -12,17 +12,15 @@ import torch
 import transformers
 from torch import Tensor
 
-from train import checkpoints
+from train import checkpoints, metrics
 from train.config import TrainConfig
 from train.data import Collator
+from train.metrics import Line
 from train.order import StepBatches
 from train.shards import FusedDataset
 
 Report = Callable[[str], None]
 """Is given one line for people, now and then."""
-
-Line = dict[str, float | int]
-"""One line of metrics.jsonl."""
 
 _FIELDS = transformers.TrainingArguments.__dataclass_fields__
 _CHECKPOINTING = next(  # transformers renamed it
@@ -68,11 +66,7 @@ def arguments(
 
 
 class _StepEnds(transformers.TrainerCallback):
-    """Logs the last step, too, and says how much of the run is done.
-
-    A loss that is no number must not be published. The Trainer counts the epoch's part
-    from the step that a run was resumed at.
-    """
+    """Logs the last step, too: a loss that is no number must not be published."""
 
     def on_step_end(
         self,
@@ -82,7 +76,6 @@ class _StepEnds(transformers.TrainerCallback):
         **_: Any,
     ) -> transformers.TrainerControl:
         """Asks for a line of metrics after the last step."""
-        state.epoch = state.global_step / state.max_steps
         if state.global_step >= state.max_steps:
             control.should_log = True
         return control
@@ -120,9 +113,11 @@ class FusionTrainer(transformers.Trainer):
         self.add_callback(_StepEnds)
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
-        self._sums = torch.zeros(4, dtype=torch.float64)  # CLM, fusion, their counts
+        self._meter = metrics.Meter(
+            dataset.sources, metrics.work_of(model), self._peak()
+        )
         self._start = 0
-        self._begun = self._last = (0, 0.0)  # tokens, seconds
+        self._begun = 0.0  # seconds
         self._share = config.clm_weight  # of the last step done
         self.last_line: Line = {}
 
@@ -156,16 +151,13 @@ class FusionTrainer(transformers.Trainer):
     ) -> tuple[list[Any], Tensor]:
         """Takes the micro-batches of a step, and counts what its means are over."""
         batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
-        counts = torch.zeros(3, dtype=torch.float32)
-        for batch in batches:
-            counted = batch["loss_mask"]
-            covered = counted & (batch["top_ids"] >= 0).any(-1)
-            counts += torch.stack([counted.sum(), covered.sum(), batch.pop("tokens")])
-        counts = counts.to(device)
+        sums = torch.stack([_counts(batch) for batch in batches]).sum(0).to(device)
         if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, "sum")
-        self.state.num_input_tokens_seen += int(counts[2])
-        return batches, counts[:2]
+            sums = self.accelerator.reduce(sums, "sum")
+        _, _, tokens, attended, *sources = sums.tolist()
+        self._meter.add_counts(tokens, attended, sources)
+        self.state.num_input_tokens_seen += int(tokens)
+        return batches, sums[:2].float()
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         # Probabilities stay float32 where DeepSpeed would cast them to the model's.
@@ -191,11 +183,8 @@ class FusionTrainer(transformers.Trainer):
             clm_count=clm_count,
             fusion_count=fusion_count,
         )
-        parts = torch.stack([losses["clm_sum"], losses["fusion_sum"]]).double()
-        share = num_items_in_batch.double() / self.current_gradient_accumulation_steps
-        self._sums = self._sums.to(parts.device)
-        # Counts are of all processes, sums of this one.
-        self._sums += torch.cat([parts * self.args.world_size, share])
+        share = num_items_in_batch / self.current_gradient_accumulation_steps
+        self._meter.add_losses(losses, share, processes=self.args.world_size)
         # Gradients are averaged over processes, and this is a part of a sum.
         return losses["loss"] * self.args.world_size
 
@@ -214,20 +203,15 @@ class FusionTrainer(transformers.Trainer):
         """
         if "loss" not in logs:  # the Trainer's closing summary
             return
-        sums = self._sums
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums, "mean")
-        self._sums = torch.zeros_like(sums)
         line: Line = {
             "step": self.state.global_step,
-            "tokens": self.state.num_input_tokens_seen,
-            "tokens_per_s": round(self._speed(), 1),
+            "train/epoch": self._passes(),
+            "train/tokens": self.state.num_input_tokens_seen,
             "train/loss": logs["loss"],
-            "train/clm_nats": float(sums[0] / sums[2].clamp_min(1)),
-            "train/fusion_nats": float(sums[1] / sums[3].clamp_min(1)),
             "train/clm_weight": self._share,
             "train/learning_rate": logs["learning_rate"],
             "train/gradient_norm": float(logs.get("grad_norm", 0.0)),
+            **self._meter.take(self._mean),
         }
         if not math.isfinite(logs["loss"]):
             raise ValueError(
@@ -235,48 +219,60 @@ class FusionTrainer(transformers.Trainer):
                 f" {self.state.global_step}; lower --learning_rate, or use --dtype"
                 " float32"
             )
+        self._write(line, self._spell(line))
+
+    def _write(self, line: Line, spelt: str) -> None:
+        """Gives a line to metrics.jsonl, to the trackers and to people."""
         if self.is_world_process_zero():
             with (self._work / checkpoints.METRICS).open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            self._report(self._spell(line))
-        self.last_line = line
-        super().log({name.removeprefix("train/"): v for name, v in line.items()})
+            self._report(spelt)
+        self.last_line = self.last_line | line
+        self.state.epoch = line["train/epoch"]
+        super().log(metrics.spell(line))
 
-    def _speed(self) -> float:
-        """Returns tokens per second since the last line."""
-        tokens, then = self._last
-        now = self.state.num_input_tokens_seen, time.monotonic()
-        self._last = now
-        return (now[0] - tokens) / max(now[1] - then, 1e-9)
+    def _passes(self) -> float:
+        """Returns how often the data was gone through."""
+        return (
+            self.state.global_step * self._config.batch_size / len(self.train_dataset)
+        )
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Averages over processes."""
+        if self.args.world_size == 1:
+            return values
+        mean: Tensor = self.accelerator.reduce(values, "mean")
+        return mean
+
+    def _peak(self) -> float:
+        """Returns the operations per second that all devices are capable of."""
+        if self._config.peak_tflops is not None:
+            return self._config.peak_tflops * 1e12 * self.args.world_size
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        device, threads = str(self.args.device), torch.get_num_threads()
+        return metrics.measured_peak(device, dtype, threads) * self.args.world_size
 
     def _spell(self, line: Line) -> str:
         done, total = self.state.global_step, self.args.max_steps
-        step, then = self._begun
-        left = (time.monotonic() - then) / max(done - step, 1) * (total - done)
+        passed = time.monotonic() - self._begun
+        left = passed / max(done - self._start, 1) * (total - done)
         minutes, seconds = divmod(round(left), 60)
         return (
             f"step {done}/{total}  loss {line['train/loss']:.4f}"
             f"  clm {line['train/clm_nats']:.4f}"
             f"  fusion {line['train/fusion_nats']:.4f} nats"
-            f"  {line['tokens_per_s']:,.0f} tokens/s"
+            f"  agree {line['train/agreement']:.0%}"
+            f"  {line['train/tokens_per_s']:,.0f} tokens/s"
+            f"  MFU {line['train/mfu']:.0%}"
             f"  ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}"
         )
 
     def run(self, resume: pathlib.Path | None) -> None:
         """Trains to the end, from a checkpoint or from the beginning."""
         self._start = checkpoints.step_of(resume) if resume else 0
-        self._begun = (self._start, time.monotonic())
-        self._last = (self._tokens_at(resume), time.monotonic())
+        self._begun = time.monotonic()
+        self._meter.start()
         self.train(resume_from_checkpoint=str(resume) if resume else None)
-
-    @staticmethod
-    def _tokens_at(resume: pathlib.Path | None) -> int:
-        if resume is None:
-            return 0
-        state = transformers.TrainerState.load_from_json(
-            str(resume / "trainer_state.json")
-        )
-        return int(state.num_input_tokens_seen)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: Any = None
@@ -300,3 +296,11 @@ class FusionTrainer(transformers.Trainer):
             name = f"checkpoint-{self.state.global_step}"
             checkpoints.complete(self._work / "checkpoints" / name)
         self.accelerator.wait_for_everyone()
+
+
+def _counts(batch: dict[str, Tensor]) -> Tensor:
+    """Takes what a batch tells of itself out of it: positions, tokens, sources."""
+    counted = batch["loss_mask"]
+    covered = counted & (batch["top_ids"] >= 0).any(-1)
+    parts = counted.sum(), covered.sum(), batch.pop("tokens"), batch.pop("attended")
+    return torch.cat([torch.stack(parts).double(), batch.pop("sources")])

@@ -56,6 +56,7 @@ def test_segments_are_unpacked_where_that_pads_little(
         segment_lengths=row.segment_lengths,
         loss_mask=row.loss_mask,
         rows=codec.decode_rows(row.distribution, row.input_ids, shards.table(SIZE)),
+        weights=row.weights,
     )
     batch = Collator(keep_packed=True, vocabulary=SIZE)([example])
     shape = (1, sum(lengths)) if packed else (len(lengths), max(lengths))

@@ -36,7 +36,10 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         )
         assert ended.returncode == 0, ended.stderr
     for one, two in zip(*map(metrics, outputs), strict=True):
-        assert (one["step"], one["tokens"]) == (two["step"], two["tokens"])
+        assert (one["step"], one["train/tokens"]) == (
+            two["step"],
+            two["train/tokens"],
+        )
         for name in ("loss", "clm_nats", "fusion_nats", "gradient_norm"):
             assert two[f"train/{name}"] == pytest.approx(
                 one[f"train/{name}"], rel=1e-4
