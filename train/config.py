@@ -99,7 +99,32 @@ class TrainConfig:
         False, help="replace an output of other settings", shapes_output=False
     )
 
-    # What is watched while it trains.
+    # What is watched while it trains, and what follows from it.
+    eval_data: str | None = setting(
+        None,
+        help="windows folder of text that is not trained on: bits per byte are measured"
+        " before the first step, every --eval_steps and after the last",
+        shapes_output=False,
+    )
+    eval_steps: int | None = setting(
+        None,
+        help="optimizer steps between evaluations (default: none between)",
+        shapes_output=False,
+    )
+    patience: int | None = setting(
+        None,
+        help="end the training after so many evaluations in a row without progress",
+        omit_default=True,
+    )
+    min_delta: float = setting(
+        0.0, help="bits per byte that count as progress", omit_default=True
+    )
+    keep_best: bool = setting(
+        False,
+        help="publish the weights of the evaluation with the fewest bits per byte, not"
+        " the last ones; keeps one checkpoint more",
+        omit_default=True,
+    )
     peak_tflops: float | None = setting(
         None,
         help="10^12 operations a second of one device at its best, which MFU is the"
@@ -131,6 +156,7 @@ class TrainConfig:
         for name in ("max_steps", "threads", "clip", "peak_tflops"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "above 0, or left out", self)
+        self._check_evaluations()
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size must be a multiple of accumulation, got {self.batch_size}"
@@ -144,6 +170,23 @@ class TrainConfig:
                 f" {self.output!r}; give --checkpoints=FOLDER, on a disk that outlives"
                 " the machine if the run should"
             )
+
+    def _check_evaluations(self) -> None:
+        _require(self.min_delta >= 0, "min_delta", "at least 0", self)
+        for name in ("eval_steps", "patience"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, "above 0, or left out", self)
+        chooses = self.keep_best or self.patience is not None
+        for given, needs in (
+            (chooses or self.min_delta, "eval_steps"),
+            (chooses or self.eval_steps, "eval_data"),
+        ):
+            if given and getattr(self, needs) is None:
+                raise ValueError(
+                    f"{needs} must be given where eval_steps, patience, min_delta or"
+                    " keep_best is, as they are about evaluations while it trains, got"
+                    " none; pass --eval_data, a windows folder, and --eval_steps"
+                )
 
 
 def _require(holds: bool, name: str, law: str, config: TrainConfig) -> None:

@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from train import checkpoints, metrics
+from train import checkpoints, evaluate, heldout, metrics
+from train import model as models
+from train.callbacks import StepEnds
 from train.config import TrainConfig
 from train.data import Collator
+from train.evaluate import Domains
+from train.heldout import HeldOut, Standing
 from train.metrics import Line
 from train.order import StepBatches
 from train.shards import FusedDataset
@@ -65,22 +70,6 @@ def arguments(
     )
 
 
-class _StepEnds(transformers.TrainerCallback):
-    """Logs the last step, too: a loss that is no number must not be published."""
-
-    def on_step_end(
-        self,
-        args: transformers.TrainingArguments,
-        state: transformers.TrainerState,
-        control: transformers.TrainerControl,
-        **_: Any,
-    ) -> transformers.TrainerControl:
-        """Asks for a line of metrics after the last step."""
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-        return control
-
-
 class FusionTrainer(transformers.Trainer):
     """Trains a model that `model.give_objective` has given its loss.
 
@@ -101,6 +90,7 @@ class FusionTrainer(transformers.Trainer):
         *,
         work: pathlib.Path,
         report: Report,
+        held_out: HeldOut | None = None,
     ) -> None:
         # Several devices of one process would split what is one number a batch.
         args._n_gpu = min(1, args.n_gpu)
@@ -110,7 +100,8 @@ class FusionTrainer(transformers.Trainer):
             model=model, args=args, train_dataset=dataset, data_collator=collate
         )
         self.remove_callback(transformers.PrinterCallback)
-        self.add_callback(_StepEnds)
+        every = None if held_out is None else config.eval_steps or args.max_steps
+        self.add_callback(StepEnds(every, self.evaluate))
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
         self._meter = metrics.Meter(
@@ -118,6 +109,7 @@ class FusionTrainer(transformers.Trainer):
         )
         self._start = 0
         self._begun = 0.0  # seconds
+        self._held_out, self._standing = held_out, Standing()
         self._share = config.clm_weight  # of the last step done
         self.last_line: Line = {}
 
@@ -151,7 +143,11 @@ class FusionTrainer(transformers.Trainer):
     ) -> tuple[list[Any], Tensor]:
         """Takes the micro-batches of a step, and counts what its means are over."""
         batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
-        sums = torch.stack([_counts(batch) for batch in batches]).sum(0).to(device)
+        sums = (
+            torch.stack([metrics.counts_of(batch) for batch in batches])
+            .sum(0)
+            .to(device)
+        )
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, "sum")
         _, _, tokens, attended, *sources = sums.tolist()
@@ -231,6 +227,67 @@ class FusionTrainer(transformers.Trainer):
         self.state.epoch = line["train/epoch"]
         super().log(metrics.spell(line))
 
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measures the weights as they are; says whether to save them, or to stop."""
+        began = time.monotonic()
+        with self._meter.paused():
+            bits = evaluate.bits_per_byte(self._measure())
+        line: Line = {
+            "step": self.state.global_step,
+            "train/epoch": self._passes(),
+            **{f"eval/bits_per_byte/{name}": value for name, value in bits.items()},
+            "eval/seconds": round(time.monotonic() - began, 1),
+        }
+        told = "  ".join(f"{name} {value:.4f}" for name, value in bits.items())
+        step = f"step {self.state.global_step}/{self.args.max_steps}"
+        self._write(line, f"{step}  held out, bits per byte: {told}")
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics={}
+        )
+        if self.state.global_step:
+            self._judge(bits[evaluate.ALL])
+        return {}
+
+    def _measure(self) -> Domains:
+        """Measures the held-out text with all processes."""
+        assert self._held_out is not None, "evaluations are asked for where it is given"
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return self._held_out.measure_sharded(self.model_wrapped)
+        share = self.args.process_index, self.args.world_size
+        return heldout.joined(
+            gather_object([self._held_out.measure(self.model, share)])
+        )
+
+    def _judge(self, bits: float) -> None:
+        config, step = self._config, self.state.global_step
+        self._standing = self._standing.after(step, bits, config.min_delta)
+        if config.keep_best and self._standing.best_step == step:
+            self.control.should_save = True
+        if self._out_of_patience():
+            self.control.should_training_stop = True
+
+    def _out_of_patience(self) -> bool:
+        patience = self._config.patience
+        return patience is not None and self._standing.bad >= patience
+
+    def take_best(self) -> int:
+        """Puts the best weights in place of the last, where the settings say so.
+
+        Returns:
+          The optimizer step that the weights are of.
+        """
+        last, step = self.state.global_step, self._standing.best_step
+        if not self._config.keep_best or step is None or step == last:
+            return last
+        folder = checkpoints.of_step(self._work, step)
+        whole = isinstance(self.model, transformers.PreTrainedModel)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not whole:
+            self.state.best_model_checkpoint = str(folder)
+            self._load_best_model()
+        else:
+            self.model.load_state_dict(models.load(folder).state_dict())
+        return step
+
     def _passes(self) -> float:
         """Returns how often the data was gone through."""
         return (
@@ -270,6 +327,9 @@ class FusionTrainer(transformers.Trainer):
     def run(self, resume: pathlib.Path | None) -> None:
         """Trains to the end, from a checkpoint or from the beginning."""
         self._start = checkpoints.step_of(resume) if resume else 0
+        self._standing = heldout.read(resume)
+        if self._out_of_patience():  # it had stopped, and was killed after that
+            self.args.max_steps = self._start
         self._begun = time.monotonic()
         self._meter.start()
         self.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -293,14 +353,8 @@ class FusionTrainer(transformers.Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
-            checkpoints.complete(self._work / "checkpoints" / name)
+            folder = checkpoints.of_step(self._work, self.state.global_step)
+            if self._held_out is not None:
+                heldout.write(folder, self._standing, keep=self._config.keep_best)
+            checkpoints.complete(folder)
         self.accelerator.wait_for_everyone()
-
-
-def _counts(batch: dict[str, Tensor]) -> Tensor:
-    """Takes what a batch tells of itself out of it: positions, tokens, sources."""
-    counted = batch["loss_mask"]
-    covered = counted & (batch["top_ids"] >= 0).any(-1)
-    parts = counted.sum(), covered.sum(), batch.pop("tokens"), batch.pop("attended")
-    return torch.cat([torch.stack(parts).double(), batch.pop("sources")])

@@ -124,6 +124,19 @@ def of_rows(rows: Rows) -> dict[str, Tensor]:
     }
 
 
+def counts_of(batch: dict[str, Tensor]) -> Tensor:
+    """Takes out of a batch what `data.Collator` tells of it.
+
+    Returns:
+      Positions that count, those of them with a fused row, tokens, sum of squared
+      lengths of segments, and positions with a fused row by source.
+    """
+    counted = batch["loss_mask"]
+    covered = counted & (batch["top_ids"] >= 0).any(-1)
+    parts = counted.sum(), covered.sum(), batch.pop("tokens"), batch.pop("attended")
+    return torch.cat([torch.stack(parts).double(), batch.pop("sources")])
+
+
 class Meter:
     """Adds up what the steps since the last line came to."""
 

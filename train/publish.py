@@ -19,6 +19,8 @@ from schemas.manifest import FileEntry, Manifest
 from schemas.version import VERSION
 from train import checkpoints
 from train import model as models
+from train import results as cards
+from train.results import Results
 
 STAGE = "train"
 
@@ -120,9 +122,11 @@ def describe(
     origins: Mapping[str, Any],
     counts: Mapping[str, int],
     data: Manifest,
+    results: Results,
 ) -> None:
     """Writes the card, then the manifest over all files of the folder."""
-    card = _card(settings, inputs, origins, counts, data)
+    told = cards.section(results, counts)
+    card = _card(settings, inputs, origins, counts, data) + f"\n{told}\n"
     (folder / "README.md").write_text(card)
     entries = [
         FileEntry(

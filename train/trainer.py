@@ -20,14 +20,16 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
-from schemas import manifest, settings
+from schemas import manifest, settings, windows
 from schemas.errors import SchemaError
-from train import checkpoints, disk, loop, publish
+from train import checkpoints, disk, loop, publish, results
 from train import model as models
 from train.config import TrainConfig
 from train.data import Collator
-from train.loop import FusionTrainer, Line, Report
+from train.heldout import HeldOut
+from train.loop import FusionTrainer, Report
 from train.loss import Objective
+from train.metrics import Line
 from train.shards import FusedDataset
 from transforms import allocator, causal, scorer, tokenizer
 from transforms.scorer import ScorerSettings
@@ -143,14 +145,40 @@ def _resolve(config: TrainConfig, report: Report) -> _Run:
         settings={
             **settings.shaping(config),
             **_resolved(config),
+            **({"eval_steps": config.eval_steps} if _chooses(config) else {}),
         },
         inputs={
             "data": dataset.fingerprint,
             "model": scorer.model_fingerprint(str(source)),
+            **_judges(config),
         },
         work=work,
         made=beside or work,
         report=report,
+    )
+
+
+def _chooses(config: TrainConfig) -> bool:
+    """Says whether evaluations decide which weights are published."""
+    return config.keep_best or config.patience is not None
+
+
+def _judges(config: TrainConfig) -> dict[str, str]:
+    """Returns the fingerprint of the held-out text, where it shapes the weights."""
+    if not _chooses(config):
+        return {}
+    assert config.eval_data is not None, "TrainConfig wants it"
+    return {"eval_data": manifest.read(config.eval_data, windows.STAGE).fingerprint}
+
+
+def _held_out(run: _Run) -> HeldOut | None:
+    if run.config.eval_data is None:
+        return None
+    manifest.read(run.config.eval_data, windows.STAGE)
+    return HeldOut(
+        folder=run.config.eval_data,
+        tokenizer=tokenizer.load(str(run.source)),
+        bfloat16=run.settings["dtype"] == "bfloat16",
     )
 
 
@@ -212,15 +240,23 @@ def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
     width = target.get_input_embeddings().weight.shape[0]
     collate = Collator(keep_packed=traits.keeps_segments, vocabulary=width)
     trainer = FusionTrainer(
-        config, target, args, run.dataset, collate, work=work, report=run.report
+        config,
+        target,
+        args,
+        run.dataset,
+        collate,
+        work=work,
+        report=run.report,
+        held_out=_held_out(run),
     )
     with disk.told(work):
         trainer.run(resume)
+    step = trainer.take_best()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if first:
         target.config.use_cache = models.uses_cache(run.source)
         with disk.told(run.made):
-            _publish(run, trainer, target, state)
+            _publish(run, trainer, target, state, step)
     trainer.accelerator.wait_for_everyone()
     return trainer.last_line
 
@@ -253,18 +289,24 @@ def _objective(config: TrainConfig) -> Objective:
 
 
 def _publish(
-    run: _Run, trainer: FusionTrainer, target: Any, state: dict[str, torch.Tensor]
+    run: _Run,
+    trainer: FusionTrainer,
+    target: Any,
+    state: dict[str, torch.Tensor],
+    step: int,
 ) -> None:
     """Makes the model, gives it its final name, and tidies up."""
     folder = run.made / checkpoints.MODEL
     publish.write_model(folder, target, state, source=run.source)
-    _describe(run, trainer, folder)
+    _describe(run, trainer, folder, step)
     publish.publish(folder, run.config.output)
     for left in run.folders:
         checkpoints.discard(left)
 
 
-def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:
+def _describe(
+    run: _Run, trainer: FusionTrainer, folder: pathlib.Path, step: int
+) -> None:
     shutil.copyfile(run.work / checkpoints.METRICS, folder / checkpoints.METRICS)
     for logs in (run.work / "checkpoints").glob("runs"):  # TensorBoard's
         shutil.copytree(logs, folder / "runs")
@@ -280,7 +322,9 @@ def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:
             "steps": trainer.state.global_step,
             "tokens": int(trainer.state.num_input_tokens_seen),
             "rows": trainer.state.global_step * run.config.batch_size,
+            **({"best_step": step} if run.config.keep_best else {}),
         },
+        results=results.read(folder / checkpoints.METRICS, step),
         data=run.dataset.manifest,
     )
 
