@@ -9,12 +9,18 @@ import transformers
 class StepEnds(transformers.TrainerCallback):
     """Logs the last step, too: a loss that is no number must not be published.
 
-    Says when to evaluate. The target as it came is evaluated before the first step.
+    Says when to evaluate.
     """
 
-    def __init__(self, every: int | None, evaluate_first: Callable[[], Any]) -> None:
-        """Takes the steps between evaluations; None where there are none at all."""
-        self._every, self._evaluate_first = every, evaluate_first
+    def __init__(self, every: int | None, begin: Callable[[], None]) -> None:
+        """Notes what to go by.
+
+        Args:
+          every: steps between evaluations; None where there are none at all.
+          begin: is called before the first step of this process, when the model is on
+            its device.
+        """
+        self._every, self._begin = every, begin
 
     def on_train_begin(
         self,
@@ -23,9 +29,8 @@ class StepEnds(transformers.TrainerCallback):
         control: transformers.TrainerControl,
         **_: Any,
     ) -> None:
-        """Evaluates where nothing is trained yet; the model is on its device by now."""
-        if self._every is not None and state.global_step == 0:
-            self._evaluate_first()
+        """Says that the training begins."""
+        self._begin()
 
     def on_step_end(
         self,

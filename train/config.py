@@ -1,9 +1,12 @@
 """Settings of the trainer."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from schemas.settings import setting
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,19 @@ class TrainConfig:
         shapes_output=False,
     )
 
+    # Where the model goes beside its folder.
+    push_to_hub: str | None = setting(
+        None,
+        help="ORG/NAME on the Hugging Face hub that the finished model is sent to;"
+        " a repository that is made is private",
+        shapes_output=False,
+    )
+    hub_public: bool = setting(
+        False,
+        help="let everybody read what is sent to the hub",
+        shapes_output=False,
+    )
+
     def __post_init__(self) -> None:
         """Refuses values out of range.
 
@@ -157,6 +173,11 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or value > 0, name, "above 0, or left out", self)
         self._check_evaluations()
+        if self.push_to_hub is not None and not _REPOSITORY.fullmatch(self.push_to_hub):
+            raise ValueError(
+                f"push_to_hub must be ORG/NAME, got {self.push_to_hub!r}; letters,"
+                " digits and _.- may stand in both"
+            )
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size must be a multiple of accumulation, got {self.batch_size}"

@@ -101,7 +101,7 @@ class FusionTrainer(transformers.Trainer):
         )
         self.remove_callback(transformers.PrinterCallback)
         every = None if held_out is None else config.eval_steps or args.max_steps
-        self.add_callback(StepEnds(every, self.evaluate))
+        self.add_callback(StepEnds(every, self._begin))
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
         self._meter = metrics.Meter(
@@ -330,9 +330,14 @@ class FusionTrainer(transformers.Trainer):
         self._standing = heldout.read(resume)
         if self._out_of_patience():  # it had stopped, and was killed after that
             self.args.max_steps = self._start
+        self.train(resume_from_checkpoint=str(resume) if resume else None)
+
+    def _begin(self) -> None:
+        """Looks at the clock, and at the target as it came: nothing is trained yet."""
         self._begun = time.monotonic()
         self._meter.start()
-        self.train(resume_from_checkpoint=str(resume) if resume else None)
+        if self._held_out is not None and self.state.global_step == 0:
+            self.evaluate()
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: Any = None

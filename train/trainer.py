@@ -18,11 +18,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import integrations
 
 from schemas import manifest, settings, windows
 from schemas.errors import SchemaError
-from train import checkpoints, disk, loop, publish, results
+from train import checkpoints, disk, hub, loop, publish, results
 from train import model as models
 from train.config import TrainConfig
 from train.data import Collator
@@ -100,6 +102,7 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
       SchemaError: if data, model and output do not fit each other.
       FileNotFoundError: if there is no such model.
       ValueError: if the loss is no number.
+      ConnectionError: if the hub does not take the model, which is published by then.
     """
     if not config.keep_malloc and _resolved(config)["device"] == "cpu":
         allocator.keep_large_blocks()
@@ -108,10 +111,13 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
         if publish.finished(config.output, run.identity, overwrite=config.overwrite):
             for folder in run.folders:
                 checkpoints.discard_left(folder)
+            _push(config, run.report)
             return _result(config, skipped=True, metrics={})
         _check_tokenizer(run)
+        _check_trackers(config)
         with contextlib.ExitStack() as held:
             metrics = _finish(run, held)
+        _push(config, run.report)
         result = _result(config, skipped=metrics is None, metrics=metrics or {})
     gc.collect()  # the Trainer and its model refer to each other
     return result
@@ -191,6 +197,28 @@ def _result(config: TrainConfig, *, skipped: bool, metrics: Line) -> TrainResult
         tokens=counts["tokens"],
         metrics=metrics,
     )
+
+
+def _push(config: TrainConfig, report: Report) -> None:
+    """Sends the published model to the hub, where the settings say so."""
+    if config.push_to_hub is None or not PartialState().is_main_process:
+        return
+    if hub.push(config.output, config.push_to_hub, public=config.hub_public):
+        report(f"sent to {config.push_to_hub} on the hub")
+
+
+def _check_trackers(config: TrainConfig) -> None:
+    """Refuses trackers that are not installed, before anything takes its time."""
+    found = {
+        "tensorboard": integrations.is_tensorboard_available,
+        "wandb": integrations.is_wandb_available,
+    }
+    for name in config.report_to:
+        if name in found and not found[name]():
+            raise ValueError(
+                f"report_to must name trackers that are installed, {name} is not; run"
+                " pip install 'fusebeam[track]'"
+            )
 
 
 def _check_tokenizer(run: _Run) -> None:
