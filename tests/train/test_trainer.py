@@ -536,7 +536,10 @@ def test_progress_tells_step_loss_speed_and_time_left(config: TrainConfig) -> No
     trainer.train(config, lines.append)
     assert len(lines) == 6
     for number, line in enumerate(lines, 1):
-        assert re.match(rf"step {number}/6  loss \d.*tokens/s  ETA \d+:\d\d:\d\d", line)
+        assert re.match(
+            rf"step {number}/6  loss \d.*agree \d+%  \S+ tokens/s  MFU \d+%  ETA \d+:\d\d:\d\d",
+            line,
+        )
 
 
 @pytest.mark.parametrize(
