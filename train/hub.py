@@ -9,7 +9,9 @@ name folders of this machine.
 import tempfile
 
 import huggingface_hub
-from huggingface_hub.errors import HTTPError
+
+# The client's own error, of httpx or httpx2, as huggingface_hub has it.
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from schemas import copies, files, manifest
 from schemas.version import VERSION

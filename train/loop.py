@@ -80,6 +80,8 @@ class FusionTrainer(transformers.Trainer):
     # The loss is a sum over a micro-batch, divided by the counts of the whole step.
     loss_is_scaled_for_ga = True
 
+    control: transformers.TrainerControl
+
     def __init__(
         self,
         config: TrainConfig,
