@@ -272,23 +272,21 @@ class FusionTrainer(transformers.Trainer):
         patience = self._config.patience
         return patience is not None and self._standing.bad >= patience
 
-    def take_best(self) -> int:
-        """Puts the best weights in place of the last, where the settings say so.
+    @property
+    def published_step(self) -> int:
+        """The optimizer step that the weights to publish are of."""
+        best = self._standing.best_step if self._config.keep_best else None
+        return self.state.global_step if best is None else best
 
-        Returns:
-          The optimizer step that the weights are of.
-        """
-        last, step = self.state.global_step, self._standing.best_step
-        if not self._config.keep_best or step is None or step == last:
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the weights to publish; all processes must call it."""
+        if self.published_step == self.state.global_step:
+            last: dict[str, Tensor] = self.accelerator.get_state_dict(
+                self.model_wrapped
+            )
             return last
-        folder = checkpoints.of_step(self._work, step)
-        whole = isinstance(self.model, transformers.PreTrainedModel)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not whole:
-            self.state.best_model_checkpoint = str(folder)
-            self._load_best_model()
-        else:
-            self.model.load_state_dict(models.load(folder).state_dict())
-        return step
+        best = models.load(checkpoints.of_step(self._work, self.published_step))
+        return dict(best.state_dict())
 
     def _passes(self) -> float:
         """Returns how often the data was gone through."""
@@ -356,12 +354,16 @@ class FusionTrainer(transformers.Trainer):
             # A pickle that nobody reads: the settings are in settings.json.
             os.remove(os.path.join(output_dir or "", "training_args.bin"))
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and self._held_out is not None:
+            folder = pathlib.Path(output_dir)
+            heldout.write(folder, self._standing, keep=self._config.keep_best)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = checkpoints.of_step(self._work, self.state.global_step)
-            if self._held_out is not None:
-                heldout.write(folder, self._standing, keep=self._config.keep_best)
-            checkpoints.complete(folder)
+            name = f"checkpoint-{self.state.global_step}"
+            checkpoints.complete(self._work / "checkpoints" / name)
         self.accelerator.wait_for_everyone()

@@ -279,8 +279,7 @@ def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
     )
     with disk.told(work):
         trainer.run(resume)
-    step = trainer.take_best()
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state, step = trainer.weights(), trainer.published_step
     if first:
         target.config.use_cache = models.uses_cache(run.source)
         with disk.told(run.made):

@@ -1,20 +1,28 @@
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from torch.distributed.fsdp import fully_shard
 
 from schemas import manifest
 from schemas.errors import SchemaError
 from tests import tiny
 from tests.train import held_out, shards
 from train import checkpoints, evaluate, heldout, publish, trainer
+from train import model as models
 from train.config import TrainConfig
+from train.data import Collator
 from train.evaluate import Domains, EvaluateConfig
 from train.heldout import Standing
 from train.loop import FusionTrainer
+from train.loss import Objective
+from train.model import Traits
+from train.shards import FusedDataset
 
 MADE = [held_out.window(n, ("code", "prose")[n % 2]) for n in range(5)]
 
@@ -256,6 +264,54 @@ def test_a_model_called_whole_is_measured_as_one_in_halves(config: TrainConfig) 
     assert model.training
     assert model.forward is silent
     assert own is not silent
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A group of one process, over which FSDP shards."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def gradient(config: TrainConfig, measured: heldout.HeldOut | None) -> Any:
+    """Returns what was measured before a step of a sharded model, and its gradient."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(config.model)
+    models.give_objective(
+        model, Traits(plain_head=True, keeps_segments=True), Objective()
+    )
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    for layer in (*model.model.layers, model):
+        fully_shard(layer, mesh=mesh)
+    model.train()
+    found = measured and measured.measure_sharded(model)
+    torch.manual_seed(0)
+    dataset = FusedDataset(config.data)
+    batch = Collator(keep_packed=True, vocabulary=300)([dataset[0]])
+    count = torch.tensor(10.0)
+    counts = {"clm_count": count, "fusion_count": count}
+    model(**batch, clm_weight=0.9, **counts)["loss"].backward()
+    return found, [p.grad.full_tensor() for p in model.parameters()]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_sharded_model_is_measured_and_then_trained_as_if_it_were_not(
+    config: TrainConfig,
+) -> None:
+    assert config.eval_data is not None
+    measured = heldout.HeldOut(
+        folder=config.eval_data,
+        tokenizer=trainer.tokenizer.load(config.model),
+        bfloat16=False,
+    )
+    found, gradients = gradient(config, measured)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(config.model)
+    for domain, wanted in measured.measure(plain, (0, 1)).items():
+        assert found[domain] == pytest.approx(wanted, rel=1e-6)
+    _, others = gradient(config, None)
+    for one, other in zip(gradients, others, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_bfloat16_is_measured_near_float32(config: TrainConfig) -> None:
