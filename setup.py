@@ -31,6 +31,7 @@ CORE = [
     "safetensors>=0.5,<1",
 ]
 TRAIN = ["accelerate>=1.6,<2"]
+TENSORBOARD = "tensorboard>=2.18,<3"
 DEMO = [
     *TRAIN,
     "gguf>=0.17,<1",  # SmolLM2 comes as GGUF
@@ -39,6 +40,7 @@ DEMO = [
 ]
 EXTRAS = {
     "train": TRAIN,
+    "track": [TENSORBOARD, "wandb>=0.19,<1"],
     "gguf": ["gguf>=0.17,<1", "sentencepiece>=0.2,<1"],
     "gcp": ["apache-beam[gcp]>=2.77,<2.78", "gcsfs>=2026.9"],
     "aws": ["s3fs>=2026.9"],
@@ -60,6 +62,7 @@ EXTRAS = {
         "PyYAML>=6,<7",
         "ruff>=0.15,<0.18",
         "setuptools>=77",
+        TENSORBOARD,
     ],
 }
 

@@ -31,6 +31,8 @@ EXTRAS = {
     "accelerate": "train",
     "gguf": "gguf",
     "sentencepiece": "gguf",
+    "tensorboard": "track",
+    "wandb": "track",
     "gcsfs": "gcp",
     "s3fs": "aws",
 }

@@ -172,6 +172,7 @@ class Recipe:
         """Settings of the training of an arm, at one of its rates where it has any."""
         where: tuple[str, ...] = ("models", arm.name)
         given: dict[str, Any] = {**self.tables["train"], **arm.settings}
+        self._refuse_to_push(arm)
         if rate is not None:
             given[SWEPT] = rate
             where = ("trials", arm.name, f"{SWEPT}={rate:g}")
@@ -184,6 +185,17 @@ class Recipe:
         if given.get("checkpoints"):  # each run has its own below the folder
             given["checkpoints"] = files.join(given["checkpoints"], *where)
         return self._settings(TrainConfig, given, f"[train] and [arms.{arm.name}]")
+
+    def _refuse_to_push(self, arm: Arm) -> None:
+        """Refuses a place on the hub that several runs would send their models to."""
+        several = arm.rates or _pushed(self.tables["train"])
+        if several and (_pushed(arm.settings) or _pushed(self.tables["train"])):
+            raise ValueError(
+                "push_to_hub must stand in the table of one arm with one learning rate,"
+                f" or all runs of it would be sent to one place; [arms.{arm.name}] has"
+                " several rates, or [train] names the place: send the finished model by"
+                " fusebeam train with the same settings and --push_to_hub"
+            )
 
     def merge(self, merge: Merge) -> Merging:
         """How arms are merged."""
@@ -342,3 +354,7 @@ def _check(recipe: Recipe) -> None:
         recipe.merge(merge)
     for name, model in recipe.models.items():
         recipe.evaluate(name, model, "heldout")
+
+
+def _pushed(table: Mapping[str, Any]) -> bool:
+    return any(key.replace("-", "_") == "push_to_hub" for key in table)

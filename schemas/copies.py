@@ -26,18 +26,18 @@ def replace_tree(source: str, target: str, *, last: str) -> None:
       last: name of the file that says that a folder is whole: it is removed first, and
         comes after all others.
     """
-    names = set(_below(source)) - {last}
+    names = set(below(source)) - {last}
     files.remove_tree(files.join(target, last))
     for name in sorted(names):
         copy(files.join(source, name), files.join(target, name))
-    for name in _below(target):
+    for name in below(target):
         if name not in names and not name.startswith(f"{files.TEMPORARY}/"):
             files.remove_tree(files.join(target, name))
     copy(files.join(source, last), files.join(target, last))
     files.remove_tree(files.join(target, files.TEMPORARY))
 
 
-def _below(folder: str) -> list[str]:
+def below(folder: str) -> list[str]:
     """Lists the files in a folder and below it, as seen from it."""
     fs, plain = files.filesystem(folder)
     found = buckets.ask(folder, fs.find, plain)

@@ -31,6 +31,9 @@ from schemas.errors import SchemaError
 MARKER = "complete.json"
 METRICS = "metrics.jsonl"
 MODEL = "model"
+STANDING = "heldout.json"
+"""Beside the weights: how evaluations went, and whether the best checkpoint stays."""
+
 OLD = "old"
 WAIT_S = 10.0
 """How long the readers of a command that was killed may take to end after it."""
@@ -153,15 +156,28 @@ def step_of(folder: pathlib.Path) -> int:
 
 
 def complete(folder: pathlib.Path) -> None:
-    """Marks a checkpoint as whole, then removes those before it."""
+    """Marks a checkpoint as whole, then removes those before it, but for the best."""
     flush(folder)
     files.write_json(str(folder / MARKER), {"step": step_of(folder)})
+    best = _kept(folder)
     for other in folder.parent.glob(f"{_PREFIX}*"):
-        if step_of(other) < step_of(folder):
+        if step_of(other) < step_of(folder) and step_of(other) != best:
             # Without its marker first, a removal that is interrupted leaves no
             # checkpoint that looks whole.
             (other / MARKER).unlink(missing_ok=True)
             shutil.rmtree(other)
+
+
+def of_step(work: pathlib.Path, step: int) -> pathlib.Path:
+    """Returns where the checkpoint after a step lies."""
+    return work / _FOLDER / f"{_PREFIX}{step}"
+
+
+def _kept(folder: pathlib.Path) -> int | None:
+    """Returns the step of the earlier checkpoint that a checkpoint needs, if any."""
+    path = folder / STANDING
+    told = files.read_json(str(path)) if path.exists() else {"keep": False}
+    return told["best_step"] if told["keep"] else None
 
 
 def flush(folder: pathlib.Path) -> None:
@@ -174,7 +190,7 @@ def flush(folder: pathlib.Path) -> None:
 
 def rewind_metrics(work: pathlib.Path, resume: pathlib.Path | None) -> None:
     """Drops the lines of metrics that come after a checkpoint: they will come again."""
-    path, step = work / METRICS, step_of(resume) if resume else 0
+    path, step = work / METRICS, step_of(resume) if resume else -1
     if not path.exists():
         return
     kept = [

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import re
 from typing import Literal
 
 from schemas.settings import setting
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,9 @@ class TrainConfig:
         shapes_output=False,
     )
     report_to: tuple[str, ...] = setting(
-        (), help="trackers that transformers knows, as tensorboard", shapes_output=False
+        (),
+        help="trackers that transformers knows, as tensorboard and wandb",
+        shapes_output=False,
     )
     readers: int = setting(
         0, help="processes that read data; 0 = the trainer's own", shapes_output=False
@@ -125,6 +130,52 @@ class TrainConfig:
         False, help="replace an output of other settings", shapes_output=False
     )
 
+    # What is watched while it trains, and what follows from it.
+    eval_data: str | None = setting(
+        None,
+        help="windows folder of text that is not trained on: bits per byte are measured"
+        " before the first step, every --eval_steps and after the last",
+        shapes_output=False,
+    )
+    eval_steps: int | None = setting(
+        None,
+        help="optimizer steps between evaluations (default: none between)",
+        shapes_output=False,
+    )
+    patience: int | None = setting(
+        None,
+        help="end the training after so many evaluations in a row without progress",
+        omit_default=True,
+    )
+    min_delta: float = setting(
+        0.0, help="bits per byte that count as progress", omit_default=True
+    )
+    keep_best: bool = setting(
+        False,
+        help="publish the weights of the evaluation with the fewest bits per byte, not"
+        " the last ones; keeps one checkpoint more",
+        omit_default=True,
+    )
+    peak_tflops: float | None = setting(
+        None,
+        help="10^12 operations a second of one device at its best, which MFU is the"
+        " share of (default: what a large product reaches at the start)",
+        shapes_output=False,
+    )
+
+    # Where the model goes beside its folder.
+    push_to_hub: str | None = setting(
+        None,
+        help="ORG/NAME on the Hugging Face hub that the finished model is sent to;"
+        " a repository that is made is private",
+        shapes_output=False,
+    )
+    hub_public: bool = setting(
+        False,
+        help="let everybody read what is sent to the hub",
+        shapes_output=False,
+    )
+
     def __post_init__(self) -> None:
         """Refuses values out of range.
 
@@ -147,9 +198,15 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("readers", "read_ahead", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, "at least 0", self)
-        for name in ("max_steps", "threads", "clip"):
+        for name in ("max_steps", "threads", "clip", "peak_tflops"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "above 0, or left out", self)
+        self._check_evaluations()
+        if self.push_to_hub is not None and not _REPOSITORY.fullmatch(self.push_to_hub):
+            raise ValueError(
+                f"push_to_hub must be ORG/NAME, got {self.push_to_hub!r}; letters,"
+                " digits and _.- may stand in both"
+            )
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size must be a multiple of accumulation, got {self.batch_size}"
@@ -183,6 +240,23 @@ class TrainConfig:
                 f"data_weights must be above 0, and finite, got {list(weights)}; leave"
                 " out what has no share"
             )
+
+    def _check_evaluations(self) -> None:
+        _require(self.min_delta >= 0, "min_delta", "at least 0", self)
+        for name in ("eval_steps", "patience"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, "above 0, or left out", self)
+        chooses = self.keep_best or self.patience is not None
+        for given, needs in (
+            (chooses or self.min_delta, "eval_steps"),
+            (chooses or self.eval_steps, "eval_data"),
+        ):
+            if given and getattr(self, needs) is None:
+                raise ValueError(
+                    f"{needs} must be given where eval_steps, patience, min_delta or"
+                    " keep_best is, as they are about evaluations while it trains, got"
+                    " none; pass --eval_data, a windows folder, and --eval_steps"
+                )
 
 
 def _require(holds: bool, name: str, law: str, config: TrainConfig) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from torch import Tensor
 
 from schemas.errors import SchemaError
@@ -30,7 +30,7 @@ from transforms.functional.ranks import RankTable
 _PADDED = 1.25
 """Area of unpacked segments against their tokens, up to which they are unpacked: a mask
 that keeps segments apart makes attention take the square of the whole row's length."""
-COLUMNS = ("input_ids", "segment_lengths", "loss_mask", "distribution")
+COLUMNS = ("input_ids", "segment_lengths", "loss_mask", "distribution", "weights")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,6 +42,7 @@ class Example:
       segment_lengths: tokens of each segment; they sum to t.
       loss_mask: which positions count; never the last of a segment.
       rows: what fusion says of each position's next token.
+      weights: share of each source in each segment's rows, in [0, 1].
       skipped: whether it stands for a row that cannot be read.
     """
 
@@ -49,6 +50,7 @@ class Example:
     segment_lengths: Int32[np.ndarray, " s"]
     loss_mask: Bool[np.ndarray, " t"]
     rows: Distributions
+    weights: Float32[np.ndarray, "s w"]
     skipped: bool = False
 
 
@@ -67,6 +69,7 @@ def blank() -> Example:
             probs=np.zeros((1, 1), np.float32),
             tail=np.zeros(1, np.float32),
         ),
+        weights=np.zeros((1, 0), np.float32),
         skipped=True,
     )
 
@@ -87,6 +90,11 @@ def decode(row: Mapping[str, Any], table: RankTable) -> Example:
             f"segments must sum to the row's {len(ids)} tokens, they sum to"
             f" {lengths.sum()}, and the loss mask holds {len(mask)}; run fuse again"
         )
+    if len(row["weights"]) % len(lengths):
+        raise SchemaError(
+            f"weights must be of each source in each of the row's {len(lengths)}"
+            f" segments, there are {len(row['weights'])} of them; run fuse again"
+        )
     mask = mask.copy()
     mask[np.cumsum(lengths) - 1] = False  # there is no next token
     return Example(
@@ -94,6 +102,7 @@ def decode(row: Mapping[str, Any], table: RankTable) -> Example:
         segment_lengths=lengths,
         loss_mask=mask,
         rows=codec.decode_rows(row["distribution"], ids, table),
+        weights=row["weights"].reshape(len(lengths), -1),
     )
 
 
@@ -135,14 +144,8 @@ class Collator:
             batch["tail"][row, :n] = piece.rows.tail
         if all(len(piece.segment_lengths) == 1 for piece in pieces):
             del batch["position_ids"]  # nothing restarts: attention needs no mask
-        tokens = sum(len(e.input_ids) for e in examples if not e.skipped)
-        skipped = sum(e.skipped for e in examples)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {
-            **tensors,
-            "tokens": torch.tensor(tokens),
-            "skipped": torch.tensor(skipped),
-        }
+        return {**tensors, **_sums(examples)}
 
     def _pieces(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Returns the rows of a batch: the packed ones, or their segments."""
@@ -159,6 +162,31 @@ class Collator:
                 f"ids must be in [0, {self.vocabulary}), the model's vocabulary, got"
                 f" {top}; fuse for the tokenizer of this model"
             )
+
+
+def _sums(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Sums what the metrics of a step are made of, over a batch's segments.
+
+    Returns:
+      tokens: how many there are.
+      attended: sum of squared lengths: pairs of positions that full attention compares.
+      skipped: examples that stand for rows that cannot be read; they have no tokens.
+      sources: (w,) positions that count and have a fused row, by the source that they
+        are of, in shares.
+    """
+    sources = np.zeros(examples[0].weights.shape[1], np.float64)
+    for example in examples:
+        covered = example.loss_mask & (example.rows.counts > 0)
+        starts = np.cumsum(example.segment_lengths) - example.segment_lengths
+        sources += np.add.reduceat(covered, starts, dtype=np.float64) @ example.weights
+    read = [e.segment_lengths for e in examples if not e.skipped]
+    lengths = np.concatenate([np.zeros(0, np.int64), *read]).astype(np.int64)
+    return {
+        "tokens": torch.tensor(int(lengths.sum())),
+        "attended": torch.tensor(int((lengths**2).sum())),
+        "skipped": torch.tensor(len(examples) - len(read)),
+        "sources": torch.from_numpy(sources),
+    }
 
 
 def _blank(b: int, t: int, k: int) -> dict[str, np.ndarray]:
@@ -189,7 +217,8 @@ def split(example: Example) -> list[Example]:
     """Cuts a packed row into its segments."""
     ends = np.cumsum(example.segment_lengths)
     pieces = []
-    for start, stop in zip(ends - example.segment_lengths, ends, strict=True):
+    spans = zip(ends - example.segment_lengths, ends, strict=True)
+    for segment, (start, stop) in enumerate(spans):
         part, rows = slice(start, stop), example.rows
         pieces.append(
             Example(
@@ -202,6 +231,7 @@ def split(example: Example) -> list[Example]:
                     probs=rows.probs[part],
                     tail=rows.tail[part],
                 ),
+                weights=example.weights[segment : segment + 1],
             )
         )
     return pieces

@@ -177,8 +177,20 @@ def _done(path: str, identity: Mapping[str, Any], *, overwrite: bool) -> Domains
     )
 
 
-def measure(scoring: Scorer, folder: str, progress: Callable[[str], None]) -> Domains:
+def measure(
+    scoring: Scorer,
+    folder: str,
+    progress: Callable[[str], None],
+    share: tuple[int, int] = (0, 1),
+) -> Domains:
     """Sums nats and bytes over the windows of a folder, by domain.
+
+    Args:
+      scoring: the model.
+      folder: the windows.
+      progress: is given one line a slice of windows.
+      share: the number of this process, and of how many each takes every so manieth
+        window.
 
     Raises:
       SchemaError: if the windows are corrupt, or a domain is called `all`.
@@ -186,8 +198,9 @@ def measure(scoring: Scorer, folder: str, progress: Callable[[str], None]) -> Do
     domains: Domains = {}
     slices = plan.read(folder)
     for number, piece in enumerate(slices, 1):
-        for group in windows.read_slice(folder, piece):
-            scored = scoring.score(group).scores
+        for whole in windows.read_slice(folder, piece):
+            group = whole[share[0] :: share[1]]
+            scored = scoring.score(group).scores if group else []
             for window, score in zip(group, scored, strict=True):
                 _add(domains, window, score)
         progress(f"slice {number}/{len(slices)}")

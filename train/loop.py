@@ -10,19 +10,22 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from train import checkpoints, skipped
+from train import checkpoints, evaluate, heldout, metrics, skipped
+from train import model as models
+from train.callbacks import StepEnds
 from train.config import TrainConfig
 from train.data import Collator
+from train.evaluate import Domains
+from train.heldout import HeldOut, Standing
+from train.metrics import Line
 from train.mixture import Mixture
 from train.order import StepBatches
 
 Report = Callable[[str], None]
 """Is given one line for people, now and then."""
-
-Line = dict[str, float | int]
-"""One line of metrics.jsonl."""
 
 _FIELDS = transformers.TrainingArguments.__dataclass_fields__
 _CHECKPOINTING = next(  # transformers renamed it
@@ -67,27 +70,6 @@ def arguments(
     )
 
 
-class _StepEnds(transformers.TrainerCallback):
-    """Logs the last step, too, and says how much of the run is done.
-
-    A loss that is no number must not be published. The Trainer counts the epoch's part
-    from the step that a run was resumed at.
-    """
-
-    def on_step_end(
-        self,
-        args: transformers.TrainingArguments,
-        state: transformers.TrainerState,
-        control: transformers.TrainerControl,
-        **_: Any,
-    ) -> transformers.TrainerControl:
-        """Asks for a line of metrics after the last step."""
-        state.epoch = state.global_step / state.max_steps
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-        return control
-
-
 class FusionTrainer(transformers.Trainer):
     """Trains a model that `model.give_objective` has given its loss.
 
@@ -97,6 +79,8 @@ class FusionTrainer(transformers.Trainer):
 
     # The loss is a sum over a micro-batch, divided by the counts of the whole step.
     loss_is_scaled_for_ga = True
+
+    control: transformers.TrainerControl
 
     def __init__(
         self,
@@ -108,6 +92,7 @@ class FusionTrainer(transformers.Trainer):
         *,
         work: pathlib.Path,
         report: Report,
+        held_out: HeldOut | None = None,
     ) -> None:
         # Several devices of one process would split what is one number a batch.
         args._n_gpu = min(1, args.n_gpu)
@@ -117,12 +102,16 @@ class FusionTrainer(transformers.Trainer):
             model=model, args=args, train_dataset=dataset, data_collator=collate
         )
         self.remove_callback(transformers.PrinterCallback)
-        self.add_callback(_StepEnds)
+        every = None if held_out is None else config.eval_steps or args.max_steps
+        self.add_callback(StepEnds(every, self._begin))
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
-        self._sums = torch.zeros(4, dtype=torch.float64)  # CLM, fusion, their counts
+        self._meter = metrics.Meter(
+            dataset.sources, metrics.work_of(model), self._peak()
+        )
         self._start = 0
-        self._begun = self._last = (0, 0.0)  # tokens, seconds
+        self._begun = 0.0  # seconds
+        self._held_out, self._standing = held_out, Standing()
         self._share = config.clm_weight  # of the last step done
         self.last_line: Line = {}
 
@@ -153,23 +142,23 @@ class FusionTrainer(transformers.Trainer):
     ) -> tuple[list[Any], Tensor]:
         """Takes the micro-batches of a step, and counts what its means are over."""
         batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
-        counts = torch.zeros(4, dtype=torch.float32)
-        for batch in batches:
-            counted = batch["loss_mask"]
-            covered = counted & (batch["top_ids"] >= 0).any(-1)
-            of_rows = batch.pop("tokens"), batch.pop("skipped")
-            counts += torch.stack([counted.sum(), covered.sum(), *of_rows])
-        counts = counts.to(device)
+        sums = (
+            torch.stack([metrics.counts_of(batch) for batch in batches])
+            .sum(0)
+            .to(device)
+        )
         if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, "sum")
-        self.state.num_input_tokens_seen += int(counts[2])
+            sums = self.accelerator.reduce(sums, "sum")
+        _, _, tokens, attended, blank, *sources = sums.tolist()
+        self._meter.add_counts(tokens, attended, sources)
+        self.state.num_input_tokens_seen += int(tokens)
         skipped.count(
             self.state,
-            int(counts[3]),
+            int(blank),
             rows=self.args.max_steps * self._config.batch_size,
             most=self._config.max_bad_fraction,
         )
-        return batches, counts[:2]
+        return batches, sums[:2].float()
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         # Probabilities stay float32 where DeepSpeed would cast them to the model's.
@@ -195,11 +184,8 @@ class FusionTrainer(transformers.Trainer):
             clm_count=clm_count,
             fusion_count=fusion_count,
         )
-        parts = torch.stack([losses["clm_sum"], losses["fusion_sum"]]).double()
-        share = num_items_in_batch.double() / self.current_gradient_accumulation_steps
-        self._sums = self._sums.to(parts.device)
-        # Counts are of all processes, sums of this one.
-        self._sums += torch.cat([parts * self.args.world_size, share])
+        share = num_items_in_batch / self.current_gradient_accumulation_steps
+        self._meter.add_losses(losses, share, processes=self.args.world_size)
         # Gradients are averaged over processes, and this is a part of a sum.
         return losses["loss"] * self.args.world_size
 
@@ -218,74 +204,148 @@ class FusionTrainer(transformers.Trainer):
         """
         if "loss" not in logs:  # the Trainer's closing summary
             return
-        sums = self._sums
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums, "mean")
-        self._sums = torch.zeros_like(sums)
         line: Line = {
             "step": self.state.global_step,
-            "tokens": self.state.num_input_tokens_seen,
-            "tokens_per_s": round(self._speed(), 1),
+            "train/epoch": self._passes(),
+            "train/tokens": self.state.num_input_tokens_seen,
             "train/loss": logs["loss"],
-            "train/clm_nats": float(sums[0] / sums[2].clamp_min(1)),
-            "train/fusion_nats": float(sums[1] / sums[3].clamp_min(1)),
             "train/clm_weight": self._share,
             "train/learning_rate": logs["learning_rate"],
             "train/gradient_norm": float(logs.get("grad_norm", 0.0)),
+            **self._meter.take(self._mean),
         }
         if self._config.bad_rows == "skip":
-            line["skipped_rows"] = skipped.counted(self.state)
+            line["train/skipped_rows"] = skipped.counted(self.state)
         if not math.isfinite(logs["loss"]):
             raise ValueError(
                 f"the loss must be finite, it is {logs['loss']} at step"
                 f" {self.state.global_step}; lower --learning_rate, or use --dtype"
                 " float32"
             )
+        self._write(line, self._spell(line))
+
+    def _write(self, line: Line, spelt: str) -> None:
+        """Gives a line to metrics.jsonl, to the trackers and to people."""
         if self.is_world_process_zero():
             with (self._work / checkpoints.METRICS).open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            self._report(self._spell(line))
-        self.last_line = line
-        super().log({name.removeprefix("train/"): v for name, v in line.items()})
+            self._report(spelt)
+        self.last_line = self.last_line | line
+        self.state.epoch = line["train/epoch"]
+        super().log(metrics.spell(line))
 
-    def _speed(self) -> float:
-        """Returns tokens per second since the last line."""
-        tokens, then = self._last
-        now = self.state.num_input_tokens_seen, time.monotonic()
-        self._last = now
-        return (now[0] - tokens) / max(now[1] - then, 1e-9)
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measures the weights as they are; says whether to save them, or to stop."""
+        began = time.monotonic()
+        with self._meter.paused():
+            bits = evaluate.bits_per_byte(self._measure())
+        line: Line = {
+            "step": self.state.global_step,
+            "train/epoch": self._passes(),
+            **{f"eval/bits_per_byte/{name}": value for name, value in bits.items()},
+            "eval/seconds": round(time.monotonic() - began, 1),
+        }
+        told = "  ".join(f"{name} {value:.4f}" for name, value in bits.items())
+        step = f"step {self.state.global_step}/{self.args.max_steps}"
+        self._write(line, f"{step}  held out, bits per byte: {told}")
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics={}
+        )
+        if self.state.global_step:
+            self._judge(bits[evaluate.ALL])
+        return {}
+
+    def _measure(self) -> Domains:
+        """Measures the held-out text with all processes."""
+        assert self._held_out is not None, "evaluations are asked for where it is given"
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return self._held_out.measure_sharded(self.model_wrapped)
+        share = self.args.process_index, self.args.world_size
+        return heldout.joined(
+            gather_object([self._held_out.measure(self.model, share)])
+        )
+
+    def _judge(self, bits: float) -> None:
+        config, step = self._config, self.state.global_step
+        self._standing = self._standing.after(step, bits, config.min_delta)
+        if config.keep_best and self._standing.best_step == step:
+            self.control.should_save = True
+        if self._out_of_patience():
+            self.control.should_training_stop = True
+
+    def _out_of_patience(self) -> bool:
+        patience = self._config.patience
+        return patience is not None and self._standing.bad >= patience
+
+    @property
+    def published_step(self) -> int:
+        """The optimizer step that the weights to publish are of."""
+        best = self._standing.best_step if self._config.keep_best else None
+        return self.state.global_step if best is None else best
+
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the weights to publish; all processes must call it."""
+        if self.published_step == self.state.global_step:
+            last: dict[str, Tensor] = self.accelerator.get_state_dict(
+                self.model_wrapped
+            )
+            return last
+        best = models.load(checkpoints.of_step(self._work, self.published_step))
+        return dict(best.state_dict())
+
+    def _passes(self) -> float:
+        """Returns how often the data was gone through."""
+        return (
+            self.state.global_step * self._config.batch_size / len(self.train_dataset)
+        )
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Averages over processes."""
+        if self.args.world_size == 1:
+            return values
+        mean: Tensor = self.accelerator.reduce(values, "mean")
+        return mean
+
+    def _peak(self) -> float:
+        """Returns the operations per second that all devices are capable of."""
+        if self._config.peak_tflops is not None:
+            return self._config.peak_tflops * 1e12 * self.args.world_size
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        device, threads = str(self.args.device), torch.get_num_threads()
+        return metrics.measured_peak(device, dtype, threads) * self.args.world_size
 
     def _spell(self, line: Line) -> str:
         done, total = self.state.global_step, self.args.max_steps
-        step, then = self._begun
-        left = (time.monotonic() - then) / max(done - step, 1) * (total - done)
+        passed = time.monotonic() - self._begun
+        left = passed / max(done - self._start, 1) * (total - done)
         minutes, seconds = divmod(round(left), 60)
         return (
             f"step {done}/{total}  loss {line['train/loss']:.4f}"
             f"  clm {line['train/clm_nats']:.4f}"
             f"  fusion {line['train/fusion_nats']:.4f} nats"
-            f"  {line['tokens_per_s']:,.0f} tokens/s"
+            f"  agree {line['train/agreement']:.0%}"
+            f"  {line['train/tokens_per_s']:,.0f} tokens/s"
+            f"  MFU {line['train/mfu']:.0%}"
             f"  ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}"
         )
 
     def run(self, resume: pathlib.Path | None) -> None:
         """Trains to the end, from a checkpoint or from the beginning."""
         self._start = checkpoints.step_of(resume) if resume else 0
-        self._begun = (self._start, time.monotonic())
-        self._last = (self._tokens_at(resume), time.monotonic())
+        self._standing = heldout.read(resume)
+        if self._out_of_patience():  # it had stopped, and was killed after that
+            self.args.max_steps = self._start
         try:
             self.train(resume_from_checkpoint=str(resume) if resume else None)
         finally:
             self.train_dataset.close()
 
-    @staticmethod
-    def _tokens_at(resume: pathlib.Path | None) -> int:
-        if resume is None:
-            return 0
-        state = transformers.TrainerState.load_from_json(
-            str(resume / "trainer_state.json")
-        )
-        return int(state.num_input_tokens_seen)
+    def _begin(self) -> None:
+        """Looks at the clock, and at the target as it came: nothing is trained yet."""
+        self._begun = time.monotonic()
+        self._meter.start()
+        if self._held_out is not None and self.state.global_step == 0:
+            self.evaluate()
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: Any = None
@@ -301,6 +361,12 @@ class FusionTrainer(transformers.Trainer):
         if self.args.should_save:
             # A pickle that nobody reads: the settings are in settings.json.
             os.remove(os.path.join(output_dir or "", "training_args.bin"))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and self._held_out is not None:
+            folder = pathlib.Path(output_dir)
+            heldout.write(folder, self._standing, keep=self._config.keep_best)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -110,11 +110,15 @@ class Losses:
       loss: what to differentiate.
       clm_sum: sum of the CLM loss over counted positions, nats; no gradient.
       fusion_sum: sum of the fusion loss over its positions, nats; no gradient.
+      agree_sum: positions with a fused row whose likeliest id is the target's, too.
+      kept_sum: sum of the target's probability of the kept ids over such positions.
     """
 
     loss: Scalar
     clm_sum: Scalar
     fusion_sum: Scalar
+    agree_sum: Scalar
+    kept_sum: Scalar
 
 
 def select_rows(
@@ -188,10 +192,11 @@ def head_loss(
     """
     scales = _scales(objective, clm_count, fusion_count)
     dtype = _matmul_dtype(hidden, weight)
-    loss, clm_sum, fusion_sum = _HeadLoss.apply(
-        hidden, weight, bias, _teach(rows, objective), objective, scales, dtype
+    return _losses(
+        *_HeadLoss.apply(
+            hidden, weight, bias, _teach(rows, objective), objective, scales, dtype
+        )
     )
-    return Losses(loss=loss, clm_sum=clm_sum, fusion_sum=fusion_sum)
 
 
 def logits_loss(
@@ -207,10 +212,20 @@ def logits_loss(
     The arguments are those of `head_loss`.
     """
     scales = _scales(objective, clm_count, fusion_count)
-    loss, clm_sum, fusion_sum = _LogitsLoss.apply(
-        logits, _teach(rows, objective), objective, scales
+    return _losses(
+        *_LogitsLoss.apply(logits, _teach(rows, objective), objective, scales)
     )
-    return Losses(loss=loss, clm_sum=clm_sum, fusion_sum=fusion_sum)
+
+
+def _losses(loss: Tensor, sums: Tensor) -> Losses:
+    clm_sum, fusion_sum, agree_sum, kept_sum = sums.unbind()
+    return Losses(
+        loss=loss,
+        clm_sum=clm_sum,
+        fusion_sum=fusion_sum,
+        agree_sum=agree_sum,
+        kept_sum=kept_sum,
+    )
 
 
 def _scales(objective: Objective, clm: Scalar, fusion: Scalar) -> tuple[Tensor, Tensor]:
@@ -256,13 +271,13 @@ class _HeadLoss(torch.autograd.Function):
         objective: Objective,
         scales: tuple[Tensor, Tensor],
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         exact = torch.promote_types(torch.float32, dtype)
         grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
         grad_bias = hidden.new_zeros(len(weight), dtype=exact) if wants_bias else None
-        sums = hidden.new_zeros(2, dtype=exact)
+        sums = hidden.new_zeros(4, dtype=exact)
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(dtype)
             for part in _chunks(len(hidden), len(weight), hidden.device):
@@ -300,9 +315,9 @@ class _LogitsLoss(torch.autograd.Function):
         rows: Rows,
         objective: Objective,
         scales: tuple[Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(torch.float32, logits.dtype)
-        sums = logits.new_zeros(2, dtype=exact)
+        sums = logits.new_zeros(4, dtype=exact)
         gradient = torch.empty_like(logits)
         for part in _chunks(len(logits), logits.shape[1], logits.device):
             chunk = logits[part].to(exact, copy=True)
@@ -318,11 +333,10 @@ class _LogitsLoss(torch.autograd.Function):
 
 def _outputs(
     ctx: Any, sums: Tensor, scales: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     loss = sums[0] * scales[0].to(sums) + sums[1] * scales[1].to(sums)
-    clm_sum, fusion_sum = sums[0].clone(), sums[1].clone()
-    ctx.mark_non_differentiable(clm_sum, fusion_sum)
-    return loss, clm_sum, fusion_sum
+    ctx.mark_non_differentiable(sums)
+    return loss, sums
 
 
 def _released(ctx: Any, outer: Tensor) -> list[Tensor | None]:
@@ -351,7 +365,9 @@ def _loss_and_gradient(
     """Sums the two losses of a chunk and overwrites its logits with dL/dlogits.
 
     Returns:
-      The sums of the CLM and of the fusion loss, in nats.
+      The sums of the CLM and of the fusion loss, in nats, and over positions with a
+      fused row: how many agree with it on the likeliest id, and the probability of the
+      kept ids.
     """
     gold, ids = rows.targets[part, None], rows.ids[part]  # (c, 1), (c, k)
     probs, tail = rows.probs[part].to(logits), rows.tail[part].to(logits)
@@ -362,6 +378,8 @@ def _loss_and_gradient(
     at_kept = logits.gather(1, ids)  # (c, k)
     mean = logits.mean(-1) if smooth else at_gold
     top = logits.amax(-1, keepdim=True)  # (c, 1)
+    likeliest = at_kept.gather(1, probs.argmax(-1, keepdim=True))  # (c, 1)
+    agree = (likeliest >= top).squeeze(1)  # (c,)
     logits.sub_(top).exp_()
     kept = logits.gather(1, ids) * rows.kept[part]  # (c, k)
     # The tail is summed on its own, not as 1 - kept, which would cancel.
@@ -383,4 +401,6 @@ def _loss_and_gradient(
     logits.scatter_add_(1, gold, (-weigh_clm * (1 - smooth)).expand_as(gold))
     if smooth:
         logits.sub_(weigh_clm * (smooth / width))
-    return torch.stack([clm.sum(), fusion.sum()])
+    fused = rows.fused[part]
+    seen = (fused & agree).sum(), (kept.sum(-1) / whole * fused).sum()
+    return torch.stack([clm.sum(), fusion.sum(), *seen])

@@ -9,6 +9,7 @@ of the next.
 """
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Sequence
 from fractions import Fraction
@@ -36,6 +37,7 @@ class Mixture(torch.utils.data.Dataset[Example]):
 
     Attributes:
       folders: what it is of.
+      sources: names of those that the examples' weights are of: of all folders.
     """
 
     def __init__(
@@ -70,6 +72,9 @@ class Mixture(torch.utils.data.Dataset[Example]):
                 )
             known[folder.fingerprint] = folder.folder
         self.folders = tuple(folders)
+        every = itertools.chain.from_iterable(f.sources for f in folders)
+        self.sources = tuple(dict.fromkeys(every))
+        self._columns = [[self.sources.index(s) for s in f.sources] for f in folders]
         self._interleave = Interleave(weights or [Fraction(len(f)) for f in folders])
         self._streams = [
             _Stream(folder, seed, read_ahead, skip_bad=skip_bad) for folder in folders
@@ -86,7 +91,24 @@ class Mixture(torch.utils.data.Dataset[Example]):
           SchemaError: if its row is corrupt; names the file and the row.
         """
         stream, place = self._interleave.place(number)
-        return self._streams[stream].example(place)
+        return self._of_all_sources(self._streams[stream].example(place), stream)
+
+    def _of_all_sources(self, example: Example, stream: int) -> Example:
+        """Gives a folder's example a weight of each source of the mixture."""
+        columns = self._columns[stream]
+        weights = np.zeros(
+            (len(example.segment_lengths), len(self.sources)), np.float32
+        )
+        if not example.skipped:
+            if example.weights.shape[1] != len(columns):
+                folder = self.folders[stream]
+                raise SchemaError(
+                    f"rows of {folder.folder} must have a weight of each source,"
+                    f" {list(folder.sources)}, but have {example.weights.shape[1]};"
+                    " fuse again"
+                )
+            weights[:, columns] = example.weights
+        return dataclasses.replace(example, weights=weights)
 
     def close(self) -> None:
         """Ends the threads that read ahead."""

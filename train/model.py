@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from train import loss
+from train import loss, metrics
 from train.loss import Losses, Objective, Rows
 from transforms import checkpoint
 
@@ -176,6 +176,9 @@ def give_objective(model: Any, traits: Traits, objective: Objective) -> None:
             "loss": found.loss,
             "clm_sum": found.clm_sum,
             "fusion_sum": found.fusion_sum,
+            "agree_sum": found.agree_sum,
+            "kept_sum": found.kept_sum,
+            **metrics.of_rows(rows),
         }
 
     target.forward = forward

@@ -19,6 +19,9 @@ from schemas.manifest import FileEntry, Manifest
 from schemas.version import VERSION
 from train import checkpoints
 from train import model as models
+from train import results as cards
+from train.results import Results
+from transforms import tokenizer
 
 Value = TypeVar("Value")
 
@@ -108,6 +111,18 @@ def write_model(
     model.save_pretrained(folder, state_dict=_tied(stored, state))
     for path in models.companions(source):
         shutil.copyfile(path, folder / path.name)
+    _end_generation(folder, source)
+
+
+def _end_generation(folder: pathlib.Path, source: pathlib.Path) -> None:
+    """Lets generation end at the tokenizer's EOS, where nothing says where it ends."""
+    path = folder / "generation_config.json"
+    told = dict(files.read_json(str(path))) if path.exists() else {}
+    if told.get("eos_token_id") is not None or not any(source.glob("tokenizer*")):
+        return
+    end = tokenizer.load(str(source)).eos_id
+    if end is not None:
+        files.write_json(str(path), {**told, "eos_token_id": end})
 
 
 def _refuse_broken(stored: Mapping[str, torch.Tensor]) -> None:
@@ -139,9 +154,11 @@ def describe(
     origins: Mapping[str, Any],
     counts: Mapping[str, int],
     data: Sequence[Manifest],
+    results: Results,
 ) -> None:
     """Writes the card, then the manifest over all files of the folder."""
-    card = _card(settings, inputs, origins, counts, data)
+    told = cards.section(results, counts)
+    card = _card(settings, inputs, origins, counts, data) + f"\n{told}\n"
     (folder / "README.md").write_text(card)
     entries = [
         FileEntry(

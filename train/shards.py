@@ -101,6 +101,11 @@ class FusedFolder:
         """Digest of all that shapes the data."""
         return self.manifest.fingerprint
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources that a row's weights are of, in their order."""
+        return tuple(self.manifest.settings.get("sources", ()))
+
     def __len__(self) -> int:
         """Counts the packed rows."""
         return int(self.file_rows.sum())

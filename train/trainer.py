@@ -18,16 +18,30 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import integrations
 
-from schemas import manifest, settings
+from schemas import manifest, settings, windows
 from schemas.errors import SchemaError
-from train import checkpoints, disk, interleave, loop, order, publish, skipped
+from train import (
+    checkpoints,
+    disk,
+    hub,
+    interleave,
+    loop,
+    order,
+    publish,
+    results,
+    skipped,
+)
 from train import model as models
 from train.config import TrainConfig
 from train.data import Collator
-from train.loop import FusionTrainer, Line, Report
+from train.heldout import HeldOut
+from train.loop import FusionTrainer, Report
 from train.loss import Objective
+from train.metrics import Line
 from train.mixture import Mixture
 from train.shards import FusedFolder
 from transforms import allocator, causal, scorer, tokenizer
@@ -99,6 +113,7 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
       SchemaError: if data, model and output do not fit each other.
       FileNotFoundError: if there is no such model.
       ValueError: if the loss is no number.
+      ConnectionError: if the hub does not take the model, which is published by then.
     """
     if not config.keep_malloc and _resolved(config)["device"] == "cpu":
         allocator.keep_large_blocks()
@@ -107,10 +122,13 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
         if publish.finished(config.output, run.identity, overwrite=config.overwrite):
             for folder in run.folders:
                 checkpoints.discard_left(folder)
+            _push(config, run.report)
             return _result(config, skipped=True, metrics={})
         _check_tokenizer(run)
+        _check_trackers(config)
         with contextlib.ExitStack() as held:
             metrics = _finish(run, held)
+        _push(config, run.report)
         result = _result(config, skipped=metrics is None, metrics=metrics or {})
     gc.collect()  # the Trainer and its model refer to each other
     return result
@@ -165,14 +183,40 @@ def _resolve(config: TrainConfig, report: Report) -> _Run:
             **settings.shaping(config),
             **_resolved(config),
             "order": order.VERSION,
+            **({"eval_steps": config.eval_steps} if _chooses(config) else {}),
         },
         inputs={
             **publish.by_folder([f.fingerprint for f in dataset.folders]),
             "model": scorer.model_fingerprint(str(source)),
+            **_judges(config),
         },
         work=work,
         made=beside or work,
         report=report,
+    )
+
+
+def _chooses(config: TrainConfig) -> bool:
+    """Says whether evaluations decide which weights are published."""
+    return config.keep_best or config.patience is not None
+
+
+def _judges(config: TrainConfig) -> dict[str, str]:
+    """Returns the fingerprint of the held-out text, where it shapes the weights."""
+    if not _chooses(config):
+        return {}
+    assert config.eval_data is not None, "TrainConfig wants it"
+    return {"eval_data": manifest.read(config.eval_data, windows.STAGE).fingerprint}
+
+
+def _held_out(run: _Run) -> HeldOut | None:
+    if run.config.eval_data is None:
+        return None
+    manifest.read(run.config.eval_data, windows.STAGE)
+    return HeldOut(
+        folder=run.config.eval_data,
+        tokenizer=tokenizer.load(str(run.source)),
+        bfloat16=run.settings["dtype"] == "bfloat16",
     )
 
 
@@ -185,6 +229,28 @@ def _result(config: TrainConfig, *, skipped: bool, metrics: Line) -> TrainResult
         tokens=counts["tokens"],
         metrics=metrics,
     )
+
+
+def _push(config: TrainConfig, report: Report) -> None:
+    """Sends the published model to the hub, where the settings say so."""
+    if config.push_to_hub is None or not PartialState().is_main_process:
+        return
+    if hub.push(config.output, config.push_to_hub, public=config.hub_public):
+        report(f"sent to {config.push_to_hub} on the hub")
+
+
+def _check_trackers(config: TrainConfig) -> None:
+    """Refuses trackers that are not installed, before anything takes its time."""
+    found = {
+        "tensorboard": integrations.is_tensorboard_available,
+        "wandb": integrations.is_wandb_available,
+    }
+    for name in config.report_to:
+        if name in found and not found[name]():
+            raise ValueError(
+                f"report_to must name trackers that are installed, {name} is not; run"
+                " pip install 'fusebeam[track]'"
+            )
 
 
 def _check_tokenizer(run: _Run) -> None:
@@ -235,15 +301,22 @@ def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
     width = target.get_input_embeddings().weight.shape[0]
     collate = Collator(keep_packed=traits.keeps_segments, vocabulary=width)
     trainer = FusionTrainer(
-        config, target, args, run.dataset, collate, work=work, report=run.report
+        config,
+        target,
+        args,
+        run.dataset,
+        collate,
+        work=work,
+        report=run.report,
+        held_out=_held_out(run),
     )
     with disk.told(work):
         trainer.run(resume)
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state, step = trainer.weights(), trainer.published_step
     if first:
         target.config.use_cache = models.uses_cache(run.source)
         with disk.told(run.made):
-            _publish(run, trainer, target, state)
+            _publish(run, trainer, target, state, step)
     trainer.accelerator.wait_for_everyone()
     return trainer.last_line
 
@@ -276,18 +349,24 @@ def _objective(config: TrainConfig) -> Objective:
 
 
 def _publish(
-    run: _Run, trainer: FusionTrainer, target: Any, state: dict[str, torch.Tensor]
+    run: _Run,
+    trainer: FusionTrainer,
+    target: Any,
+    state: dict[str, torch.Tensor],
+    step: int,
 ) -> None:
     """Makes the model, gives it its final name, and tidies up."""
     folder = run.made / checkpoints.MODEL
     publish.write_model(folder, target, state, source=run.source)
-    _describe(run, trainer, folder)
+    _describe(run, trainer, folder, step)
     publish.publish(folder, run.config.output)
     for left in run.folders:
         checkpoints.discard(left)
 
 
-def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:
+def _describe(
+    run: _Run, trainer: FusionTrainer, folder: pathlib.Path, step: int
+) -> None:
     shutil.copyfile(run.work / checkpoints.METRICS, folder / checkpoints.METRICS)
     for logs in (run.work / "checkpoints").glob("runs"):  # TensorBoard's
         shutil.copytree(logs, folder / "runs")
@@ -304,8 +383,10 @@ def _describe(run: _Run, trainer: FusionTrainer, folder: pathlib.Path) -> None:
             "steps": trainer.state.global_step,
             "tokens": int(trainer.state.num_input_tokens_seen),
             "rows": trainer.state.global_step * run.config.batch_size,
+            **({"best_step": step} if run.config.keep_best else {}),
             **(bad if run.config.bad_rows == "skip" else {}),
         },
+        results=results.read(folder / checkpoints.METRICS, step),
         data=[folder.manifest for folder in run.dataset.folders],
     )
 

@@ -49,6 +49,7 @@ def example() -> Example:
             probs=-np.sort(-mass[:, :K]),
             tail=mass[:, K].copy(),
         ),
+        weights=np.ones((1, 1), np.float32),
     )
 
 

@@ -18,7 +18,10 @@ UNFINISHED = ".partial"
 """End of the name of the folder in which a training is at work."""
 
 METRICS = "metrics.jsonl"
-_SPEED = "tokens_per_s"  # two runs never have it alike
+SPEEDS = frozenset(
+    ("train/tokens_per_s", "train/flops_per_s", "train/mfu", "eval/seconds")
+)
+"""Figures of METRICS that no two runs have alike."""
 
 Stamp = tuple[int, int]
 """Modification time in ns, and inode."""
@@ -132,7 +135,9 @@ def _digest(path: Path) -> str:
     if path.name != METRICS:
         return files.checksum(str(path))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return files.digest([{k: v for k, v in x.items() if k != _SPEED} for x in lines])
+    return files.digest(
+        [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines]
+    )
 
 
 def stamps(folder: Path) -> dict[str, Stamp]:

@@ -101,12 +101,12 @@ def test_contents_leave_out_what_is_in_work_and_how_fast_it_went(
     whole = tmp_path / "models" / "metrics.jsonl"
     for path in (whole, tmp_path / "a.partial" / "x", tmp_path / ".tmp" / "n" / "y"):
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"step": 1, "tokens_per_s": 1.0}) + "\n")
+        path.write_text(json.dumps({"step": 1, "train/tokens_per_s": 1.0}) + "\n")
     before = rounds.contents(tmp_path)
     assert before.keys() == {"models/metrics.jsonl"}
-    whole.write_text(json.dumps({"step": 1, "tokens_per_s": 2.0}) + "\n")
+    whole.write_text(json.dumps({"step": 1, "train/tokens_per_s": 2.0}) + "\n")
     assert rounds.contents(tmp_path) == before
-    whole.write_text(json.dumps({"step": 2, "tokens_per_s": 2.0}) + "\n")
+    whole.write_text(json.dumps({"step": 2, "train/tokens_per_s": 2.0}) + "\n")
     assert rounds.contents(tmp_path) != before
     assert len(rounds.orphans(tmp_path)) == 2
 

@@ -29,7 +29,9 @@ def rows_of(folder: str) -> list[Example]:
 def test_a_blank_row_pads_a_batch_and_counts_nowhere(folder: str) -> None:
     examples = rows_of(folder)[:2]
     collate = Collator(keep_packed=True, vocabulary=SIZE)
-    plain, padded = collate(examples), collate([*examples, data.blank()])
+    none = np.zeros((1, examples[0].weights.shape[1]), np.float32)
+    blank = dataclasses.replace(data.blank(), weights=none)
+    plain, padded = collate(examples), collate([*examples, blank])
     for name in ("input_ids", "loss_mask", "top_ids", "probs", "tail"):
         assert torch.equal(padded[name][:-1], plain[name])
     assert not padded["loss_mask"][-1].any()
@@ -77,6 +79,7 @@ def test_segments_are_unpacked_where_that_pads_little(
         segment_lengths=row.segment_lengths,
         loss_mask=row.loss_mask,
         rows=codec.decode_rows(row.distribution, row.input_ids, shards.table(SIZE)),
+        weights=row.weights,
     )
     batch = Collator(keep_packed=True, vocabulary=SIZE)([example])
     shape = (1, sum(lengths)) if packed else (len(lengths), max(lengths))

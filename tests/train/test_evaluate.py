@@ -7,62 +7,13 @@ import pytest
 import torch
 import transformers
 
-from schemas import files, manifest, parquet, plan, windows
 from schemas.errors import SchemaError
-from schemas.manifest import Manifest
-from schemas.plan import Slice
-from schemas.windows import Window
-from tests import tiny
+from tests.train import held_out
 from train import evaluate
 from train.evaluate import Domains, EvaluateConfig
 from transforms import tokenizer
 
-
-def window(number: int, domain: str | None) -> Window:
-    return Window(
-        window_id=f"{number:032x}",
-        doc_id=str(number),
-        text=tiny.texts()[number + 20][:60],
-        byte_start=0,
-        ends_document=number % 2 == 0,
-        domain=domain,
-    )
-
-
-def write(folder: Path, made: list[Window]) -> str:
-    """Writes a windows folder of one file with a row group for each two windows."""
-    groups = [made[at : at + 2] for at in range(0, len(made), 2)]
-    path = files.join(str(folder), "part-0.parquet")
-    with parquet.writer(path, windows.SCHEMA, {}) as tables:
-        for group in groups:
-            tables.write(windows.to_table(group))
-    digests = [windows.ids_digest(w.window_id for w in group) for group in groups]
-    piece = Slice(
-        index=0,
-        file="part-0.parquet",
-        row_group_start=0,
-        row_group_stop=len(groups),
-        windows=len(made),
-        text_bytes=sum(len(w.text.encode()) for w in made),
-        digest=windows.slice_digest(digests),
-    )
-    plan.write(str(folder), [piece])
-    assert tables.entry is not None
-    written = Manifest(
-        stage=windows.STAGE,
-        fingerprint="w" * 32,
-        settings={},
-        inputs={},
-        origins={},
-        counts={},
-        files=[tables.entry],
-        code_version="0",
-    )
-    manifest.write(str(folder), written)
-    return str(folder)
-
-
-MADE = [window(n, ("code", "prose")[n % 2]) for n in range(5)]
+MADE = [held_out.window(n, ("code", "prose")[n % 2]) for n in range(5)]
 
 
 @pytest.fixture
@@ -70,7 +21,7 @@ def config(models: dict[str, str], tmp_path: Path) -> EvaluateConfig:
     return EvaluateConfig(
         name="llama",
         model=models["llama"],
-        windows=write(tmp_path / "windows", MADE),
+        windows=held_out.write(tmp_path / "windows", MADE),
         output=str(tmp_path / "evaluation"),
         device="cpu",
         threads=1,
@@ -115,7 +66,9 @@ def test_a_result_is_kept_and_one_of_other_settings_refused(
 def test_windows_without_a_label_have_the_default_domain(
     config: EvaluateConfig, tmp_path: Path
 ) -> None:
-    folder = write(tmp_path / "plain", [window(n, None) for n in range(3)])
+    folder = held_out.write(
+        tmp_path / "plain", [held_out.window(n, None) for n in range(3)]
+    )
     found = evaluate.evaluate_model(dataclasses.replace(config, windows=folder))
     assert list(found) == ["default"]
 
@@ -123,7 +76,7 @@ def test_windows_without_a_label_have_the_default_domain(
 def test_no_domain_may_be_called_as_their_sum(
     config: EvaluateConfig, tmp_path: Path
 ) -> None:
-    folder = write(tmp_path / "all", [window(0, "all")])
+    folder = held_out.write(tmp_path / "all", [held_out.window(0, "all")])
     with pytest.raises(SchemaError, match="no domain may be called 'all'"):
         evaluate.evaluate_model(dataclasses.replace(config, windows=folder))
 

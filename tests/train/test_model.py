@@ -86,6 +86,7 @@ def example(seed: int, lengths: list[int]) -> Example:
         segment_lengths=np.array(lengths, np.int32),
         loss_mask=mask,
         rows=shards.distributions(rng, n, 4, SIZE),
+        weights=np.ones((len(lengths), 1), np.float32),
     )
 
 
@@ -107,6 +108,7 @@ def packed_with(segment: Example, seed: int, lengths: list[int]) -> Example:
                 for name in ("counts", "ids", "probs", "tail")
             }
         ),
+        weights=np.concatenate([p.weights for p in parts]),
     )
 
 

@@ -163,7 +163,7 @@ def test_skipped_rows_are_counted_through_an_interruption(
     found = []
     for one in (run, again):
         lines = Path(one.output, "metrics.jsonl").read_text().splitlines()
-        counts = [json.loads(line)["skipped_rows"] for line in lines]
+        counts = [json.loads(line)["train/skipped_rows"] for line in lines]
         # 24 samples are two epochs of nine rows and six of a third.
         assert 2 <= counts[-1] <= 3
         told = manifest.read(one.output, publish.STAGE).counts["skipped_rows"]

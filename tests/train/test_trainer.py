@@ -389,6 +389,33 @@ def test_model_folder_is_an_ordinary_one(config: TrainConfig, target: Path) -> N
     assert not list(Path(config.output).glob("*.bin"))
 
 
+def test_a_chat_template_goes_along_and_generation_ends_where_nothing_said_so(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    folder = tiny.llama(tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    for name in ("config.json", "generation_config.json"):
+        told = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(told | {"eos_token_id": None}))
+    data = shards.write(tmp_path / "narrow", vocabulary=300)
+    run = dataclasses.replace(config, model=str(folder), data=str(data), max_steps=1)
+    trainer.train(run, silent)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(run.output)
+    assert loaded.generation_config.eos_token_id == 2
+    spoken = transformers.AutoTokenizer.from_pretrained(run.output)
+    assert spoken.chat_template == "{{ messages }}"
+
+
+def test_trackers_that_are_not_installed_are_refused_before_any_work(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.integrations, "is_wandb_available", lambda: False)
+    run = dataclasses.replace(config, report_to=("wandb",))
+    with pytest.raises(ValueError, match=r"wandb is not; run .*fusebeam\[track\]"):
+        trainer.train(run, silent)
+    assert not Path(f"{run.output}.partial").exists()
+
+
 def test_tied_and_narrow_weights_stay_tied_and_narrow(
     config: TrainConfig, tmp_path: Path
 ) -> None:
@@ -509,7 +536,8 @@ def test_progress_tells_step_loss_speed_and_time_left(config: TrainConfig) -> No
     trainer.train(config, lines.append)
     assert len(lines) == 6
     for number, line in enumerate(lines, 1):
-        assert re.match(rf"step {number}/6  loss \d.*tokens/s  ETA \d+:\d\d:\d\d", line)
+        told = r"agree \d+%  \S+ tokens/s  MFU \d+%  ETA \d+:\d\d:\d\d"
+        assert re.match(rf"step {number}/6  loss \d.*{told}$", line)
 
 
 @pytest.mark.parametrize(
