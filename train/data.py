@@ -11,6 +11,7 @@ A batch holds packed rows, documents one behind another::
     loss_mask       1 1 1 1    0    1 1 1    0     position p predicts p + 1
 
 or, where that pads little, a document a row, which needs no mask and no positions.
+Asked for, there stand beside them what each position weighs, and its chunk.
 """
 
 import collections
@@ -18,12 +19,12 @@ import concurrent.futures
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 from torch import Tensor
 
 from schemas import files, fused, manifest, parquet
@@ -38,7 +39,17 @@ _READERS = 16
 _PADDED = 1.25
 """Area of unpacked segments against their tokens, up to which they are unpacked: a mask
 that keeps segments apart makes attention take the square of the whole row's length."""
-_COLUMNS = ("input_ids", "segment_lengths", "loss_mask", "distribution")
+_COLUMNS = (
+    *("input_ids", "segment_lengths", "loss_mask", "distribution"),
+    *("chunk_ends", "chunk_logprobs"),
+)
+
+Weighing = Literal["equal", "confidence", "kept", "fusellm", "fusechat"]
+"""What the fusion loss of a position weighs. Of those that count and have a row: all 1;
+the probability of the row's likeliest entry; the mass it keeps. As the authors' masks:
+1 wherever there is a token; 1 wherever the position counts, with a row or without."""
+
+_NO_ENDS, _NO_LOGPROBS = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,12 +61,16 @@ class Example:
       segment_lengths: tokens of each segment; they sum to t.
       loss_mask: which positions count; never the last of a segment.
       rows: what fusion says of each position's next token.
+      chunk_ends: last token of each chunk, as in `FusedRow`.
+      chunk_logprobs: what its source gives each, nats; NaN where it says nothing.
     """
 
     input_ids: Int32[np.ndarray, " t"]
     segment_lengths: Int32[np.ndarray, " s"]
     loss_mask: Bool[np.ndarray, " t"]
     rows: Distributions
+    chunk_ends: Int32[np.ndarray, " c"] = _NO_ENDS
+    chunk_logprobs: Float32[np.ndarray, " c"] = _NO_LOGPROBS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -182,6 +197,13 @@ def _decode(row: dict[str, Any], table: RankTable) -> Example:
             f"segments must sum to the row's {len(ids)} tokens, they sum to"
             f" {lengths.sum()}, and the loss mask holds {len(mask)}; run fuse again"
         )
+    ends, logprobs = row["chunk_ends"], row["chunk_logprobs"]
+    rising = (np.diff(ends, prepend=0, append=len(ids)) > 0).all()
+    if len(ends) != len(logprobs) or not rising:
+        raise SchemaError(
+            f"chunk_ends must rise within the row's {len(ids)} tokens, one for each of"
+            f" its {len(logprobs)} chunk_logprobs, got {len(ends)}; run fuse again"
+        )
     mask = mask.copy()
     mask[np.cumsum(lengths) - 1] = False  # there is no next token
     return Example(
@@ -189,6 +211,8 @@ def _decode(row: dict[str, Any], table: RankTable) -> Example:
         segment_lengths=lengths,
         loss_mask=mask,
         rows=codec.decode_rows(row["distribution"], ids, table),
+        chunk_ends=ends,
+        chunk_logprobs=logprobs,
     )
 
 
@@ -204,10 +228,17 @@ class Collator:
       keep_packed: False for a model in which segments of a row would see each other:
         they are always unpacked.
       vocabulary: how many ids the model has.
+      across: whether segments of a packed row see what stands before them, as in the
+        authors' blocks: rows stay packed, and positions run on.
+      weighing: what positions weigh; but for `equal` a batch has `weights`.
+      chunks: whether a batch has `chunk_of` and `chunk_logprobs`.
     """
 
     keep_packed: bool
     vocabulary: int
+    across: bool = False
+    weighing: Weighing = "equal"
+    chunks: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Collates rows.
@@ -228,7 +259,11 @@ class Collator:
             batch["top_ids"][row, :n, :width] = piece.rows.ids
             batch["probs"][row, :n, :width] = piece.rows.probs
             batch["tail"][row, :n] = piece.rows.tail
-        if all(len(piece.segment_lengths) == 1 for piece in pieces):
+        if self.weighing != "equal":
+            batch["weights"] = self._weigh(pieces, t)
+        if self.chunks:
+            batch |= _mark_chunks(pieces, t)
+        if self.across or all(len(piece.segment_lengths) == 1 for piece in pieces):
             del batch["position_ids"]  # nothing restarts: attention needs no mask
         tokens = sum(len(e.input_ids) for e in examples)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -236,11 +271,26 @@ class Collator:
 
     def _pieces(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Returns the rows of a batch: the packed ones, or their segments."""
+        if self.across:
+            return examples
         lengths = np.concatenate([e.segment_lengths for e in examples])
         area = len(lengths) * int(lengths.max())
         if self.keep_packed and area > _PADDED * int(lengths.sum()):
             return examples
         return [piece for example in examples for piece in split(example)]
+
+    def _weigh(self, pieces: Sequence[Example], t: int) -> Float32[np.ndarray, "b t"]:
+        weights = np.zeros((len(pieces), t), np.float32)
+        for row, piece in enumerate(pieces):
+            n, rows, counted = len(piece.input_ids), piece.rows, piece.loss_mask
+            covered = counted & (rows.counts > 0)
+            weights[row, :n] = {
+                "confidence": covered * rows.probs.max(-1, initial=0.0),
+                "kept": covered * (1 - rows.tail),
+                "fusellm": np.ones(n),
+                "fusechat": counted,
+            }[self.weighing]
+        return weights
 
     def _check(self, piece: Example) -> None:
         top = max(piece.input_ids.max(), piece.rows.ids.max(initial=-1))
@@ -262,6 +312,29 @@ def _blank(b: int, t: int, k: int) -> dict[str, np.ndarray]:
     }
 
 
+def _mark_chunks(pieces: Sequence[Example], t: int) -> dict[str, np.ndarray]:
+    """Marks each position with the chunk that the token it predicts is of.
+
+    A chunk whose source says nothing, or that holds a token which does not count, is
+    none: its logprob is NaN, and no position is marked with it.
+    """
+    most = max(1, *(len(piece.chunk_ends) for piece in pieces))
+    of = np.full((len(pieces), t), -1, np.int64)
+    logprobs = np.full((len(pieces), most), np.nan, np.float32)
+    for row, piece in enumerate(pieces):
+        n, ends = len(piece.input_ids), piece.chunk_ends
+        chunk = np.searchsorted(ends, np.arange(1, n + 1))  # of token p + 1
+        inside = chunk < len(ends)
+        inside[np.cumsum(piece.segment_lengths) - 1] = False  # a segment's first token
+        wanted = np.bincount(chunk[inside], minlength=len(ends))
+        counted = np.bincount(chunk[inside & piece.loss_mask], minlength=len(ends))
+        whole = (wanted == counted) & (wanted > 0) & ~np.isnan(piece.chunk_logprobs)
+        inside[inside] = whole[chunk[inside]]
+        of[row, :n] = np.where(inside, chunk, -1)
+        logprobs[row, : len(ends)] = np.where(whole, piece.chunk_logprobs, np.nan)
+    return {"chunk_of": of, "chunk_logprobs": logprobs}
+
+
 def positions(
     lengths: Int32[np.ndarray, " s"], size: int
 ) -> Int64[np.ndarray, " size"]:
@@ -281,6 +354,7 @@ def split(example: Example) -> list[Example]:
     pieces = []
     for start, stop in zip(ends - example.segment_lengths, ends, strict=True):
         part, rows = slice(start, stop), example.rows
+        first, last = np.searchsorted(example.chunk_ends, (start, stop))
         pieces.append(
             Example(
                 input_ids=example.input_ids[part],
@@ -292,6 +366,8 @@ def split(example: Example) -> list[Example]:
                     probs=rows.probs[part],
                     tail=rows.tail[part],
                 ),
+                chunk_ends=example.chunk_ends[first:last] - start,
+                chunk_logprobs=example.chunk_logprobs[first:last],
             )
         )
     return pieces

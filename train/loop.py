@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from train import checkpoints
+from train import checkpoints, rows
 from train.config import TrainConfig
 from train.data import Collator, FusedDataset
 from train.order import StepBatches
@@ -119,7 +119,7 @@ class FusionTrainer(transformers.Trainer):
         self.add_callback(_StepEnds)
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
-        self._sums = torch.zeros(4, dtype=torch.float64)  # CLM, fusion, their counts
+        self._sums = torch.zeros(6, dtype=torch.float64)  # CLM, rows, chunks; counts
         self._start = 0
         self._begun = self._last = (0, 0.0)  # tokens, seconds
         self._share = config.clm_weight  # of the last step done
@@ -155,16 +155,15 @@ class FusionTrainer(transformers.Trainer):
     ) -> tuple[list[Any], Tensor]:
         """Takes the micro-batches of a step, and counts what its means are over."""
         batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
-        counts = torch.zeros(3, dtype=torch.float32)
+        counts = torch.zeros(4, dtype=torch.float32)
         for batch in batches:
-            counted = batch["loss_mask"]
-            covered = counted & (batch["top_ids"] >= 0).any(-1)
-            counts += torch.stack([counted.sum(), covered.sum(), batch.pop("tokens")])
+            tokens = batch.pop("tokens").float()
+            counts += torch.cat([rows.count(batch), tokens[None]])
         counts = counts.to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
-        self.state.num_input_tokens_seen += int(counts[2])
-        return batches, counts[:2]
+        self.state.num_input_tokens_seen += int(counts[3])
+        return batches, counts[:3]
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         # Probabilities stay float32 where DeepSpeed would cast them to the model's.
@@ -182,15 +181,17 @@ class FusionTrainer(transformers.Trainer):
     ) -> Tensor:
         """Returns this micro-batch's share of the step's loss."""
         assert num_items_in_batch is not None, "get_batch_samples counts"
-        clm_count, fusion_count = num_items_in_batch
+        clm_count, fusion_count, chunk_count = self._means(inputs, num_items_in_batch)
         self._share = self._clm_weight()
         losses = model(
             **inputs,
             clm_weight=self._share,
             clm_count=clm_count,
             fusion_count=fusion_count,
+            chunk_count=chunk_count,
         )
-        parts = torch.stack([losses["clm_sum"], losses["fusion_sum"]]).double()
+        names = ("clm_sum", "fusion_sum", "chunk_sum")
+        parts = torch.stack([losses[name] for name in names]).double()
         share = num_items_in_batch.double() / self.current_gradient_accumulation_steps
         self._sums = self._sums.to(parts.device)
         # Counts are of all processes, sums of this one.
@@ -198,12 +199,26 @@ class FusionTrainer(transformers.Trainer):
         # Gradients are averaged over processes, and this is a part of a sum.
         return losses["loss"] * self.args.world_size
 
+    def _means(self, inputs: dict[str, Tensor], counts: Tensor) -> Tensor:
+        """Returns what the means of a micro-batch's losses are over.
+
+        The whole step, of which the micro-batch is a part. The authors' code averages
+        over each micro-batch, and then over these.
+        """
+        if self._config.reference is None:
+            return counts
+        parts = self.current_gradient_accumulation_steps * self.args.world_size
+        return rows.count(inputs) * parts
+
     def _clm_weight(self) -> float:
         """Returns the CLM share; `linear` is FuseLLM's hard_and_decay."""
-        share = self._config.clm_weight
-        if self._config.clm_schedule == "constant":
+        share, schedule = self._config.clm_weight, self._config.clm_schedule
+        done = self.state.global_step / self.args.max_steps
+        if schedule == "constant":
             return share
-        return share + (1 - share) * self.state.global_step / self.args.max_steps
+        if schedule == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return share + (1 - share) * done
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Writes one line of metrics and reports it.
@@ -222,12 +237,14 @@ class FusionTrainer(transformers.Trainer):
             "tokens": self.state.num_input_tokens_seen,
             "tokens_per_s": round(self._speed(), 1),
             "train/loss": logs["loss"],
-            "train/clm_nats": float(sums[0] / sums[2].clamp_min(1)),
-            "train/fusion_nats": float(sums[1] / sums[3].clamp_min(1)),
+            "train/clm_nats": float(sums[0] / sums[3].clamp_min(1)),
+            "train/fusion_nats": float(sums[1] / sums[4].clamp_min(1)),
             "train/clm_weight": self._share,
             "train/learning_rate": logs["learning_rate"],
             "train/gradient_norm": float(logs.get("grad_norm", 0.0)),
         }
+        if sums[5] > 0:
+            line["train/chunk_nats"] = float(sums[2] / sums[5])
         if not math.isfinite(logs["loss"]):
             raise ValueError(
                 f"the loss must be finite, it is {logs['loss']} at step"

@@ -23,17 +23,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import BFloat16
-from torch import Tensor
 from torch.nn import functional as F
 
-from train.tensors import Counted, Logits, Scalar, Targets
+from train.tensors import Counted, Logits, Scalar, Targets, Teacher
 
 IGNORED = -100
 """Label of a token that does not count."""
-
-Teacher = BFloat16[Tensor, "n v"]
-"""A distribution a position, over the whole vocabulary."""
 
 
 def teacher_rows(

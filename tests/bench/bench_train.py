@@ -21,7 +21,7 @@ import transformers
 
 from tests.bench import rows
 from train import model as models
-from train.loss import Objective
+from train.objective import Objective
 from train.model import Traits
 from transforms import allocator
 

@@ -12,8 +12,8 @@ from tests.train import shards
 from train import data
 from train import model as models
 from train.data import Collator, Example
-from train.loss import Objective
 from train.model import Traits
+from train.objective import Objective
 
 SIZE = 50
 SHAPE = {
@@ -187,9 +187,37 @@ def test_the_architectures_we_promise_are_trained_packed_and_in_chunks() -> None
         assert models.probe(make()) == Traits(plain_head=True, keeps_segments=True)
 
 
-def test_logits_that_are_capped_or_scaled_are_noticed() -> None:
-    for make in (gemma2, granite):
-        assert not models.probe(make()).plain_head
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scale_and_cap_of_the_logits_are_told_by_what_comes_out(
+    dtype: torch.dtype,
+) -> None:
+    capped, scaled = (models.probe(make().to(dtype)) for make in (gemma2, granite))
+    assert (capped.plain_head, capped.scale) == (True, 1.0)
+    assert capped.cap == pytest.approx(2.0, rel=1e-6)
+    assert (scaled.plain_head, scaled.cap) == (True, None)
+    assert scaled.scale == pytest.approx(1 / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda logits: logits + 1,
+        lambda logits: -logits,
+        lambda logits: 3 * torch.erf(logits / 3),  # near to a cap, and none
+        lambda logits: logits.index_fill(-1, torch.tensor([7]), -torch.inf),
+        lambda logits: logits * torch.linspace(1, 2, SIZE),
+        lambda logits: logits * 0,
+    ],
+    ids=["shifted", "turned", "erf", "masked", "uneven", "none"],
+)
+def test_logits_of_another_shape_are_not_taken_for_scaled_or_capped(
+    made: Callable[[Tensor], Tensor],
+) -> None:
+    model = llama()
+    model.register_forward_hook(
+        lambda _, __, output: setattr(output, "logits", made(output.logits))
+    )
+    assert not models.probe(model).plain_head
 
 
 def test_a_model_that_mixes_segments_is_noticed() -> None:

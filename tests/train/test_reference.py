@@ -9,7 +9,8 @@ from torch import Tensor
 from tests import reference as fixtures
 from tests.train import loss_oracle
 from train import loss, reference
-from train.loss import Objective, Rows
+from train.objective import Objective
+from train.rows import Rows
 from transforms.functional import weigh
 
 WAYS = [(fusion, kind) for fusion in ("mince", "avgce") for kind in ("ce", "kl")]
