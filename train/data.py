@@ -49,8 +49,6 @@ Weighing = Literal["equal", "confidence", "kept", "fusellm", "fusechat"]
 the probability of the row's likeliest entry; the mass it keeps. As the authors' masks:
 1 wherever there is a token; 1 wherever the position counts, with a row or without."""
 
-_NO_ENDS, _NO_LOGPROBS = np.zeros(0, np.int32), np.zeros(0, np.float32)
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Example:
@@ -69,8 +67,12 @@ class Example:
     segment_lengths: Int32[np.ndarray, " s"]
     loss_mask: Bool[np.ndarray, " t"]
     rows: Distributions
-    chunk_ends: Int32[np.ndarray, " c"] = _NO_ENDS
-    chunk_logprobs: Float32[np.ndarray, " c"] = _NO_LOGPROBS
+    chunk_ends: Int32[np.ndarray, " c"] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.int32)
+    )
+    chunk_logprobs: Float32[np.ndarray, " c"] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.float32)
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -366,7 +368,7 @@ def split(example: Example) -> list[Example]:
                     probs=rows.probs[part],
                     tail=rows.tail[part],
                 ),
-                chunk_ends=example.chunk_ends[first:last] - start,
+                chunk_ends=example.chunk_ends[first:last] - np.int32(start),
                 chunk_logprobs=example.chunk_logprobs[first:last],
             )
         )

@@ -212,7 +212,7 @@ def _match_rows(
     probs, tail = rows.probs[part].to(heard), rows.tail[part].to(heard)
     divergence = divergences.OF[task.objective.fusion_loss](cool, probs, tail)
     value = divergence.value
-    if rows.negentropies is not None:
+    if task.objective.fusion_loss == "kl" and rows.negentropies is not None:
         value = value + rows.negentropies[part].to(value)
     return (value * heard).sum(), divergence, heard * task.scales[1].to(heard)
 

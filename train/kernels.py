@@ -8,7 +8,7 @@ So far these kernels ran in Triton's interpreter alone (TRITON_INTERPRET=1), whi
 tests use where there is no GPU.
 """
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -24,7 +24,8 @@ _WARPS = 8
 
 
 @triton.jit
-def _warped(x, scale: tl.constexpr, cap: tl.constexpr):  # type: ignore[no-untyped-def]
+@no_type_check
+def _warped(x, scale: tl.constexpr, cap: tl.constexpr):
     z = x * scale
     if cap > 0:
         z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)  # tanh
@@ -32,7 +33,8 @@ def _warped(x, scale: tl.constexpr, cap: tl.constexpr):  # type: ignore[no-untyp
 
 
 @triton.jit
-def _sum_row(  # type: ignore[no-untyped-def]
+@no_type_check
+def _sum_row(
     logits,
     stride,
     width,
@@ -61,7 +63,8 @@ def _sum_row(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _spread_row(  # type: ignore[no-untyped-def]
+@no_type_check
+def _spread_row(
     logits,
     stride,
     width,
@@ -82,7 +85,8 @@ def _spread_row(  # type: ignore[no-untyped-def]
         z = _warped(x.to(wide), scale, cap)
         gradient = factor * tl.exp(z - top) * scale
         if cap > 0:
-            gradient = tl.where(z > -1e30, gradient * (1 - z / cap * (z / cap)), 0.0)
+            near = tl.where(z > -1e30, z, 0.0) / cap
+            gradient = gradient * (1 - near * near)
         tl.store(place, gradient.to(x.dtype), mask=at < width)
 
 

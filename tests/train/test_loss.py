@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from tests.train import dense
 from tests.train.dense import Case
-from train import gradient, loss
+from train import gradient, likelihoods, loss
 from train import rows as batches
 from train.gradient import Task
 from train.objective import Objective
-from train.rows import Rows
+from train.rows import Chunks, Rows
 
 
 def one(number: float) -> Tensor:
@@ -69,6 +69,46 @@ def test_gradients_of_several_chunks_equal_the_dense_ones(
     assert len(found) == 3
     assert found[-1].stop % 128  # the last is shorter
     compare_with_dense(case, objective, device)
+
+
+@devices
+@pytest.mark.parametrize(
+    ("kind", "cap"),
+    [
+        *(("ce", None), ("kl", None), ("reverse_kl", None), ("jsd", None)),
+        *(("tv", None), ("chunks", None), ("ce", 2.0), ("jsd", 2.0)),
+    ],
+)
+def test_each_loss_of_a_small_batch_equals_the_dense_one(
+    device: str, kind: Any, cap: float | None
+) -> None:
+    rng = np.random.default_rng(2)
+    batch = dense.batch_of(rng, 1, 6, 7, 3, distinct=False)
+    batch["loss_mask"][:, :-1] = True
+    batch |= dense.chunks_of(rng, batch["loss_mask"])
+    share = 0.0 if kind == "chunks" else 0.3
+    objective = Objective(clm_weight=0.3, fusion_loss=kind, chunk_share=share)
+    dead = 0 if cap else 2
+    case = Case(batch=batch, vocabulary=7 + dead, dead=dead, scale=0.75, cap=cap)
+    compare_with_dense(case, objective, device)
+
+
+@devices
+def test_a_small_batch_of_bfloat16_logits_has_the_float32_gradient_rounded(
+    device: str,
+) -> None:
+    make = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, 300, generator=make).to(device, torch.bfloat16)
+    teacher = torch.randn(6, 300, generator=make)
+    rows = rows_of(teacher.to(device), 5, torch.arange(6, device=device) * 7)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = logits.to(dtype).requires_grad_()
+        part = loss.logits_loss(leaf, rows, Objective(), **counts(rows))
+        found.append((part.loss, torch.autograd.grad(part.loss, leaf)[0]))
+    (wide, wide_gradient), (narrow, narrow_gradient) = found
+    assert torch.allclose(wide, narrow, rtol=1e-6)
+    assert torch.allclose(wide_gradient.to(torch.bfloat16), narrow_gradient, rtol=1e-2)
 
 
 def parts_of(rows: Rows, objective: Objective) -> list[slice]:
@@ -173,7 +213,7 @@ def rows_of(logits: Tensor, k: int, targets: Tensor) -> Rows:
     n = len(targets)
     return batches.select_rows(
         torch.cat([targets[:1], targets])[None],
-        torch.arange(n + 1)[None] < n,
+        torch.arange(n + 1, device=targets.device)[None] < n,
         F.pad(ids, (0, 0, 0, 1))[None],
         F.pad(probs, (0, 0, 0, 1))[None],
         F.pad(tail, (0, 1))[None],
@@ -244,3 +284,87 @@ def test_loss_is_differentiated_once() -> None:
     found.loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once"):
         found.loss.backward()
+
+
+@pytest.mark.parametrize("kind", ["kl", "reverse_kl", "jsd", "tv"])
+def test_no_divergence_is_left_where_the_target_says_what_the_row_says(
+    kind: Any,
+) -> None:
+    logits = torch.randn(20, 30, dtype=torch.float64, requires_grad=True)
+    rows = rows_of(logits.detach(), 4, torch.arange(20))
+    objective = Objective(clm_weight=0.0, fusion_loss=kind)
+    found = loss.logits_loss(logits, rows, objective, **counts(rows))
+    (gradient,) = torch.autograd.grad(found.loss, logits)
+    assert abs(found.loss.item()) < 1e-12
+    least = 1e-12 if kind != "tv" else 1.0  # |x| has no derivative at 0
+    assert gradient.abs().max() < least
+
+
+def test_a_frozen_head_costs_no_gradient_and_changes_no_other() -> None:
+    make = torch.Generator().manual_seed(3)
+    hidden, weight = (
+        torch.randn(9, 4, generator=make),
+        torch.randn(7, 4, generator=make),
+    )
+    rows = rows_of(torch.randn(9, 7, generator=make), 2, torch.arange(9) % 7)
+    found = []
+    for trained in (True, False):
+        states = hidden.clone().requires_grad_()
+        head = weight.clone().requires_grad_(trained)
+        part = loss.head_loss(states, head, None, rows, Objective(), **counts(rows))
+        part.loss.backward()
+        assert (head.grad is not None) == trained
+        found.append(states.grad)
+    assert torch.equal(*found)
+
+
+def test_a_head_with_a_frozen_weight_and_a_low_rank_part_trains_that_part() -> None:
+    class LowRank(torch.nn.Module):
+        """A linear layer with LoRA, as peft has it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 7, bias=False).requires_grad_(False)
+            self.down = torch.nn.Linear(4, 2, bias=False)
+            self.up = torch.nn.Linear(2, 7, bias=False)
+
+        def forward(self, states: Tensor) -> Tensor:
+            return self.inner(states) + 2 * self.up(self.down(states))
+
+    torch.manual_seed(0)
+    head, hidden = LowRank().double(), torch.randn(9, 4, dtype=torch.float64)
+    rows = rows_of(torch.randn(9, 7).double(), 2, torch.arange(9) % 7)
+    found = []
+    for whole in (False, True):
+        states = hidden.clone().requires_grad_()
+        leaves = [states, head.down.weight, head.up.weight]
+        if whole:
+            part = loss.logits_loss(head(states), rows, Objective(), **counts(rows))
+        else:
+            part = loss.module_loss(states, head, rows, Objective(), **counts(rows))
+        found.append((part.loss, *torch.autograd.grad(part.loss, leaves)))
+    for one_found, one_wanted in zip(*found, strict=True):
+        assert torch.allclose(one_found, one_wanted, atol=1e-12)
+
+
+def test_a_bucket_cannot_be_tempered() -> None:
+    rows = rows_of(torch.zeros(3, 5), 2, torch.zeros(3).long())
+    with pytest.raises(ValueError, match="take --tail=renormalise"):
+        batches.temper(rows, "bucket", 2.0)
+
+
+def test_chunks_that_nobody_counted_are_refused() -> None:
+    rows = rows_of(torch.zeros(3, 5), 2, torch.zeros(3).long())
+    objective = Objective(fusion_loss="chunks")
+    with pytest.raises(ValueError, match="chunk_count must be given"):
+        loss.logits_loss(torch.zeros(3, 5), rows, objective, **counts(rows))
+
+
+def test_as_tau_grows_chunks_differ_by_the_divergence_of_their_costs() -> None:
+    ours, theirs = torch.tensor([-3.0, -2.0, -0.5]).double(), torch.tensor([-2.0, -0.1])
+    found, slopes = likelihoods.match_chunks(
+        ours, torch.tensor([0, 0, 1]), Chunks(of=torch.arange(3), logprobs=theirs), 1e6
+    )
+    s, t = torch.tensor([5.0, 0.5]).double(), -theirs.double()
+    assert torch.allclose(found, (t * (t / s).log() - t + s).sum(), rtol=1e-4)
+    assert torch.allclose(slopes, ((t - s) / s)[[0, 0, 1]], rtol=1e-4)
