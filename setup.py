@@ -60,6 +60,7 @@ EXTRAS = {
         "PyYAML>=6,<7",
         "ruff>=0.15,<0.18",
         "setuptools>=77",
+        "triton>=3.4,<4; sys_platform == 'linux'",  # the kernels, interpreted
     ],
 }
 

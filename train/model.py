@@ -24,6 +24,12 @@ from transforms import checkpoint
 
 WEIGHTS = "*.safetensors"
 _HUB_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.tiktoken", "*.jinja")
+_COLUMNS = (
+    *("loss_mask", "top_ids", "probs", "tail"),
+    *("weights", "chunk_of", "chunk_logprobs"),
+)
+"""What of a batch, beside its tokens, `rows.select_rows` is given, where it is there."""
+
 _PROBE_SEGMENTS = (3, 5, 4)
 _ROUNDING = 1e-5
 """What float32 leaves of a logit that was divided, capped and multiplied."""
@@ -232,30 +238,15 @@ def give_objective(
 
     def forward(
         input_ids: Tensor,
-        loss_mask: Tensor,
-        top_ids: Tensor,
-        probs: Tensor,
-        tail: Tensor,
         clm_weight: float,
         clm_count: Tensor,
         fusion_count: Tensor,
         chunk_count: Tensor | None = None,
         position_ids: Tensor | None = None,
-        weights: Tensor | None = None,
-        chunk_of: Tensor | None = None,
-        chunk_logprobs: Tensor | None = None,
-        **_: Any,  # what a wrapper adds: attention_mask, labels, ... all None
+        **batch: Any,  # and what a wrapper adds: attention_mask, labels, ... all None
     ) -> dict[str, Tensor]:
-        selected = rows.select_rows(
-            input_ids,
-            loss_mask,
-            top_ids,
-            probs,
-            tail,
-            weights=weights,
-            chunk_of=chunk_of,
-            chunk_logprobs=chunk_logprobs,
-        )
+        given = {n: batch[n] for n in _COLUMNS if batch.get(n) is not None}
+        selected = rows.select_rows(input_ids, **given)
         now = dataclasses.replace(objective, clm_weight=clm_weight)
         means = {"clm_count": clm_count, "fusion_count": fusion_count}
         how = {**means, "chunk_count": chunk_count, "kernels": kernels}

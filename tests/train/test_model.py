@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.train import shards
 from train import data
@@ -72,7 +72,26 @@ def bloom() -> Any:  # it takes no positions
     return transformers.BloomForCausalLM(config)
 
 
-MODELS = [llama, neox, qwen2, gemma3, gemma2, granite, phi, bloom]
+class LowRank(nn.Module):
+    """A head with LoRA beside its weight, as peft has it."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.down = nn.Linear(inner.in_features, 2, bias=False)
+        self.up = nn.Linear(2, inner.out_features, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.inner(states) + self.up(self.down(states))
+
+
+def adapted() -> Any:  # its head is more than a weight, and its logits are capped
+    model = gemma2()
+    model.set_output_embeddings(LowRank(model.get_output_embeddings()))
+    return model
+
+
+MODELS = [llama, neox, qwen2, gemma3, gemma2, granite, phi, bloom, adapted]
 every_model = pytest.mark.parametrize("make", MODELS, ids=lambda m: m.__name__)
 
 
@@ -218,6 +237,13 @@ def test_logits_of_another_shape_are_not_taken_for_scaled_or_capped(
         lambda _, __, output: setattr(output, "logits", made(output.logits))
     )
     assert not models.probe(model).plain_head
+
+
+def test_a_head_that_is_more_than_a_weight_keeps_the_chunked_path() -> None:
+    torch.manual_seed(0)
+    found = models.probe(adapted())
+    assert found.plain_head
+    assert found.cap == pytest.approx(2.0)
 
 
 def test_a_model_that_mixes_segments_is_noticed() -> None:
