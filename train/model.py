@@ -28,7 +28,7 @@ _COLUMNS = (
     *("loss_mask", "top_ids", "probs", "tail"),
     *("weights", "chunk_of", "chunk_logprobs"),
 )
-"""What of a batch, beside its tokens, `rows.select_rows` is given, where it is there."""
+"""What of a batch, beside its tokens, `rows.select_rows` is given if it is there."""
 
 _PROBE_SEGMENTS = (3, 5, 4)
 _ROUNDING = 1e-5

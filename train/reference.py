@@ -9,10 +9,10 @@
 where q is the target's softmax, and p the teacher's over the entries that were kept,
 renormalized, everything of it in bfloat16. Plain and dense: [positions, vocabulary] is
 held whole, several times. `fusebeam train --reference` minimizes the same in chunks, of
-rows that went through the codec. Without it, --tail=renormalise differs in three things:
-its rows are not rounded to bfloat16; the position behind a text's last token never
-counts, while FuseLLM's mask, which is not shifted, counts it; and both means are over
-the whole optimizer step, the authors' over each micro-batch.
+rows that went through the codec. Without it, --tail=renormalise differs in three
+things: its rows are not rounded to bfloat16; the position behind a text's last token
+never counts, while FuseLLM's mask, which is not shifted, counts it; and both means are
+over the whole optimizer step, the authors' over each micro-batch.
 
 References:
   Wan et al., "Knowledge Fusion of Large Language Models", 2024, equations 3 to 5; Wan
