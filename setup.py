@@ -63,6 +63,7 @@ EXTRAS = {
         "ruff>=0.15,<0.18",
         "setuptools>=77",
         TENSORBOARD,
+        "triton>=3.4,<4; sys_platform == 'linux'",  # the kernels, interpreted
     ],
 }
 

@@ -9,6 +9,18 @@ from schemas.settings import setting
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 
+_TEMPERATURES = ("teacher_temperature", "target_temperature", "chunk_temperature")
+
+_REFERENCE: dict[str, tuple[str | float, ...]] = {
+    "tail": ("renormalise",),
+    "fusion_loss": ("ce", "kl"),
+    "label_smoothing": (0.0,),
+    "target_temperature": (1.0,),
+    "chunk_share": (0.0,),
+    "position_weights": ("equal",),
+}
+"""What settings of the objective may be under `reference`."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -27,11 +39,16 @@ class TrainConfig:
     clm_weight: float = setting(
         0.9, help="share of the CLM loss, in [0, 1]; 1 = no fusion"
     )
-    clm_schedule: Literal["constant", "linear"] = setting(
-        "constant", help="how the share goes on: as it is, or rising to 1 at the end"
+    clm_schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant",
+        help="how the share goes on: as it is, or rising to 1 at the end, evenly or"
+        " along half a cosine",
     )
-    fusion_loss: Literal["ce", "kl"] = setting(
-        "ce", help="cross-entropy or Kullback-Leibler divergence to the fused rows"
+    fusion_loss: Literal["ce", "kl", "reverse_kl", "jsd", "tv", "chunks"] = setting(
+        "ce",
+        help="cross-entropy or Kullback-Leibler divergence to the fused rows, that"
+        " divergence the other way, Jensen-Shannon, total variation; or the likelihood"
+        " of chunks alone",
     )
     tail: Literal["bucket", "renormalise"] = setting(
         "bucket",
@@ -40,6 +57,50 @@ class TrainConfig:
     )
     label_smoothing: float = setting(
         0.0, help="share of the CLM target spread over the vocabulary, in [0, 1)"
+    )
+    teacher_temperature: float = setting(
+        1.0,
+        help="temperature of the fused rows, above 0; not 1 only where tail is"
+        " renormalise",
+        omit_default=True,
+    )
+    target_temperature: float = setting(
+        1.0,
+        help="temperature of the target where it is compared with fused rows, above 0",
+        omit_default=True,
+    )
+    chunk_share: float = setting(
+        0.0,
+        help="share of the fusion loss that the likelihood of chunks has beside fused"
+        " rows, in [0, 1)",
+        omit_default=True,
+    )
+    chunk_temperature: float = setting(
+        100.0,
+        help="nats of a chunk are divided by this before they are compared, above 0",
+        omit_default=True,
+    )
+    position_weights: Literal["equal", "confidence", "kept"] = setting(
+        "equal",
+        help="what a position's fusion loss weighs: 1, the probability of the fused"
+        " row's likeliest entry, or the mass that it keeps",
+        omit_default=True,
+    )
+    attend_across: bool = setting(
+        False,
+        help="let the documents of a packed row attend to those before them",
+        omit_default=True,
+    )
+    reference: Literal["fusellm", "fusechat"] | None = setting(
+        None,
+        help="minimize the objective of FuseLLM's or FuseChat's code, its rounding and"
+        " masks included; needs tail = renormalise",
+        omit_default=True,
+    )
+    kernels: bool = setting(
+        True,
+        help="use Triton's kernels on CUDA, where Triton is installed",
+        omit_default=True,
     )
 
     learning_rate: float = setting(1e-5, help="highest learning rate")
@@ -190,10 +251,11 @@ class TrainConfig:
         self._check_data()
         for name in ("clm_weight", "warmup_ratio", "max_bad_fraction"):
             _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", self)
-        for name in ("label_smoothing", "beta1", "beta2"):
+        for name in ("label_smoothing", "chunk_share", "beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", self)
-        for name in ("learning_rate", "epochs"):
+        for name in ("learning_rate", "epochs", *_TEMPERATURES):
             _require(getattr(self, name) > 0, name, "above 0", self)
+        self._check_objective()
         for name in ("batch_size", "accumulation", "save_steps", "logging_steps"):
             _require(getattr(self, name) >= 1, name, "at least 1", self)
         for name in ("readers", "read_ahead", "weight_decay", "seed"):
@@ -256,6 +318,32 @@ class TrainConfig:
                     f"{needs} must be given where eval_steps, patience, min_delta or"
                     " keep_best is, as they are about evaluations while it trains, got"
                     " none; pass --eval_data, a windows folder, and --eval_steps"
+                )
+
+    def _check_objective(self) -> None:
+        """Refuses parts of the objective that do not go together.
+
+        Raises:
+          ValueError: naming the setting, what it needs and what came.
+        """
+        bare = self.fusion_loss != "chunks"
+        _require(
+            bare or not self.chunk_share, "chunk_share", "0 for chunks alone", self
+        )
+        if self.tail == "bucket" and self.teacher_temperature != 1:
+            raise ValueError(
+                "teacher_temperature must be 1 where tail is bucket, got"
+                f" {self.teacher_temperature}: the mass that a fused row does not keep"
+                " cannot be tempered without the logits behind it; give"
+                " --tail=renormalise"
+            )
+        if self.reference is None:
+            return
+        for name, allowed in _REFERENCE.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(
+                    f"{name} must be {' or '.join(map(str, allowed))} where reference"
+                    f" is {self.reference}, as in the authors' code, got {value!r}"
                 )
 
 

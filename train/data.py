@@ -11,11 +11,12 @@ A batch holds packed rows, documents one behind another::
     loss_mask       1 1 1 1    0    1 1 1    0     position p predicts p + 1
 
 or, where that pads little, a document a row, which needs no mask and no positions.
+Asked for, there stand beside them what each position weighs, and its chunk.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +31,15 @@ from transforms.functional.ranks import RankTable
 _PADDED = 1.25
 """Area of unpacked segments against their tokens, up to which they are unpacked: a mask
 that keeps segments apart makes attention take the square of the whole row's length."""
-COLUMNS = ("input_ids", "segment_lengths", "loss_mask", "distribution", "weights")
+COLUMNS = (
+    *("input_ids", "segment_lengths", "loss_mask", "distribution", "weights"),
+    *("chunk_ends", "chunk_logprobs"),
+)
+
+Weighing = Literal["equal", "confidence", "kept", "fusellm", "fusechat"]
+"""What the fusion loss of a position weighs. Of those that count and have a row: all 1;
+the probability of the row's likeliest entry; the mass it keeps. As the authors' masks:
+1 wherever there is a token; 1 wherever the position counts, with a row or without."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,6 +52,8 @@ class Example:
       loss_mask: which positions count; never the last of a segment.
       rows: what fusion says of each position's next token.
       weights: share of each source in each segment's rows, in [0, 1].
+      chunk_ends: last token of each chunk, as in `FusedRow`.
+      chunk_logprobs: what its source gives each, nats; NaN where it says nothing.
       skipped: whether it stands for a row that cannot be read.
     """
 
@@ -51,6 +62,12 @@ class Example:
     loss_mask: Bool[np.ndarray, " t"]
     rows: Distributions
     weights: Float32[np.ndarray, "s w"]
+    chunk_ends: Int32[np.ndarray, " c"] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.int32)
+    )
+    chunk_logprobs: Float32[np.ndarray, " c"] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.float32)
+    )
     skipped: bool = False
 
 
@@ -95,6 +112,13 @@ def decode(row: Mapping[str, Any], table: RankTable) -> Example:
             f"weights must be of each source in each of the row's {len(lengths)}"
             f" segments, there are {len(row['weights'])} of them; run fuse again"
         )
+    ends, logprobs = row["chunk_ends"], row["chunk_logprobs"]
+    rising = (np.diff(ends, prepend=0, append=len(ids)) > 0).all()
+    if len(ends) != len(logprobs) or not rising:
+        raise SchemaError(
+            f"chunk_ends must rise within the row's {len(ids)} tokens, one for each of"
+            f" its {len(logprobs)} chunk_logprobs, got {len(ends)}; run fuse again"
+        )
     mask = mask.copy()
     mask[np.cumsum(lengths) - 1] = False  # there is no next token
     return Example(
@@ -103,6 +127,8 @@ def decode(row: Mapping[str, Any], table: RankTable) -> Example:
         loss_mask=mask,
         rows=codec.decode_rows(row["distribution"], ids, table),
         weights=row["weights"].reshape(len(lengths), -1),
+        chunk_ends=ends,
+        chunk_logprobs=logprobs,
     )
 
 
@@ -118,10 +144,17 @@ class Collator:
       keep_packed: False for a model in which segments of a row would see each other:
         they are always unpacked.
       vocabulary: how many ids the model has.
+      across: whether segments of a packed row see what stands before them, as in the
+        authors' blocks: rows stay packed, and positions run on.
+      weighing: what positions weigh; but for `equal` a batch has `weights`.
+      chunks: whether a batch has `chunk_of` and `chunk_logprobs`.
     """
 
     keep_packed: bool
     vocabulary: int
+    across: bool = False
+    weighing: Weighing = "equal"
+    chunks: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Collates rows.
@@ -142,18 +175,39 @@ class Collator:
             batch["top_ids"][row, :n, :width] = piece.rows.ids
             batch["probs"][row, :n, :width] = piece.rows.probs
             batch["tail"][row, :n] = piece.rows.tail
-        if all(len(piece.segment_lengths) == 1 for piece in pieces):
+        if self.weighing != "equal":
+            batch["weights"] = self._weigh(pieces, t)
+        if self.chunks:
+            batch |= _mark_chunks(pieces, t)
+        if self.across or all(len(piece.segment_lengths) == 1 for piece in pieces):
             del batch["position_ids"]  # nothing restarts: attention needs no mask
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {**tensors, **_sums(examples)}
+        return {**tensors, **_sums(examples, across=self.across)}
 
     def _pieces(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Returns the rows of a batch: the packed ones, or their segments."""
+        if self.across:
+            return examples
         lengths = np.concatenate([e.segment_lengths for e in examples])
         area = len(lengths) * int(lengths.max())
         if self.keep_packed and area > _PADDED * int(lengths.sum()):
             return examples
         return [piece for example in examples for piece in split(example)]
+
+    def _weigh(self, pieces: Sequence[Example], t: int) -> Float32[np.ndarray, "b t"]:
+        weights = np.zeros((len(pieces), t), np.float32)
+        for row, piece in enumerate(pieces):
+            if piece.skipped:
+                continue
+            n, rows, counted = len(piece.input_ids), piece.rows, piece.loss_mask
+            covered = counted & (rows.counts > 0)
+            weights[row, :n] = {
+                "confidence": covered * rows.probs.max(-1, initial=0.0),
+                "kept": covered * (1 - rows.tail),
+                "fusellm": np.ones(n),
+                "fusechat": counted,
+            }[self.weighing]
+        return weights
 
     def _check(self, piece: Example) -> None:
         top = max(piece.input_ids.max(), piece.rows.ids.max(initial=-1))
@@ -164,12 +218,13 @@ class Collator:
             )
 
 
-def _sums(examples: Sequence[Example]) -> dict[str, Tensor]:
+def _sums(examples: Sequence[Example], *, across: bool) -> dict[str, Tensor]:
     """Sums what the metrics of a step are made of, over a batch's segments.
 
     Returns:
       tokens: how many there are.
-      attended: sum of squared lengths: pairs of positions that full attention compares.
+      attended: sum of squared lengths: pairs of positions that full attention compares;
+        of whole rows where segments see each other.
       skipped: examples that stand for rows that cannot be read; they have no tokens.
       sources: (w,) positions that count and have a fused row, by the source that they
         are of, in shares.
@@ -180,6 +235,8 @@ def _sums(examples: Sequence[Example]) -> dict[str, Tensor]:
         starts = np.cumsum(example.segment_lengths) - example.segment_lengths
         sources += np.add.reduceat(covered, starts, dtype=np.float64) @ example.weights
     read = [e.segment_lengths for e in examples if not e.skipped]
+    if across:
+        read = [lengths.sum(keepdims=True) for lengths in read]
     lengths = np.concatenate([np.zeros(0, np.int64), *read]).astype(np.int64)
     return {
         "tokens": torch.tensor(int(lengths.sum())),
@@ -198,6 +255,29 @@ def _blank(b: int, t: int, k: int) -> dict[str, np.ndarray]:
         "probs": np.zeros((b, t, k), np.float32),
         "tail": np.zeros((b, t), np.float32),
     }
+
+
+def _mark_chunks(pieces: Sequence[Example], t: int) -> dict[str, np.ndarray]:
+    """Marks each position with the chunk that the token it predicts is of.
+
+    A chunk whose source says nothing, or that holds a token which does not count, is
+    none: its logprob is NaN, and no position is marked with it.
+    """
+    most = max(1, *(len(piece.chunk_ends) for piece in pieces))
+    of = np.full((len(pieces), t), -1, np.int64)
+    logprobs = np.full((len(pieces), most), np.nan, np.float32)
+    for row, piece in enumerate(pieces):
+        n, ends = len(piece.input_ids), piece.chunk_ends
+        chunk = np.searchsorted(ends, np.arange(1, n + 1))  # of token p + 1
+        inside = chunk < len(ends)
+        inside[np.cumsum(piece.segment_lengths) - 1] = False  # a segment's first token
+        wanted = np.bincount(chunk[inside], minlength=len(ends))
+        counted = np.bincount(chunk[inside & piece.loss_mask], minlength=len(ends))
+        whole = (wanted == counted) & (wanted > 0) & ~np.isnan(piece.chunk_logprobs)
+        inside[inside] = whole[chunk[inside]]
+        of[row, :n] = np.where(inside, chunk, -1)
+        logprobs[row, : len(ends)] = np.where(whole, piece.chunk_logprobs, np.nan)
+    return {"chunk_of": of, "chunk_logprobs": logprobs}
 
 
 def positions(
@@ -220,6 +300,7 @@ def split(example: Example) -> list[Example]:
     spans = zip(ends - example.segment_lengths, ends, strict=True)
     for segment, (start, stop) in enumerate(spans):
         part, rows = slice(start, stop), example.rows
+        first, last = np.searchsorted(example.chunk_ends, (start, stop))
         pieces.append(
             Example(
                 input_ids=example.input_ids[part],
@@ -232,6 +313,9 @@ def split(example: Example) -> list[Example]:
                     tail=rows.tail[part],
                 ),
                 weights=example.weights[segment : segment + 1],
+                skipped=example.skipped,
+                chunk_ends=example.chunk_ends[first:last] - np.int32(start),
+                chunk_logprobs=example.chunk_logprobs[first:last],
             )
         )
     return pieces

@@ -13,7 +13,7 @@ import transformers
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from train import checkpoints, evaluate, heldout, metrics, skipped
+from train import checkpoints, evaluate, heldout, metrics, rows, skipped
 from train import model as models
 from train.callbacks import StepEnds
 from train.config import TrainConfig
@@ -149,7 +149,7 @@ class FusionTrainer(transformers.Trainer):
         )
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, "sum")
-        _, _, tokens, attended, blank, *sources = sums.tolist()
+        _, _, _, _, tokens, attended, blank, *sources = sums.tolist()
         self._meter.add_counts(tokens, attended, sources)
         self.state.num_input_tokens_seen += int(tokens)
         skipped.count(
@@ -158,7 +158,7 @@ class FusionTrainer(transformers.Trainer):
             rows=self.args.max_steps * self._config.batch_size,
             most=self._config.max_bad_fraction,
         )
-        return batches, sums[:2].float()
+        return batches, sums[:4].float()
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         # Probabilities stay float32 where DeepSpeed would cast them to the model's.
@@ -176,25 +176,40 @@ class FusionTrainer(transformers.Trainer):
     ) -> Tensor:
         """Returns this micro-batch's share of the step's loss."""
         assert num_items_in_batch is not None, "get_batch_samples counts"
-        clm_count, fusion_count = num_items_in_batch
+        clm_count, fusion_count, chunk_count = self._means(inputs, num_items_in_batch)
         self._share = self._clm_weight()
         losses = model(
             **inputs,
             clm_weight=self._share,
             clm_count=clm_count,
             fusion_count=fusion_count,
+            chunk_count=chunk_count,
         )
         share = num_items_in_batch / self.current_gradient_accumulation_steps
         self._meter.add_losses(losses, share, processes=self.args.world_size)
         # Gradients are averaged over processes, and this is a part of a sum.
         return losses["loss"] * self.args.world_size
 
+    def _means(self, inputs: dict[str, Tensor], counts: Tensor) -> Tensor:
+        """Returns what the means of a micro-batch's losses are over.
+
+        The whole step, of which the micro-batch is a part. The authors' code averages
+        over each micro-batch, and then over these.
+        """
+        if self._config.reference is None:
+            return counts[:3]
+        parts = self.current_gradient_accumulation_steps * self.args.world_size
+        return rows.count(inputs) * parts
+
     def _clm_weight(self) -> float:
         """Returns the CLM share; `linear` is FuseLLM's hard_and_decay."""
-        share = self._config.clm_weight
-        if self._config.clm_schedule == "constant":
+        share, schedule = self._config.clm_weight, self._config.clm_schedule
+        done = self.state.global_step / self.args.max_steps
+        if schedule == "constant":
             return share
-        return share + (1 - share) * self.state.global_step / self.args.max_steps
+        if schedule == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return share + (1 - share) * done
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Writes one line of metrics and reports it.

@@ -25,13 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.loss import Rows
+from train import rows as counting
+from train.rows import Rows
 
 Line = dict[str, float | int]
 """One line of metrics.jsonl."""
 
 _PARTS = tuple(
-    f"{name}_sum" for name in ("clm", "fusion", "agree", "kept", "mass", "tail", "gold")
+    f"{name}_sum"
+    for name in ("clm", "fusion", "chunk", "agree", "kept", "mass", "tail", "gold")
 )
 """What a micro-batch says of itself: sums over its positions."""
 
@@ -128,15 +130,15 @@ def counts_of(batch: dict[str, Tensor]) -> Tensor:
     """Takes out of a batch what `data.Collator` tells of it.
 
     Returns:
-      Positions that count, those of them with a fused row, tokens, sum of squared
-      lengths of segments, rows that could not be read, and positions with a fused row
-      by source.
+      What `rows.count` counts; positions that count and have a fused row; tokens; sum
+      of squared lengths of segments; rows that could not be read; and positions with a
+      fused row by source.
     """
-    counted = batch["loss_mask"]
-    covered = counted & (batch["top_ids"] >= 0).any(-1)
+    covered = batch["loss_mask"] & (batch["top_ids"] >= 0).any(-1)
     told = (batch.pop(name) for name in ("tokens", "attended", "skipped"))
-    parts = (counted.sum(), covered.sum(), *told)
-    return torch.cat([torch.stack(parts).double(), batch.pop("sources")])
+    parts = torch.stack([covered.sum(), *told])
+    counts = counting.count(batch)
+    return torch.cat([counts.double(), parts.double(), batch.pop("sources")])
 
 
 class Meter:
@@ -164,7 +166,7 @@ class Meter:
 
     def start(self) -> None:
         """Forgets all before this moment."""
-        self._parts = torch.zeros(len(_PARTS) + 2, dtype=torch.float64)
+        self._parts = torch.zeros(len(_PARTS) + 4, dtype=torch.float64)
         self._tokens = self._attended = 0.0
         self._sources = [0.0] * len(self._names)
         self._then = self._clock()
@@ -203,8 +205,8 @@ class Meter:
 
         Args:
           losses: what the model returned.
-          counts: positions that count, and those with a fused row: this micro-batch's
-            share of those of all processes.
+          counts: what `rows.count` counts, and positions with a fused row: this
+            micro-batch's share of those of all processes.
           processes: how many processes there are.
         """
         parts = torch.stack([losses[name].double() for name in _PARTS])
@@ -218,7 +220,7 @@ class Meter:
         Args:
           mean: averages a tensor over processes.
         """
-        *sums, counted, covered = mean(self._parts).tolist()
+        *sums, counted, heard, chunks, covered = mean(self._parts).tolist()
         by_name = dict(zip(_PARTS, sums, strict=True))
         seconds = max(self._clock() - self._then, 1e-9)
         flops = self._work(self._tokens, self._attended) / seconds
@@ -228,7 +230,7 @@ class Meter:
             "train/flops_per_s": round(flops),
             "train/mfu": round(flops / self._peak, 4),
             "train/clm_nats": by_name["clm_sum"] / max(counted, 1.0),
-            "train/fusion_nats": by_name["fusion_sum"] / over,
+            "train/fusion_nats": by_name["fusion_sum"] / (heard or 1.0),
             "train/coverage": covered / max(counted, 1.0),
             "train/agreement": by_name["agree_sum"] / over,
             "train/fused_accuracy": by_name["gold_sum"] / over,
@@ -236,6 +238,8 @@ class Meter:
             "train/tail_mass": by_name["tail_sum"] / over,
             "train/target_kept_mass": by_name["kept_sum"] / over,
         }
+        if chunks:
+            line["train/chunk_nats"] = by_name["chunk_sum"] / chunks
         for name, share in zip(self._names, self._sources, strict=True):
             line[f"train/source/{name}"] = share / over
         self.start()

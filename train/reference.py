@@ -8,11 +8,11 @@
 
 where q is the target's softmax, and p the teacher's over the entries that were kept,
 renormalized, everything of it in bfloat16. Plain and dense: [positions, vocabulary] is
-held whole, several times. `fusebeam train` minimizes `loss` instead, which with
---tail=renormalise differs in three things: its rows went through the codec and are in
-float32, not bfloat16; the position behind a text's last token never counts, while
-FuseLLM's mask, which is not shifted, counts it; and both means are over the whole
-optimizer step, the authors' over each micro-batch.
+held whole, several times. `fusebeam train --reference` minimizes the same in chunks, of
+rows that went through the codec. Without it, --tail=renormalise differs in three
+things: its rows are not rounded to bfloat16; the position behind a text's last token
+never counts, while FuseLLM's mask, which is not shifted, counts it; and both means are
+over the whole optimizer step, the authors' over each micro-batch.
 
 References:
   Wan et al., "Knowledge Fusion of Large Language Models", 2024, equations 3 to 5; Wan
@@ -23,17 +23,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import BFloat16
-from torch import Tensor
 from torch.nn import functional as F
 
-from train.tensors import Counted, Logits, Scalar, Targets
+from train.tensors import Counted, Logits, Scalar, Targets, Teacher
 
 IGNORED = -100
 """Label of a token that does not count."""
-
-Teacher = BFloat16[Tensor, "n v"]
-"""A distribution a position, over the whole vocabulary."""
 
 
 def teacher_rows(

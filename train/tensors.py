@@ -1,11 +1,26 @@
 """Names of the tensors that travel inside the trainer and the merger.
 
 Axes: b rows of a batch, t positions of a row, n positions of a batch that count, k kept
-entries, v vocabulary, d hidden size. Shapes are checked under pytest only.
+entries, v vocabulary, d hidden size, m chunks of a batch. Shapes are checked under
+pytest only; where jaxtyping is not installed, the names stand for plain tensors.
 """
 
-from jaxtyping import Bool, Float, Float64, Int
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor
+
+if TYPE_CHECKING or importlib.util.find_spec("jaxtyping"):
+    from jaxtyping import BFloat16, Bool, Float, Float64, Int
+else:
+
+    class _Unchecked:
+        """Takes a type and its axes, and forgets the axes."""
+
+        def __class_getitem__(cls, item: tuple[type, str]) -> Any:
+            return item[0]
+
+    BFloat16 = Bool = Float = Float64 = Int = _Unchecked
 
 Scalar = Float[Tensor, ""]
 """One number."""
@@ -24,6 +39,12 @@ ProbRows = Float[Tensor, "b t k"]
 
 TailRows = Float[Tensor, "b t"]
 """1 - sum of the kept probabilities, in [0, 1]."""
+
+ChunkRows = Int[Tensor, "b t"]
+"""Which of its row's chunks the token that a position predicts is of; -1: of none."""
+
+ChunkLogprobRows = Float[Tensor, "b c"]
+"""What the source gives each chunk, nats; NaN where it does not count."""
 
 Hidden = Float[Tensor, "n d"]
 """Last hidden states, what the output head is applied to."""
@@ -54,6 +75,24 @@ Kept = Bool[Tensor, "n k"]
 
 Tail = Float[Tensor, " n"]
 """Probability of all that is not kept."""
+
+Factors = Float[Tensor, " n"]
+"""One number a position: what it weighs, or what its logits' exponentials take."""
+
+Nats = Float[Tensor, " n"]
+"""One loss or log-probability a position."""
+
+KeptNumbers = Float[Tensor, "n k"]
+"""One number a kept entry."""
+
+ChunkOf = Int[Tensor, " n"]
+"""Which chunk the token that a position predicts is of, rising; -1: of none."""
+
+ChunkLogprobs = Float[Tensor, " m"]
+"""What the source gives each chunk, nats; NaN where it does not count."""
+
+Teacher = BFloat16[Tensor, "n v"]
+"""A distribution a position, over the whole vocabulary, rounded as the authors do."""
 
 Weight = Float[Tensor, "*shape"]
 """One parameter of a model, of any shape; all that meet in one merge have the same."""

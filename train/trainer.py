@@ -40,9 +40,9 @@ from train.config import TrainConfig
 from train.data import Collator
 from train.heldout import HeldOut
 from train.loop import FusionTrainer, Report
-from train.loss import Objective
 from train.metrics import Line
 from train.mixture import Mixture
+from train.objective import Objective
 from train.shards import FusedFolder
 from transforms import allocator, causal, scorer, tokenizer
 from transforms.scorer import ScorerSettings
@@ -297,9 +297,15 @@ def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
     resume = checkpoints.latest(work)
     target = models.load(resume or run.source)
     traits = models.probe(target)
-    models.give_objective(target, traits, _objective(config))
-    width = target.get_input_embeddings().weight.shape[0]
-    collate = Collator(keep_packed=traits.keeps_segments, vocabulary=width)
+    objective = _objective(config)
+    models.give_objective(target, traits, objective, kernels=config.kernels)
+    collate = Collator(
+        keep_packed=traits.keeps_segments,
+        vocabulary=models.vocabulary(target),
+        across=config.attend_across,
+        weighing=config.reference or config.position_weights,
+        chunks=objective.matches_chunks,
+    )
     trainer = FusionTrainer(
         config,
         target,
@@ -345,6 +351,11 @@ def _objective(config: TrainConfig) -> Objective:
         fusion_loss=config.fusion_loss,
         tail=config.tail,
         label_smoothing=config.label_smoothing,
+        teacher_temperature=config.teacher_temperature,
+        target_temperature=config.target_temperature,
+        chunk_share=config.chunk_share,
+        chunk_temperature=config.chunk_temperature,
+        authors=config.reference is not None,
     )
 
 

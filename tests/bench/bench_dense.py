@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.bench import bench_train, rows
-from train import loss, reference
+from tests.bench import bench_train
+from tests.bench import rows as results
+from train import loss, reference, rows
 from train.data import Collator, Example
 from train.loss import Objective
 from transforms import allocator
@@ -83,7 +84,7 @@ def head() -> tuple[Tensor, Tensor]:
 def sparse_step(batch: dict[str, Tensor], states: Tensor, weight: Tensor) -> None:
     """Takes head, loss and gradients in chunks."""
     names = ("input_ids", "loss_mask", "top_ids", "probs", "tail")
-    chosen = loss.select_rows(**{name: batch[name] for name in names})
+    chosen = rows.select_rows(**{name: batch[name] for name in names})
     count = torch.tensor(float(len(chosen.places)))
     found = loss.head_loss(
         states[chosen.places],
@@ -158,7 +159,7 @@ def run() -> list[dict[str, Any]]:
         "host_bytes": ("host memory of a row, loss and gradients in it", "bytes"),
     }
     return [
-        rows.ratio_at_most(
+        results.ratio_at_most(
             1.0,
             f"sparse fusion, {said}",
             found["sparse"][name],

@@ -21,8 +21,8 @@ import transformers
 
 from tests.bench import rows
 from train import model as models
-from train.loss import Objective
 from train.model import Traits
+from train.objective import Objective
 from transforms import allocator
 
 ROWS, TOKENS, SEGMENTS = 4, 512, 4

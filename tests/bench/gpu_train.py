@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.bench import gpu
-from train import loss
+from train import loss, rows
 from train import model as models
 from train.loss import Objective
 
@@ -257,12 +257,14 @@ def measure_kernel(size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     batch = batch_of(shape)
     batch["loss_mask"][:] = True
     wanted = batch["input_ids"].roll(-1, 1).flatten()
-    rows = loss.select_rows(**batch)
+    selected = rows.select_rows(**batch)
     count = torch.tensor(float(positions), device=on)
 
     def fused() -> Tensor:
-        counts = {"clm_count": count, "fusion_count": count}
-        return loss.head_loss(hidden, head, None, rows, OBJECTIVE, **counts).loss
+        found = loss.head_loss(
+            hidden, head, None, selected, OBJECTIVE, clm_count=count, fusion_count=count
+        )
+        return found.loss
 
     def plain() -> Tensor:
         return F.cross_entropy((hidden @ head.T).float(), wanted)

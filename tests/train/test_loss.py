@@ -1,91 +1,24 @@
+import dataclasses
+from typing import Any
+
 import hypothesis
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from train import loss
-from train.loss import Objective, Rows
+from tests.train import dense
+from tests.train.dense import Case
+from train import gradient, likelihoods, loss
+from train import rows as batches
+from train.gradient import Task
+from train.objective import Objective
+from train.rows import Chunks, Rows
 
 
 def one(number: float) -> Tensor:
     return torch.tensor(float(number), dtype=torch.float64)
-
-
-def dense_loss(
-    logits: Tensor, batch: dict[str, Tensor], objective: Objective
-) -> tuple[Tensor, Tensor]:
-    """The two sums, written out position by position over the whole vocabulary."""
-    clm = fusion = torch.zeros((), dtype=logits.dtype)
-    smooth = objective.label_smoothing
-    for row, position in batch["loss_mask"].nonzero().tolist():
-        q = torch.softmax(logits[row, position], -1)
-        gold = batch["input_ids"][row, position + 1]
-        clm = clm - (1 - smooth) * q[gold].log() - smooth * q.log().mean()
-        ids = batch["top_ids"][row, position]
-        if (ids < 0).all():
-            continue
-        p = torch.zeros_like(q)
-        for i, mass in zip(ids, batch["probs"][row, position], strict=True):
-            if i >= 0:
-                p[i] += mass
-        kept = torch.zeros_like(q, dtype=torch.bool)
-        kept[ids[ids >= 0]] = True
-        tail = batch["tail"][row, position]
-        if objective.tail == "renormalise":
-            p, tail = p / p.sum(), torch.zeros_like(tail)
-        rest = q[~kept].sum().clamp_min(1e-30)
-        fusion = fusion - (p * q.log()).sum() - tail * rest.log()
-        if objective.fusion_loss == "kl":
-            fusion = fusion + torch.xlogy(p, p).sum() + torch.xlogy(tail, tail)
-    return clm, fusion
-
-
-def batch_of(
-    rng: np.random.Generator, b: int, t: int, v: int, k: int, *, distinct: bool
-) -> dict[str, Tensor]:
-    """Packed rows; duplicates, empty fused rows, tails of 0, k = v among them."""
-    ids = rng.integers(0, v, (b, t, k))
-    if distinct:
-        ids = np.argsort(rng.random((b, t, v)), -1)[..., :k]
-    counts = rng.integers(0, k + 1, (b, t))
-    ids[np.arange(k) >= counts[..., None]] = -1
-    mass = rng.random((b, t, k + 1)) ** 3
-    mass[..., :k] *= ids >= 0
-    mass[..., k] *= rng.random((b, t)) < 0.7
-    mass[..., k] += mass.sum(-1) == 0
-    mass /= mass.sum(-1, keepdims=True)
-    every_id = (np.sort(ids, -1) == np.arange(v)).all(-1) if k == v else False
-    mask = rng.random((b, t)) < 0.8
-    mask[:, -1] = False
-    tail = np.where(every_id, 0, mass[..., k])
-    return {
-        "input_ids": torch.from_numpy(rng.integers(0, v, (b, t))),
-        "loss_mask": torch.from_numpy(mask),
-        "top_ids": torch.from_numpy(ids),
-        "probs": torch.from_numpy(mass[..., :k].copy()),
-        "tail": torch.from_numpy(tail),
-    }
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> tuple[dict[str, Tensor], int]:
-    b, t = draw(st.integers(1, 3)), draw(st.integers(2, 6))
-    v = draw(st.integers(2, 9))
-    k = draw(st.integers(1, v))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return batch_of(rng, b, t, v, k, distinct=draw(st.booleans())), v
-
-
-objectives = st.builds(
-    Objective,
-    clm_weight=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
-    fusion_loss=st.sampled_from(["ce", "kl"]),
-    tail=st.sampled_from(["bucket", "renormalise"]),
-    label_smoothing=st.sampled_from([0.0, 0.1]),
-)
 
 
 def counts(rows: Rows) -> dict[str, Tensor]:
@@ -95,41 +28,23 @@ def counts(rows: Rows) -> dict[str, Tensor]:
     }
 
 
-def head_of(batch: dict[str, Tensor], v: int) -> tuple[Tensor, Tensor, Tensor]:
-    b, t = batch["input_ids"].shape
-    make = torch.Generator().manual_seed(b * 100 + t)
-    shapes = [(b, t, 4), (v, 4), (v,)]
-    return tuple(
-        torch.randn(shape, generator=make, dtype=torch.float64).requires_grad_()
-        for shape in shapes
-    )  # type: ignore[return-value]
+devices = pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 
 
-def dense_mean_and_gradients(
-    batch: dict[str, Tensor], objective: Objective, head: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-    """L, its two sums, and the gradients at hidden states, weight and bias."""
-    hidden, weight, bias = head
-    clm, fusion = dense_loss(hidden @ weight.T + bias, batch, objective)
-    rows, share = loss.select_rows(**batch), objective.clm_weight
-    n, m = max(1, len(rows.targets)), max(1, int(rows.fused.sum()))
-    whole = share * clm / n + (1 - share) * fusion / m
-    gradients = torch.autograd.grad(
-        whole + 0 * (hidden.sum() + weight.sum() + bias.sum()), head
-    )
-    return whole, clm, fusion, gradients
-
-
-@hypothesis.given(batches(), objectives)
-@hypothesis.settings(deadline=None, max_examples=150)
+@devices
+@hypothesis.given(dense.cases(), dense.objectives())
+@hypothesis.settings(deadline=None)
 def test_loss_and_gradients_equal_the_dense_ones(
-    drawn: tuple[dict[str, Tensor], int], objective: Objective
+    device: str, case: Case, objective: Objective
 ) -> None:
-    batch, v = drawn
-    rows, head = loss.select_rows(**batch), head_of(batch, v)
-    compare_with_dense(batch, rows, head, objective)
+    if case.dead:  # smoothing would ask for what cannot be
+        objective = dataclasses.replace(objective, label_smoothing=0.0)
+    compare_with_dense(case, objective, device)
 
 
+@devices
 @pytest.mark.parametrize(
     "objective",
     [
@@ -137,40 +52,114 @@ def test_loss_and_gradients_equal_the_dense_ones(
         Objective(clm_weight=0.3, fusion_loss="kl", label_smoothing=0.1),
         Objective(clm_weight=0.0, tail="renormalise"),
         Objective(clm_weight=1.0),
+        Objective(clm_weight=0.3, chunk_share=0.5),
+        Objective(fusion_loss="chunks", chunk_temperature=1.0),
     ],
-    ids=["mixed", "kl", "renormalised", "clm"],
+    ids=["mixed", "kl", "renormalised", "clm", "rows and chunks", "chunks"],
 )
 def test_gradients_of_several_chunks_equal_the_dense_ones(
-    objective: Objective, monkeypatch: pytest.MonkeyPatch
+    device: str, objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = batch_of(np.random.default_rng(5), 3, 150, 11, 4, distinct=True)
-    rows, head = loss.select_rows(**batch), head_of(batch, 11)
-    monkeypatch.setitem(loss._CHUNK_ELEMENTS, "cpu", 1)
-    chunks = loss._chunks(len(rows.targets), 11, torch.device("cpu"))
-    assert len(chunks) == 3
-    assert len(rows.targets) % 128  # the last is shorter
-    compare_with_dense(batch, rows, head, objective)
+    rng = np.random.default_rng(5)
+    batch = dense.batch_of(rng, 3, 150, 11, 4, distinct=True)
+    batch |= dense.chunks_of(rng, batch["loss_mask"])
+    case = Case(batch=batch, vocabulary=11)
+    monkeypatch.setitem(gradient._CHUNK_ELEMENTS, device, 1)
+    found = parts_of(batches.select_rows(**batch), objective)
+    assert len(found) == 3
+    assert found[-1].stop % 128  # the last is shorter
+    compare_with_dense(case, objective, device)
 
 
-def compare_with_dense(
-    batch: dict[str, Tensor],
-    rows: Rows,
-    head: tuple[Tensor, Tensor, Tensor],
-    objective: Objective,
+@devices
+@pytest.mark.parametrize(
+    ("kind", "cap"),
+    [
+        *(("ce", None), ("kl", None), ("reverse_kl", None), ("jsd", None)),
+        *(("tv", None), ("chunks", None), ("ce", 2.0), ("jsd", 2.0)),
+    ],
+)
+def test_each_loss_of_a_small_batch_equals_the_dense_one(
+    device: str, kind: Any, cap: float | None
 ) -> None:
-    hidden, weight, bias = head
-    wanted, clm, fusion, gradients = dense_mean_and_gradients(batch, objective, head)
-    states = hidden.flatten(0, 1)[rows.places]
-    through = loss.head_loss(states, weight, bias, rows, objective, **counts(rows))
-    logits = states @ weight.T + bias
-    direct = loss.logits_loss(logits, rows, objective, **counts(rows))
-    for found in (through, direct):
-        assert torch.allclose(found.loss, wanted, atol=1e-10)
-        assert torch.allclose(found.clm_sum, clm, atol=1e-10)
-        assert torch.allclose(found.fusion_sum, fusion, atol=1e-10)
-        got = torch.autograd.grad(found.loss, head, retain_graph=True)
+    rng = np.random.default_rng(2)
+    batch = dense.batch_of(rng, 1, 6, 7, 3, distinct=False)
+    batch["loss_mask"][:, :-1] = True
+    batch |= dense.chunks_of(rng, batch["loss_mask"])
+    share = 0.0 if kind == "chunks" else 0.3
+    objective = Objective(clm_weight=0.3, fusion_loss=kind, chunk_share=share)
+    dead = 0 if cap else 2
+    case = Case(batch=batch, vocabulary=7 + dead, dead=dead, scale=0.75, cap=cap)
+    compare_with_dense(case, objective, device)
+
+
+@devices
+def test_a_small_batch_of_bfloat16_logits_has_the_float32_gradient_rounded(
+    device: str,
+) -> None:
+    make = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, 300, generator=make).to(device, torch.bfloat16)
+    teacher = torch.randn(6, 300, generator=make)
+    rows = rows_of(teacher.to(device), 5, torch.arange(6, device=device) * 7)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = logits.to(dtype).requires_grad_()
+        part = loss.logits_loss(leaf, rows, Objective(), **counts(rows))
+        found.append((part.loss, torch.autograd.grad(part.loss, leaf)[0]))
+    (wide, wide_gradient), (narrow, narrow_gradient) = found
+    assert torch.allclose(wide, narrow, rtol=1e-6)
+    assert torch.allclose(wide_gradient.to(torch.bfloat16), narrow_gradient, rtol=1e-2)
+
+
+def parts_of(rows: Rows, objective: Objective) -> list[slice]:
+    task = Task(rows=rows, objective=objective, scales=(one(1), one(1), one(1)))
+    return gradient.parts(task, 11, torch.device("cpu"))
+
+
+def test_no_chunk_of_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gradient._CHUNK_ELEMENTS, "cpu", 1)
+    rng = np.random.default_rng(5)
+    batch = dense.batch_of(rng, 2, 700, 11, 4, distinct=True)
+    batch["loss_mask"][:, :-1] = True
+    batch |= dense.chunks_of(rng, batch["loss_mask"], longest=200)
+    rows = batches.select_rows(**batch)
+    assert rows.chunks is not None
+    found = parts_of(rows, Objective(fusion_loss="chunks"))
+    edges = [part.stop for part in found]
+    assert edges == [*(part.start for part in found[1:]), len(rows.targets)]
+    for stop in edges[:-1]:
+        before, behind = rows.chunks.of[stop - 1], rows.chunks.of[stop]
+        assert behind < 0 or before != behind
+
+
+def compare_with_dense(case: Case, objective: Objective, device: str) -> None:
+    head = dense.head_of(case)
+    wanted, sums, gradients = dense.mean_and_gradients(case, objective, head)
+    batch = {name: value.to(device) for name, value in case.batch.items()}
+    rows = batches.select_rows(**batch)
+    names = ("clm_count", "fusion_count", "chunk_count")
+    means: Any = dict(zip(names, batches.count(batch).double(), strict=True))
+    shape: Any = {"scale": case.scale, "cap": case.cap}
+    leaves = [leaf.detach().to(device).requires_grad_() for leaf in head]
+    states = leaves[0].flatten(0, 1)[rows.places]
+    weight, bias = leaves[1], leaves[2]
+    module = torch.nn.Linear(4, case.vocabulary, dtype=torch.float64, device=device)
+    module.weight.data, module.bias.data = weight.data, bias.data
+    logits = dense.warped(states @ weight.T + bias, case)
+    found = [
+        loss.head_loss(states, weight, bias, rows, objective, **means, **shape),
+        loss.module_loss(states, module, rows, objective, **means, **shape),
+        loss.logits_loss(logits, rows, objective, **means),
+    ]
+    targets = [leaves, [leaves[0], module.weight, module.bias], leaves]
+    for one_found, by in zip(found, targets, strict=True):
+        assert torch.allclose(one_found.loss.cpu(), wanted, atol=1e-10)
+        ours = (one_found.clm_sum, one_found.fusion_sum, one_found.chunk_sum)
+        for one_sum, one_wanted in zip(ours, sums, strict=True):
+            assert torch.allclose(one_sum.cpu(), one_wanted, atol=1e-10)
+        got = torch.autograd.grad(one_found.loss, by, retain_graph=True)
         for one_got, one_wanted in zip(got, gradients, strict=True):
-            assert torch.allclose(one_got, one_wanted, atol=1e-10)
+            assert torch.allclose(one_got.cpu(), one_wanted, atol=1e-10)
 
 
 def test_size_of_chunks_changes_nothing_but_rounding(
@@ -182,7 +171,7 @@ def test_size_of_chunks_changes_nothing_but_rounding(
     rows = rows_of(torch.randn(300, 50, generator=make), 5, torch.zeros(300).long())
     losses = []
     for elements in (1, 1 << 30):
-        monkeypatch.setitem(loss._CHUNK_ELEMENTS, "cpu", elements)
+        monkeypatch.setitem(gradient._CHUNK_ELEMENTS, "cpu", elements)
         losses.append(
             loss.head_loss(hidden, weight, None, rows, Objective(), **counts(rows)).loss
         )
@@ -193,7 +182,7 @@ def test_size_of_chunks_changes_nothing_but_rounding(
 def test_loss_under_autocast_is_the_float32_one_within_bfloat16s_rounding(
     states: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(loss._CHUNK_ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(gradient._CHUNK_ELEMENTS, "cpu", 1)
     make = torch.Generator().manual_seed(3)
     head = [
         torch.randn(shape, generator=make) for shape in [(300, 64), (50, 64), (50,)]
@@ -222,9 +211,9 @@ def rows_of(logits: Tensor, k: int, targets: Tensor) -> Rows:
     probs, ids = q.topk(k, dim=-1)
     tail = (1 - probs.sum(-1)).clamp_min(0)
     n = len(targets)
-    return loss.select_rows(
+    return batches.select_rows(
         torch.cat([targets[:1], targets])[None],
-        torch.arange(n + 1)[None] < n,
+        torch.arange(n + 1, device=targets.device)[None] < n,
         F.pad(ids, (0, 0, 0, 1))[None],
         F.pad(probs, (0, 0, 0, 1))[None],
         F.pad(tail, (0, 1))[None],
@@ -275,7 +264,7 @@ def test_gradient_is_finite_where_the_student_leaves_no_tail() -> None:
 
 def test_batch_without_counted_positions_costs_nothing() -> None:
     logits = torch.zeros(0, 5, requires_grad=True)
-    rows = loss.select_rows(
+    rows = batches.select_rows(
         torch.zeros(1, 3).long(),
         torch.zeros(1, 3).bool(),
         torch.zeros(1, 3, 2).long(),
@@ -295,3 +284,87 @@ def test_loss_is_differentiated_once() -> None:
     found.loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once"):
         found.loss.backward()
+
+
+@pytest.mark.parametrize("kind", ["kl", "reverse_kl", "jsd", "tv"])
+def test_no_divergence_is_left_where_the_target_says_what_the_row_says(
+    kind: Any,
+) -> None:
+    logits = torch.randn(20, 30, dtype=torch.float64, requires_grad=True)
+    rows = rows_of(logits.detach(), 4, torch.arange(20))
+    objective = Objective(clm_weight=0.0, fusion_loss=kind)
+    found = loss.logits_loss(logits, rows, objective, **counts(rows))
+    (gradient,) = torch.autograd.grad(found.loss, logits)
+    assert abs(found.loss.item()) < 1e-12
+    least = 1e-12 if kind != "tv" else 1.0  # |x| has no derivative at 0
+    assert gradient.abs().max() < least
+
+
+def test_a_frozen_head_costs_no_gradient_and_changes_no_other() -> None:
+    make = torch.Generator().manual_seed(3)
+    hidden, weight = (
+        torch.randn(9, 4, generator=make),
+        torch.randn(7, 4, generator=make),
+    )
+    rows = rows_of(torch.randn(9, 7, generator=make), 2, torch.arange(9) % 7)
+    found = []
+    for trained in (True, False):
+        states = hidden.clone().requires_grad_()
+        head = weight.clone().requires_grad_(trained)
+        part = loss.head_loss(states, head, None, rows, Objective(), **counts(rows))
+        part.loss.backward()
+        assert (head.grad is not None) == trained
+        found.append(states.grad)
+    assert torch.equal(*found)
+
+
+def test_a_head_with_a_frozen_weight_and_a_low_rank_part_trains_that_part() -> None:
+    class LowRank(torch.nn.Module):
+        """A linear layer with LoRA, as peft has it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 7, bias=False).requires_grad_(False)
+            self.down = torch.nn.Linear(4, 2, bias=False)
+            self.up = torch.nn.Linear(2, 7, bias=False)
+
+        def forward(self, states: Tensor) -> Tensor:
+            return self.inner(states) + 2 * self.up(self.down(states))
+
+    torch.manual_seed(0)
+    head, hidden = LowRank().double(), torch.randn(9, 4, dtype=torch.float64)
+    rows = rows_of(torch.randn(9, 7).double(), 2, torch.arange(9) % 7)
+    found = []
+    for whole in (False, True):
+        states = hidden.clone().requires_grad_()
+        leaves = [states, head.down.weight, head.up.weight]
+        if whole:
+            part = loss.logits_loss(head(states), rows, Objective(), **counts(rows))
+        else:
+            part = loss.module_loss(states, head, rows, Objective(), **counts(rows))
+        found.append((part.loss, *torch.autograd.grad(part.loss, leaves)))
+    for one_found, one_wanted in zip(*found, strict=True):
+        assert torch.allclose(one_found, one_wanted, atol=1e-12)
+
+
+def test_a_bucket_cannot_be_tempered() -> None:
+    rows = rows_of(torch.zeros(3, 5), 2, torch.zeros(3).long())
+    with pytest.raises(ValueError, match="take --tail=renormalise"):
+        batches.temper(rows, "bucket", 2.0)
+
+
+def test_chunks_that_nobody_counted_are_refused() -> None:
+    rows = rows_of(torch.zeros(3, 5), 2, torch.zeros(3).long())
+    objective = Objective(fusion_loss="chunks")
+    with pytest.raises(ValueError, match="chunk_count must be given"):
+        loss.logits_loss(torch.zeros(3, 5), rows, objective, **counts(rows))
+
+
+def test_as_tau_grows_chunks_differ_by_the_divergence_of_their_costs() -> None:
+    ours, theirs = torch.tensor([-3.0, -2.0, -0.5]).double(), torch.tensor([-2.0, -0.1])
+    found, slopes = likelihoods.match_chunks(
+        ours, torch.tensor([0, 0, 1]), Chunks(of=torch.arange(3), logprobs=theirs), 1e6
+    )
+    s, t = torch.tensor([5.0, 0.5]).double(), -theirs.double()
+    assert torch.allclose(found, (t * (t / s).log() - t + s).sum(), rtol=1e-4)
+    assert torch.allclose(slopes, ((t - s) / s)[[0, 0, 1]], rtol=1e-4)

@@ -17,6 +17,7 @@ from train.config import TrainConfig
 from train.data import Collator, Example
 from train.loss import Objective
 from train.metrics import Meter, Work
+from train.rows import select_rows
 from transforms.functional.codec import Distributions
 
 VOCABULARY = 7
@@ -27,7 +28,7 @@ def rows() -> loss.Rows:
     """Four positions of one row; the third has no fused row."""
     ids = torch.tensor([[[3, 5], [2, 4], [-1, -1], [6, 1], [-1, -1]]])
     probs = torch.tensor([[[0.6, 0.2], [0.3, 0.5], [0, 0], [0.7, 0.3], [0, 0]]])
-    return loss.select_rows(
+    return select_rows(
         torch.tensor([[0, 3, 2, 1, 6]]),
         torch.tensor([[True, True, True, True, False]]),
         ids,
@@ -91,11 +92,12 @@ def test_a_line_holds_the_means_of_all_steps_since_the_last() -> None:
     meter = Meter(
         ["a", "b"], Work(of_token=100, of_pair=2), 1000.0, clock=lambda: now[0]
     )
-    names = ("clm", "fusion", "agree", "kept", "mass", "tail", "gold")
+    names = ("clm", "fusion", "agree", "kept", "mass", "tail", "gold", "chunk")
     for step in (1.0, 3.0):
         meter.add_counts(10.0, 50.0, [3.0, 1.0])
         sums = {f"{n}_sum": torch.tensor(step * i) for i, n in enumerate(names, 1)}
-        meter.add_losses(sums, torch.tensor([8.0, 4.0]), processes=1)
+        # Positions that count, what those with a row weigh, chunks, covered positions.
+        meter.add_losses(sums, torch.tensor([8.0, 2.0, 5.0, 4.0]), processes=1)
     now[0] = 6.0
     with meter.paused():
         now[0] = 10.0
@@ -104,7 +106,8 @@ def test_a_line_holds_the_means_of_all_steps_since_the_last() -> None:
         "train/flops_per_s": round((2000 + 200) / 6),
         "train/mfu": round(2200 / 6 / 1000, 4),
         "train/clm_nats": 4 / 16,
-        "train/fusion_nats": 8 / 8,
+        "train/fusion_nats": 8 / 4,
+        "train/chunk_nats": 32 / 10,
         "train/coverage": 0.5,
         "train/agreement": 12 / 8,
         "train/kept_mass": 20 / 8,

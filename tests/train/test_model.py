@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.train import shards
 from train import data
 from train import model as models
 from train.data import Collator, Example
-from train.loss import Objective
 from train.model import Traits
+from train.objective import Objective
 
 SIZE = 50
 SHAPE = {
@@ -72,7 +72,26 @@ def bloom() -> Any:  # it takes no positions
     return transformers.BloomForCausalLM(config)
 
 
-MODELS = [llama, neox, qwen2, gemma3, gemma2, granite, phi, bloom]
+class LowRank(nn.Module):
+    """A head with LoRA beside its weight, as peft has it."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+        self.down = nn.Linear(inner.in_features, 2, bias=False)
+        self.up = nn.Linear(2, inner.out_features, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.inner(states) + self.up(self.down(states))
+
+
+def adapted() -> Any:  # its head is more than a weight, and its logits are capped
+    model = gemma2()
+    model.set_output_embeddings(LowRank(model.get_output_embeddings()))
+    return model
+
+
+MODELS = [llama, neox, qwen2, gemma3, gemma2, granite, phi, bloom, adapted]
 every_model = pytest.mark.parametrize("make", MODELS, ids=lambda m: m.__name__)
 
 
@@ -189,9 +208,44 @@ def test_the_architectures_we_promise_are_trained_packed_and_in_chunks() -> None
         assert models.probe(make()) == Traits(plain_head=True, keeps_segments=True)
 
 
-def test_logits_that_are_capped_or_scaled_are_noticed() -> None:
-    for make in (gemma2, granite):
-        assert not models.probe(make()).plain_head
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scale_and_cap_of_the_logits_are_told_by_what_comes_out(
+    dtype: torch.dtype,
+) -> None:
+    capped, scaled = (models.probe(make().to(dtype)) for make in (gemma2, granite))
+    assert (capped.plain_head, capped.scale) == (True, 1.0)
+    assert capped.cap == pytest.approx(2.0, rel=1e-6)
+    assert (scaled.plain_head, scaled.cap) == (True, None)
+    assert scaled.scale == pytest.approx(1 / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda logits: logits + 1,
+        lambda logits: -logits,
+        lambda logits: 3 * torch.erf(logits / 3),  # near to a cap, and none
+        lambda logits: logits.index_fill(-1, torch.tensor([7]), -torch.inf),
+        lambda logits: logits * torch.linspace(1, 2, SIZE),
+        lambda logits: logits * 0,
+    ],
+    ids=["shifted", "turned", "erf", "masked", "uneven", "none"],
+)
+def test_logits_of_another_shape_are_not_taken_for_scaled_or_capped(
+    made: Callable[[Tensor], Tensor],
+) -> None:
+    model = llama()
+    model.register_forward_hook(
+        lambda _, __, output: setattr(output, "logits", made(output.logits))
+    )
+    assert not models.probe(model).plain_head
+
+
+def test_a_head_that_is_more_than_a_weight_keeps_the_chunked_path() -> None:
+    torch.manual_seed(0)
+    found = models.probe(adapted())
+    assert found.plain_head
+    assert found.cap == pytest.approx(2.0)
 
 
 def test_a_model_that_mixes_segments_is_noticed() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from schemas.scores import Score
 from tests.transforms.functional import toys
 from train import loss
-from train.loss import Objective
+from train import rows as batches
+from train.objective import Objective
 from transforms.functional import align, fuse, project, tail, vocabulary
 from transforms.functional.fuse import Fused
 from transforms.functional.project import Projected
@@ -55,7 +56,7 @@ def projected(score: Score) -> Projected:
 
 def gradient(rows: Fused, kind: str) -> Tensor:
     """Returns dL/dlogits of the fusion loss at the one position."""
-    made = loss.select_rows(
+    made = batches.select_rows(
         torch.tensor([[0, GOLD]]),
         torch.tensor([[True, False]]),
         torch.from_numpy(np.stack([rows.ids, rows.ids], 1)).long(),

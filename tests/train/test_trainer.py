@@ -365,15 +365,89 @@ def _plain(config: TrainConfig) -> Path:
     return folder if folder.exists() else tiny.neox(folder)
 
 
-def test_loss_logged_is_the_mix_of_its_parts(config: TrainConfig) -> None:
-    run = dataclasses.replace(config, clm_weight=0.25, clm_schedule="linear")
+@pytest.mark.parametrize(
+    ("schedule", "risen"),
+    [
+        ("constant", [0, 0, 0, 0, 0, 0]),
+        ("linear", [0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6]),
+        ("cosine", [0, 0.0669873, 1 / 4, 1 / 2, 3 / 4, 0.9330127]),
+    ],
+)
+def test_loss_logged_is_the_mix_of_its_parts(
+    config: TrainConfig, schedule: Any, risen: list[float]
+) -> None:
+    run = dataclasses.replace(config, clm_weight=0.25, clm_schedule=schedule)
     trainer.train(run, silent)
     lines = Path(run.output, "metrics.jsonl").read_text().splitlines()
-    for number, line in enumerate(map(json.loads, lines)):
-        share = 0.25 + 0.75 * number / 6
+    for part, line in zip(risen, map(json.loads, lines), strict=True):
+        share = 0.25 + 0.75 * part
         assert line["train/clm_weight"] == pytest.approx(share)
         mixed = share * line["train/clm_nats"] + (1 - share) * line["train/fusion_nats"]
         assert line["train/loss"] == pytest.approx(mixed, rel=1e-5)
+
+
+def test_rows_and_chunks_together_are_mixed_by_their_share(config: TrainConfig) -> None:
+    plain = dataclasses.replace(config, model=str(_plain(config)), max_steps=1)
+    kinds: list[dict[str, Any]] = [
+        {"fusion_loss": "jsd"},
+        {"fusion_loss": "chunks"},
+        {"fusion_loss": "jsd", "chunk_share": 0.25},
+    ]
+    rows, chunks, both = (
+        trainer.train(other(plain, f"kind{n}", **kind), silent).metrics
+        for n, kind in enumerate(kinds)
+    )
+    assert both["train/fusion_nats"] == pytest.approx(rows["train/fusion_nats"])
+    assert both["train/chunk_nats"] == pytest.approx(chunks["train/chunk_nats"])
+    assert "train/chunk_nats" not in rows
+    mixed = 0.75 * rows["train/loss"] + 0.25 * chunks["train/loss"]
+    assert both["train/loss"] == pytest.approx(mixed, rel=1e-5)
+
+
+def test_a_training_on_chunks_lowers_what_chunks_differ_by(config: TrainConfig) -> None:
+    run = dataclasses.replace(
+        config, fusion_loss="chunks", clm_weight=0.0, learning_rate=1e-2
+    )
+    trainer.train(run, silent)
+    lines = Path(run.output, "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line)["train/chunk_nats"] for line in lines]
+    assert found[-1] < 0.9 * found[0]
+
+
+def test_under_reference_the_mean_is_over_each_part_of_a_step(
+    config: TrainConfig,
+) -> None:
+    plain = dataclasses.replace(config, model=str(_plain(config)), max_steps=1)
+    plain = dataclasses.replace(plain, reference="fusellm", tail="renormalise")
+    whole = [
+        trainer.train(other(plain, f"n{n}", accumulation=n), silent).metrics
+        for n in (1, 2)
+    ]
+    # Parts of unlike length weigh the same: near to the mean of all, and not the same.
+    assert whole[1]["train/loss"] == pytest.approx(whole[0]["train/loss"], rel=0.05)
+    assert abs(whole[1]["train/loss"] - whole[0]["train/loss"]) > 1e-6
+    for name in ("clm_nats", "fusion_nats"):
+        found, wanted = (metrics[f"train/{name}"] for metrics in whole)
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_settings_of_the_objective_reach_the_loss(config: TrainConfig) -> None:
+    plain = dataclasses.replace(config, model=str(_plain(config)), max_steps=1)
+    hot = {"tail": "renormalise"}
+    runs: dict[str, dict[str, Any]] = {
+        "bucket": {},
+        "across": {"attend_across": True},
+        "confidence": {"position_weights": "confidence"},
+        "target": {"target_temperature": 2.0},
+        "renormalise": hot,
+        "teacher": {"teacher_temperature": 2.0, **hot},
+        "reference": {"reference": "fusechat", **hot},
+    }
+    found = {
+        trainer.train(other(plain, name, **more), silent).metrics["train/fusion_nats"]
+        for name, more in runs.items()
+    }
+    assert len(found) == len(runs)
 
 
 def test_model_folder_is_an_ordinary_one(config: TrainConfig, target: Path) -> None:
@@ -551,6 +625,11 @@ def test_progress_tells_step_loss_speed_and_time_left(config: TrainConfig) -> No
         ("clip", 0.0),
         ("threads", 0),
         ("output", "gs://bucket/out"),
+        ("chunk_share", 1.0),
+        ("chunk_temperature", 0.0),
+        ("teacher_temperature", 2.0),  # in a bucket
+        ("target_temperature", -1.0),
+        ("reference", "fusellm"),  # without --tail=renormalise
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(
@@ -558,6 +637,29 @@ def test_settings_out_of_range_are_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=setting):
         dataclasses.replace(config, **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("fusion_loss", "jsd"),
+        ("chunk_share", 0.5),
+        ("position_weights", "kept"),
+        ("label_smoothing", 0.1),
+        ("target_temperature", 2.0),
+    ],
+)
+def test_what_the_authors_code_has_not_is_refused_under_reference(
+    config: TrainConfig, setting: str, value: object
+) -> None:
+    run = dataclasses.replace(config, reference="fusellm", tail="renormalise")
+    with pytest.raises(ValueError, match=f"{setting} must be .* reference is fusellm"):
+        dataclasses.replace(run, **{setting: value})
+
+
+def test_chunks_alone_have_no_share_beside_rows(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="chunk_share must be 0 for chunks alone"):
+        dataclasses.replace(config, fusion_loss="chunks", chunk_share=0.5)
 
 
 def test_data_is_read_by_other_processes_in_the_same_order(
