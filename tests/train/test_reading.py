@@ -257,7 +257,7 @@ def test_one_then_two_then_four_processes_train_as_one_does(
     )
     assert [line["step"] for line in many] == [1, 2, 3, 4, 5]
     for first, second in zip(one, many, strict=True):
-        assert first["tokens"] == second["tokens"]
+        assert first["train/tokens"] == second["train/tokens"]
         for name in ("loss", "clm_nats", "fusion_nats"):
             assert second[f"train/{name}"] == pytest.approx(
                 first[f"train/{name}"], rel=1e-5

@@ -261,7 +261,7 @@ def test_a_process_killed_at_any_instant_ends_with_the_same_bytes(
     flags = [
         f"--{name}={value}"
         for name, value in dataclasses.asdict(config).items()
-        if value is not None and value is not False and value != ()
+        if value not in (None, ()) and not isinstance(value, bool)
     ]
     command = [sys.executable, "-m", "train", *flags]
     metrics = Path(config.output + ".partial", "metrics.jsonl")
