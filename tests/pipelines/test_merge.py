@@ -492,6 +492,10 @@ def test_the_output_of_a_recipe_is_below_that_of_its_run(
         ({"method": "tis"}, r"\[merge\].*method must be one of .*did you mean ties"),
         ({"densty": 1}, r"known keys only, got 'densty'"),
         ({"settings": {"densty": 1}}, r"got 'densty'; did you mean density"),
+        (
+            {"method": "varm", "settings": {"weights": {"models": [0.2, 0.8]}}},
+            r"\[merge\]: varm takes granularity, got 'weights'$",
+        ),
         ({"settings": {"weight": [1, 2]}}, r"a list could be of the models or"),
         ({"rules": [{"method": "linear"}]}, r"rule 1 .* must hold 'pattern'"),
         ({"rules": [{"pattern": "*x*"}]}, r"every rule must fit a tensor.*'\*x\*'"),
