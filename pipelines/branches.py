@@ -196,6 +196,11 @@ def _arm(name: str, table: Table, paired: bool, fusions: Collection[str]) -> Arm
                 f"[arms.{name}]: fusion must be one of {', '.join(fusions)}, or a list"
                 f" of them, got {fusion!r}{settings.suggestion(str(fusion), fusions)}"
             )
+        if listed.count(fusion) > 1:
+            raise ValueError(
+                f"[arms.{name}]: fusion must name each once, got {fusion!r} twice; a"
+                " greater share of it is given by data_weights"
+            )
     rates: tuple[float, ...] = ()
     if isinstance(own.get(SWEPT), list):
         rates = _rates(name, own.pop(SWEPT))
