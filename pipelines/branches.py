@@ -236,7 +236,7 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
             raise ValueError(
                 f"{where}: no merge may be called {name!r}, which is [merge] alone"
             )
-        own = _over(shared, table)
+        own = over(shared, table)
         models = _names(own, where, "models", known, "arms and merges")
         own.pop("models", None)
         models = models or tuple(pairs_of(given))
@@ -249,8 +249,8 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
     return tuple(found[name] for name in _in_order(found))
 
 
-def _over(shared: Table, own: Table) -> dict[str, Any]:
-    """Lays a merge's table over [merge]; settings go with the method that they are of.
+def over(shared: Table, own: Table) -> dict[str, Any]:
+    """Lays a merge's table, or flags, over [merge]; settings go with their method.
 
     Where the table names another method, those of [merge] fall away, and those of its
     rules that name no method.

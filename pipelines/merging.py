@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import guards
+from pipelines import branches, guards
 from schemas import files, settings
 from schemas.settings import setting
 from train.merge import rules
@@ -205,6 +205,9 @@ def _refuse_run(path: str, given: Mapping[str, Any]) -> None:
 def read_recipe(path: str, flags: Mapping[str, Any]) -> Merging:
     """Reads the table `[merge]` of a recipe; flags take the place of keys.
 
+    A flag of another method leaves out the settings of the recipe's, as tables of
+    `[merges]` do.
+
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if it is not TOML, is a recipe of a run, or has no such table, or a
@@ -223,6 +226,6 @@ def read_recipe(path: str, flags: Mapping[str, Any]) -> Merging:
     folder = given.get("output")
     default = {"output": files.join(folder, "merged")} if folder else {}
     try:
-        return read_table({**default, **given["merge"], **flags})
+        return read_table({**default, **branches.over(given["merge"], flags)})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -419,6 +419,30 @@ def test_the_command_takes_a_recipe_and_flags_over_it(
     )
 
 
+def test_a_flag_of_another_method_begins_with_its_own_defaults(
+    made: Made, out: str, tmp_path: Path
+) -> None:
+    rules = [
+        {"pattern": "*.mlp.*", "settings": {"density": 0.2}},
+        {"pattern": "*norm*", "method": "slerp", "settings": {"t": 0.3}},
+    ]
+    more = {"settings": {"weight": 0.7, "density": 0.6}, "rules": rules}
+    given = merging.table(made, out, method="ties", use_base=False, **more)
+    path = merging.recipe(tmp_path, given)
+    told = {
+        method: [
+            (rule.method, dict(rule.settings))
+            for rule in table.read_recipe(path, {"method": method}).rules
+        ]
+        for method in ("linear", "ties")
+    }
+    norms, ties = ("slerp", {"t": 0.3}), {"weight": 0.7, "density": 0.6}
+    assert told == {
+        "linear": [("linear", {}), norms, ("linear", {})],
+        "ties": [("ties", {**ties, "density": 0.2}), norms, ("ties", ties)],
+    }
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -453,12 +477,12 @@ def test_the_recipe_and_the_commands_of_the_documentation_merge_tied_models(
     for line in lines:
         assert cli.main(shlex.split(line)) == 0
     shown = capsys.readouterr().out
-    for folder in (told["output"], "runs/mine/dare"):
+    for folder in (told["output"], "runs/mine/linear"):
         assert f"{folder}: 2 models merged" in shown
     embedding = "model.embed_tokens.weight"
     merged, base = merging.state(told["output"]), merging.state(told["base"])
     assert torch.equal(merged[embedding], base[embedding])
-    assert not merging.same(merged, merging.state("runs/mine/dare"))
+    assert not merging.same(merged, merging.state("runs/mine/linear"))
 
 
 def test_a_dry_run_without_a_value_is_led_to_showing(
