@@ -227,7 +227,7 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
     Raises:
       ValueError: if one names what is neither arm nor merge, or takes itself.
     """
-    tables: Table = given.get("merges", {ONE_MERGE: {}} if "merge" in given else {})
+    tables = merge_tables(given)
     known = [*arms, *(f"{MERGE}{name}" for name in tables)]
     shared, found = given.get("merge", {}), {}
     for name, table in tables.items():
@@ -247,6 +247,13 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
             )
         found[name] = Merge(name=name, models=models, settings=own)
     return tuple(found[name] for name in _in_order(found))
+
+
+def merge_tables(given: Table) -> Table:
+    """Returns the tables of the merges of a recipe by name; [merge] alone is one."""
+    alone: Table = {ONE_MERGE: {}} if "merge" in given else {}
+    tables: Table = given.get("merges", alone)
+    return tables
 
 
 def over(shared: Table, own: Table) -> dict[str, Any]:

@@ -447,7 +447,7 @@ def test_a_flag_of_another_method_begins_with_its_own_defaults(
     ("more", "told"),
     [
         ("[sources.a]\n[merges.x]\n", r"with \[sources\] and .* --only merge\.x$"),
-        ("[sources.a]\n", r"with \[sources\] it is .*fusebeam run .* merge\.NAME$"),
+        ("[sources.a]\n", r"with \[sources\] it is .*run .* --only merge\.merged$"),
         ("[merges.x]\n[merges.y]\n", r"--only merge\.x merge\.y$"),
     ],
 )
@@ -458,6 +458,106 @@ def test_a_recipe_of_a_run_is_led_to_the_command_that_merges_its_arms(
     Path(path).write_text(Path(path).read_text() + more)
     with pytest.raises(ValueError, match=told):
         table.read_recipe(path, {})
+
+
+@pytest.mark.parametrize("flags", [[], ["--show"]])
+def test_a_recipe_of_a_run_that_merges_nothing_is_told_so(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = small_recipe(tmp_path, "")
+    assert cli.main(["merge", path, *flags]) == 1
+    assert "has neither [merge] nor [merges.NAME]" in capsys.readouterr().err
+
+
+MERGES = """
+[merge]
+method = "ties"
+models = ["m1", "m2"]
+[merges.mean]
+method = "linear"
+[merges.cut]
+[merges.both]
+models = ["merge.mean", "m1"]
+"""
+
+
+def small_recipe(folder: Path, merges: str, target: str = "t") -> str:
+    """Writes a recipe of a run of two arms, m1 and m2."""
+    text = f"""
+output = "{folder}/run"
+[corpus]
+inputs = ["a.jsonl"]
+[prepare]
+splits = "fusion=.5,heldout=.5"
+[target]
+model = "{target}"
+[sources.one]
+model = "s"
+[arms.m1]
+[arms.m2]
+{merges}
+"""
+    (folder / "run.toml").write_text(text)
+    return str(folder / "run.toml")
+
+
+@pytest.fixture
+def trained(made: Made, tmp_path: Path) -> str:
+    """Returns the recipe of a run whose arms are trained and whose merges are not."""
+    for arm in ("m1", "m2"):
+        folder = tmp_path / "run" / "models" / arm
+        shutil.copytree(made[arm], folder)
+        (folder / manifest.NAME).write_text("{}")
+    return small_recipe(tmp_path, MERGES, made["base"])
+
+
+def test_the_merges_of_a_run_are_shown_before_they_are_made(
+    trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["merge", trained, "--show", "--only", "merge.mean", "merge.cut"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    heads = [line for line in told.splitlines() if line.startswith("──")]
+    folder = tmp_path / "run" / "merges"
+    assert heads == [f"── merge.{n}: {folder}/{n}" for n in ("mean", "cut")]
+    mean, cut = told.split(heads[1])
+    line = next(x for x in cut.splitlines() if x.startswith("model.layers.1.mlp.up"))
+    assert "ties weight=[1, 1]" in line
+    assert mean.count("linear weight=") == cut.count("ties weight=") > 18
+    assert not folder.exists()
+
+
+def test_a_merge_of_what_is_not_made_yet_names_it_and_its_command(
+    trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["merge", trained, "--show"]) == 1
+    end = f"fusebeam run {trained} --only merge.mean"
+    assert capsys.readouterr().err.strip().endswith(end)
+    elsewhere = ["--show", "--output", f"{tmp_path}/other", "--only", "merge.cut"]
+    assert cli.main(["merge", trained, *elsewhere]) == 1
+    told = capsys.readouterr().err.strip()
+    assert f"but m1, m2 of {tmp_path}/other are not made yet" in told
+    end = f"fusebeam run {trained} --output {tmp_path}/other --only m1 m2"
+    assert told.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--show", "--only", "merge.men"], "got 'merge.men'; did you mean merge.mean"),
+        (
+            ["--show", "--method=linear"],
+            "only --only and --output may stand, got --met",
+        ),
+        (["--only", "merge.mean"], "--only must stand with --show"),
+        ([], "--only merge.mean merge.cut merge.both"),
+    ],
+)
+def test_what_cannot_be_shown_of_a_run_is_refused(
+    words: list[str], told: str, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["merge", trained, *words]) == 1
+    assert told in capsys.readouterr().err
 
 
 def test_the_recipe_and_the_commands_of_the_documentation_merge_tied_models(
