@@ -65,11 +65,11 @@ def _refuse_missing(
     missing = [n for n in dict.fromkeys(models) if not manifest.present(places[n])]
     if missing:
         output = f" --output {plan.output}" if "output" in flags else ""
+        are = "is" if len(missing) == 1 else "are"
         raise FileNotFoundError(
-            f"models that are merged must be there to be shown, but"
-            f" {', '.join(missing)} of {plan.output} {'is' if len(missing) == 1 else 'are'} not made yet;"
-            f" this makes what lacks: fusebeam run {path}{output} --only"
-            f" {' '.join(missing)}"
+            "models that are merged must be there to be shown, but"
+            f" {', '.join(missing)} of {plan.output} {are} not made yet; this makes"
+            f" what lacks: fusebeam run {path}{output} --only {' '.join(missing)}"
         )
 
 
