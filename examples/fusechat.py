@@ -118,6 +118,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write anew what other code or settings have written, in every stage",
+    )
     parser.add_argument("--size", choices=tuple(RECIPES), default="full")
     parser.add_argument(
         "--page", help="page to write into (full: docs/results.md; tiny: none)"
@@ -132,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
     if not Path(RECIPES[given.size]).exists():
         raise SystemExit("error: run this from the repository's folder")
     start = time.monotonic()
-    plan = recipe.read(RECIPES[given.size])
+    plan = recipe.read(RECIPES[given.size], overwrite=given.overwrite)
     make_inputs(plan.output, given.size)
     run.run(plan)
     found = found_of(plan, argv, time.monotonic() - start)

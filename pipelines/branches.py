@@ -196,6 +196,11 @@ def _arm(name: str, table: Table, paired: bool, fusions: Collection[str]) -> Arm
                 f"[arms.{name}]: fusion must be one of {', '.join(fusions)}, or a list"
                 f" of them, got {fusion!r}{settings.suggestion(str(fusion), fusions)}"
             )
+        if listed.count(fusion) > 1:
+            raise ValueError(
+                f"[arms.{name}]: fusion must name each once, got {fusion!r} twice; a"
+                " greater share of it is given by data_weights"
+            )
     rates: tuple[float, ...] = ()
     if isinstance(own.get(SWEPT), list):
         rates = _rates(name, own.pop(SWEPT))
@@ -222,7 +227,7 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
     Raises:
       ValueError: if one names what is neither arm nor merge, or takes itself.
     """
-    tables: Table = given.get("merges", {ONE_MERGE: {}} if "merge" in given else {})
+    tables = merge_tables(given)
     known = [*arms, *(f"{MERGE}{name}" for name in tables)]
     shared, found = given.get("merge", {}), {}
     for name, table in tables.items():
@@ -231,7 +236,7 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
             raise ValueError(
                 f"{where}: no merge may be called {name!r}, which is [merge] alone"
             )
-        own = _over(shared, table)
+        own = over(shared, table)
         models = _names(own, where, "models", known, "arms and merges")
         own.pop("models", None)
         models = models or tuple(pairs_of(given))
@@ -244,8 +249,15 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
     return tuple(found[name] for name in _in_order(found))
 
 
-def _over(shared: Table, own: Table) -> dict[str, Any]:
-    """Lays a merge's table over [merge]; settings go with the method that they are of.
+def merge_tables(given: Table) -> Table:
+    """Returns the tables of the merges of a recipe by name; [merge] alone is one."""
+    alone: Table = {ONE_MERGE: {}} if "merge" in given else {}
+    tables: Table = given.get("merges", alone)
+    return tables
+
+
+def over(shared: Table, own: Table) -> dict[str, Any]:
+    """Lays a merge's table, or flags, over [merge]; settings go with their method.
 
     Where the table names another method, those of [merge] fall away, and those of its
     rules that name no method.

@@ -2,6 +2,7 @@
 
     fusebeam merge RECIPE.toml --show      what would become of every tensor
     fusebeam merge RECIPE.toml
+    fusebeam merge RUN.toml --show         the same of each merge of a run's recipe
 
 The recipe's table [merge] says which models, how, and where to; a flag takes the place
 of its key. Each file of the merged model is a slice of the work, planned beforehand;
@@ -18,7 +19,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines import guards, launch, merged, merging, stage, tally
+from pipelines import guards, launch, merged, merging, shown, stage, tally
 from pipelines.merged import Description
 from pipelines.merging import MergeConfig, Merging
 from pipelines.watchdog import Watch
@@ -224,21 +225,28 @@ def flags_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", help="the TOML file with a table [merge]")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="of a recipe of fusebeam run, with --show: merge.NAME, and no other merge",
+    )
     settings.add_flags(parser, MergeConfig)
     return parser
 
 
-def _parse(argv: Sequence[str]) -> tuple[Merging, list[str]]:
-    """Parses the command line: a recipe, our flags, and Beam's."""
+def _parse(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Parses the command line: our flags, the recipe among them, and Beam's."""
     words, unseen = launch.behind_hyphens(argv)
     spelt = settings.snake_case_flags(words, settings.truths(MergeConfig))
     _refuse_bare(spelt)
     ours, flags = launch.part_runner_flags(spelt)
     known, rest = flags_parser().parse_known_args(ours)
     names = [f.name for f in dataclasses.fields(MergeConfig)]
-    launch.refuse_unknown(rest, names)
-    given = vars(known)
-    return merging.read_recipe(given.pop("recipe"), given), flags + unseen
+    launch.refuse_unknown(rest, [*names, "only"])
+    return vars(known), flags + unseen
 
 
 def _refuse_bare(words: Sequence[str]) -> None:
@@ -256,16 +264,32 @@ def _refuse_bare(words: Sequence[str]) -> None:
             )
 
 
+def _show(given: Merging) -> None:
+    """Prints what would become of every tensor."""
+    found = plan_merge(given)
+    names = [one.name for one in found.sources.models]
+    for line in report.lines(names, found.sources.lead, found.shards, found.notes):
+        print(line)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    given, runner_flags = _parse(sys.argv[1:] if argv is None else argv)
+    flags, runner_flags = _parse(sys.argv[1:] if argv is None else argv)
+    path, only = flags.pop("recipe"), flags.pop("only")
+    if flags.get("show") and merging.is_of_run(path):
+        for name, merge in shown.read(path, flags, only).items():
+            print(f"── {name}: {merge.config.output}")
+            _show(merge)
+        return 0
+    if only:
+        raise ValueError(
+            f"--only must stand with --show and a recipe of fusebeam run, whose merges"
+            f" it names, got {' '.join(only)} with {path}; leave it out"
+        )
+    given = merging.read_recipe(path, flags)
     config = given.config
     if config.show:
-        found = plan_merge(given)
-        names = [one.name for one in found.sources.models]
-        lead = found.sources.lead
-        for line in report.lines(names, lead, found.shards, found.notes):
-            print(line)
+        _show(given)
         return 0
     made = merge_models(given, runner_flags)
     if made is None:

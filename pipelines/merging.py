@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import guards
+from pipelines import branches, guards
 from schemas import files, settings
 from schemas.settings import setting
 from train.merge import rules
@@ -186,34 +186,67 @@ def read_table(table: Mapping[str, Any], where: str = "[merge]") -> Merging:
         raise ValueError(told if where in told else f"{where}: {told}") from error
 
 
+def is_of_run(path: str) -> bool:
+    """Says whether a recipe is of `fusebeam run`, whose models are arms by name.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not TOML.
+    """
+    return bool(_marks_of_run(_read_toml(path)))
+
+
+def no_merges(path: str) -> ValueError:
+    """Returns the error of a recipe of a run that merges nothing."""
+    return ValueError(
+        f"{path} must say what is merged, but it is a recipe of fusebeam run that has"
+        " neither [merge] nor [merges.NAME]; add one of them, or write a recipe of its"
+        " own that holds [merge] with models by path"
+    )
+
+
+def _marks_of_run(given: Mapping[str, Any]) -> list[str]:
+    return [f"[{key}]" for key in ("sources", "merges") if key in given]
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(files.read_bytes(path).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be TOML: {error}") from error
+
+
 def _refuse_run(path: str, given: Mapping[str, Any]) -> None:
-    """Refuses a recipe of `fusebeam run`, whose models are arms by name, and no paths.
+    """Refuses a recipe of a run.
 
     Raises:
       ValueError: if it is one; names the command that makes its merges.
     """
-    found = [f"[{key}]" for key in ("sources", "merges") if key in given]
-    if found:
-        merges = [f"merge.{name}" for name in given.get("merges", {})]
-        raise ValueError(
-            f"{path} must hold [merge] with models by path, but with"
-            f" {' and '.join(found)} it is a recipe of fusebeam run, which merges arms"
-            f" by name: fusebeam run {path} --only {' '.join(merges) or 'merge.NAME'}"
-        )
+    if not (found := _marks_of_run(given)):
+        return
+    merges = [f"{branches.MERGE}{name}" for name in branches.merge_tables(given)]
+    if not merges:
+        raise no_merges(path)
+    raise ValueError(
+        f"{path} must hold [merge] with models by path, but with {' and '.join(found)}"
+        " it is a recipe of fusebeam run, which merges arms by name; --show shows what"
+        f" would become of them, and this makes them: fusebeam run {path} --only"
+        f" {' '.join(merges)}"
+    )
 
 
 def read_recipe(path: str, flags: Mapping[str, Any]) -> Merging:
     """Reads the table `[merge]` of a recipe; flags take the place of keys.
+
+    A flag of another method leaves out the settings of the recipe's, as tables of
+    `[merges]` do.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if it is not TOML, is a recipe of a run, or has no such table, or a
         key is wrong.
     """
-    try:
-        given = tomllib.loads(files.read_bytes(path).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be TOML: {error}") from error
+    given = _read_toml(path)
     _refuse_run(path, given)
     if not isinstance(given.get("merge"), dict):
         raise ValueError(
@@ -223,6 +256,6 @@ def read_recipe(path: str, flags: Mapping[str, Any]) -> Merging:
     folder = given.get("output")
     default = {"output": files.join(folder, "merged")} if folder else {}
     try:
-        return read_table({**default, **given["merge"], **flags})
+        return read_table({**default, **branches.over(given["merge"], flags)})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -129,3 +129,18 @@ def test_the_page_has_tables_of_even_rows_and_says_how_it_was_made(tmp_path):
 
 def test_the_makefile_writes_the_page_that_is_committed():
     assert "examples.fusechat --size $(DEMO)" in Path("Makefile").read_text()
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+def test_overwriting_reaches_every_stage(flags, monkeypatch):
+    plans = []
+    monkeypatch.setattr(fusechat, "make_inputs", lambda *_: None)
+    monkeypatch.setattr(fusechat.run, "run", plans.append)
+    monkeypatch.setattr(fusechat, "found_of", lambda *_: {})
+    monkeypatch.setattr(fusechat_page, "orders", lambda _: [])
+    fusechat.main(["--size", "tiny", *flags])
+    (plan,) = plans
+    stages = [plan.prepare, plan.fuse_of(next(iter(plan.fusions)))]
+    stages += [plan.score("target"), plan.train(plan.arms[0])]
+    stages += [plan.merge(plan.merges[0]).config]
+    assert [one.overwrite for one in stages] == [bool(flags)] * 5

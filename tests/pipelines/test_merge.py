@@ -419,11 +419,35 @@ def test_the_command_takes_a_recipe_and_flags_over_it(
     )
 
 
+def test_a_flag_of_another_method_begins_with_its_own_defaults(
+    made: Made, out: str, tmp_path: Path
+) -> None:
+    rules = [
+        {"pattern": "*.mlp.*", "settings": {"density": 0.2}},
+        {"pattern": "*norm*", "method": "slerp", "settings": {"t": 0.3}},
+    ]
+    more = {"settings": {"weight": 0.7, "density": 0.6}, "rules": rules}
+    given = merging.table(made, out, method="ties", use_base=False, **more)
+    path = merging.recipe(tmp_path, given)
+    told = {
+        method: [
+            (rule.method, dict(rule.settings))
+            for rule in table.read_recipe(path, {"method": method}).rules
+        ]
+        for method in ("linear", "ties")
+    }
+    norms, ties = ("slerp", {"t": 0.3}), {"weight": 0.7, "density": 0.6}
+    assert told == {
+        "linear": [("linear", {}), norms, ("linear", {})],
+        "ties": [("ties", {**ties, "density": 0.2}), norms, ("ties", ties)],
+    }
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         ("[sources.a]\n[merges.x]\n", r"with \[sources\] and .* --only merge\.x$"),
-        ("[sources.a]\n", r"with \[sources\] it is .*fusebeam run .* merge\.NAME$"),
+        ("[sources.a]\n", r"with \[sources\] it is .*run .* --only merge\.merged$"),
         ("[merges.x]\n[merges.y]\n", r"--only merge\.x merge\.y$"),
     ],
 )
@@ -434,6 +458,106 @@ def test_a_recipe_of_a_run_is_led_to_the_command_that_merges_its_arms(
     Path(path).write_text(Path(path).read_text() + more)
     with pytest.raises(ValueError, match=told):
         table.read_recipe(path, {})
+
+
+@pytest.mark.parametrize("flags", [[], ["--show"]])
+def test_a_recipe_of_a_run_that_merges_nothing_is_told_so(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = small_recipe(tmp_path, "")
+    assert cli.main(["merge", path, *flags]) == 1
+    assert "has neither [merge] nor [merges.NAME]" in capsys.readouterr().err
+
+
+MERGES = """
+[merge]
+method = "ties"
+models = ["m1", "m2"]
+[merges.mean]
+method = "linear"
+[merges.cut]
+[merges.both]
+models = ["merge.mean", "m1"]
+"""
+
+
+def small_recipe(folder: Path, merges: str, target: str = "t") -> str:
+    """Writes a recipe of a run of two arms, m1 and m2."""
+    text = f"""
+output = "{folder}/run"
+[corpus]
+inputs = ["a.jsonl"]
+[prepare]
+splits = "fusion=.5,heldout=.5"
+[target]
+model = "{target}"
+[sources.one]
+model = "s"
+[arms.m1]
+[arms.m2]
+{merges}
+"""
+    (folder / "run.toml").write_text(text)
+    return str(folder / "run.toml")
+
+
+@pytest.fixture
+def trained(made: Made, tmp_path: Path) -> str:
+    """Returns the recipe of a run whose arms are trained and whose merges are not."""
+    for arm in ("m1", "m2"):
+        folder = tmp_path / "run" / "models" / arm
+        shutil.copytree(made[arm], folder)
+        (folder / manifest.NAME).write_text("{}")
+    return small_recipe(tmp_path, MERGES, made["base"])
+
+
+def test_the_merges_of_a_run_are_shown_before_they_are_made(
+    trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["merge", trained, "--show", "--only", "merge.mean", "merge.cut"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    heads = [line for line in told.splitlines() if line.startswith("──")]
+    folder = tmp_path / "run" / "merges"
+    assert heads == [f"── merge.{n}: {folder}/{n}" for n in ("mean", "cut")]
+    mean, cut = told.split(heads[1])
+    line = next(x for x in cut.splitlines() if x.startswith("model.layers.1.mlp.up"))
+    assert "ties weight=[1, 1]" in line
+    assert mean.count("linear weight=") == cut.count("ties weight=") > 18
+    assert not folder.exists()
+
+
+def test_a_merge_of_what_is_not_made_yet_names_it_and_its_command(
+    trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["merge", trained, "--show"]) == 1
+    end = f"fusebeam run {trained} --only merge.mean"
+    assert capsys.readouterr().err.strip().endswith(end)
+    elsewhere = ["--show", "--output", f"{tmp_path}/other", "--only", "merge.cut"]
+    assert cli.main(["merge", trained, *elsewhere]) == 1
+    told = capsys.readouterr().err.strip()
+    assert f"but m1, m2 of {tmp_path}/other are not made yet" in told
+    end = f"fusebeam run {trained} --output {tmp_path}/other --only m1 m2"
+    assert told.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--show", "--only", "merge.men"], "got 'merge.men'; did you mean merge.mean"),
+        (
+            ["--show", "--method=linear"],
+            "only --only and --output may stand, got --met",
+        ),
+        (["--only", "merge.mean"], "--only must stand with --show"),
+        ([], "--only merge.mean merge.cut merge.both"),
+    ],
+)
+def test_what_cannot_be_shown_of_a_run_is_refused(
+    words: list[str], told: str, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["merge", trained, *words]) == 1
+    assert told in capsys.readouterr().err
 
 
 def test_the_recipe_and_the_commands_of_the_documentation_merge_tied_models(
@@ -453,12 +577,12 @@ def test_the_recipe_and_the_commands_of_the_documentation_merge_tied_models(
     for line in lines:
         assert cli.main(shlex.split(line)) == 0
     shown = capsys.readouterr().out
-    for folder in (told["output"], "runs/mine/dare"):
+    for folder in (told["output"], "runs/mine/linear"):
         assert f"{folder}: 2 models merged" in shown
     embedding = "model.embed_tokens.weight"
     merged, base = merging.state(told["output"]), merging.state(told["base"])
     assert torch.equal(merged[embedding], base[embedding])
-    assert not merging.same(merged, merging.state("runs/mine/dare"))
+    assert not merging.same(merged, merging.state("runs/mine/linear"))
 
 
 def test_a_dry_run_without_a_value_is_led_to_showing(
@@ -492,6 +616,10 @@ def test_the_output_of_a_recipe_is_below_that_of_its_run(
         ({"method": "tis"}, r"\[merge\].*method must be one of .*did you mean ties"),
         ({"densty": 1}, r"known keys only, got 'densty'"),
         ({"settings": {"densty": 1}}, r"got 'densty'; did you mean density"),
+        (
+            {"method": "varm", "settings": {"weights": {"models": [0.2, 0.8]}}},
+            r"\[merge\]: varm takes granularity, got 'weights'$",
+        ),
         ({"settings": {"weight": [1, 2]}}, r"a list could be of the models or"),
         ({"rules": [{"method": "linear"}]}, r"rule 1 .* must hold 'pattern'"),
         ({"rules": [{"pattern": "*x*"}]}, r"every rule must fit a tensor.*'\*x\*'"),

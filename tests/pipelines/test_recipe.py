@@ -442,6 +442,10 @@ def tables(*lines: str) -> str:
             r"\[fuse\] and \[fusions\.a\]: top_k must",
         ),
         (tables("[arms.a]", 'fusion = "pair.tow"'), r"got 'pair\.tow'; did you mean"),
+        (
+            tables("[arms.a]", 'fusion = ["fused", "pair.one", "fused"]'),
+            r"\[arms\.a\]: fusion must name each once, got 'fused' twice",
+        ),
         (tables("[arms.pair.one]"), r'stands in quotes: \[arms\."pair\.one"\]'),
         (tables('[arms."merge.a"]'), "no arm may be called"),
         (tables('[arms."fusion.a"]'), "no arm may be called"),

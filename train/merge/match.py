@@ -1,13 +1,13 @@
 """Matches the tensors of several models by their keys, and settles how each is made."""
 
 import dataclasses
-import re
-from collections.abc import Sequence
+import fnmatch
+from collections.abc import Mapping, Sequence
 
 from schemas import weights
 from schemas.errors import SchemaError
 from schemas.weights import Place, Weights
-from train.merge import inputs, layers, plan, rules
+from train.merge import heads, inputs, layers, plan, rules
 from train.merge.inputs import Input
 from train.merge.layers import Layer
 from train.merge.plan import Tensor
@@ -18,9 +18,6 @@ Twins = tuple[tuple[int, Place, Place], ...]
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Types that merged weights can be stored in, and what safetensors calls them."""
-
-_HEADS = re.compile(r"head|out|decoder")
-"""What keys of heads hold, and those of embeddings do not: lm_head, embed_out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,12 +68,14 @@ def match(
         or kind; names model, key and both.
       ValueError: if a rule fits no tensor, or its settings do not fit one.
     """
-    own = _own_keys(sources)
+    dropped = _dropped(sources)
+    held = sources.tensors[sources.lead].places
+    own = [key for key in held if key not in dropped]
     found = layers.layers_of(own)
     if idle := rules.idle(chosen, own):
         raise ValueError(
             f"every rule must fit a tensor that no rule before it fits, but"
-            f" {weights.some(map(repr, idle))} does not; --show lists the keys"
+            f" {weights.some(map(repr, idle))} does not; {_why_idle(idle, dropped)}"
         )
     twins, notes = _twins(sources, own)
     matched = [_Match(sources, key, layer) for key, layer in found.items()]
@@ -94,35 +93,46 @@ def match(
     return tensors, notes
 
 
-def _own_keys(sources: Sources) -> list[str]:
-    """Lists the keys of the merged model: the lead's, but for a head it stores twice.
+def _dropped(sources: Sources) -> dict[str, str]:
+    """Finds the head that the lead stores beside the embedding that it is tied to.
 
-    Where its configuration ties the head to the embedding, whoever loads it takes the
-    embedding for both: a head merged by itself would be lost.
+    Whoever loads a model whose configuration ties both takes the embedding for both: a
+    head merged by itself would be lost.
+
+    Returns:
+      The embedding by the head's key; empty where the lead stores no such head.
 
     Raises:
       SchemaError: if names do not tell the head from the embedding.
     """
-    keys, lead = list(sources.tensors[sources.lead].places), sources.lead
+    lead = sources.lead
+    one, held = sources.models[lead], sources.tensors[lead].places
     pairs = {
-        frozenset((key, twin))
-        for key in keys
-        if (twin := _head_of(sources, lead, key)) is not None
+        key: twin for key in held if (twin := _twin_of(sources, lead, key)) is not None
     }
-    alike = [pair for pair in pairs if len(pair) == 2]
-    if not alike or not inputs.ties_head(sources.models[lead]):
-        return keys
-    heads = [key for pair in alike for key in pair if _HEADS.search(key)]
-    if len(alike) > 1 or len(heads) != 1:
-        one = sources.models[lead]
+    if not pairs or not inputs.ties_head(one):
+        return {}
+    named = heads.named(pairs)
+    if len(named) != 1:
         raise SchemaError(
             f"{one.name} ({one.model}) must store one matrix for embedding and head, as"
             " its configuration ties them (tie_word_embeddings), but it stores"
-            f" {weights.some(sorted(key for pair in alike for key in pair))}, and their"
-            " names do not tell which is the head; load it with transformers and save"
-            " it with save_pretrained"
+            f" {weights.some(sorted({*pairs, *pairs.values()}))}, and their names do"
+            " not tell which is the head; load it with transformers and save it with"
+            " save_pretrained"
         )
-    return [key for key in keys if key not in heads]
+    return {named[0]: pairs[named[0]]}
+
+
+def _why_idle(patterns: Sequence[str], dropped: Mapping[str, str]) -> str:
+    """Says why rules fit no tensor, or where to look."""
+    for head, embedding in dropped.items():
+        if any(fnmatch.fnmatchcase(head, pattern) for pattern in patterns):
+            return (
+                f"{head} is tied to {embedding} and stored once, so a rule for both"
+                f" names {embedding}"
+            )
+    return "--show lists the keys"
 
 
 def _twins(sources: Sources, own: Sequence[str]) -> tuple[dict[str, Twins], list[str]]:
@@ -133,12 +143,12 @@ def _twins(sources: Sources, own: Sequence[str]) -> tuple[dict[str, Twins], list
         zip(sources.models, sources.tensors, strict=True)
     ):
         extra = [key for key in held.places if key not in own]
-        tied = [key for key in extra if _head_of(sources, place, key)]
+        tied = [key for key in extra if _twin_of(sources, place, key)]
         if len(tied) != 1 or extra != tied:
             if extra:
                 raise _stray(sources, place, extra)
             continue
-        key, twin = tied[0], _head_of(sources, place, tied[0])
+        key, twin = tied[0], _twin_of(sources, place, tied[0])
         assert twin is not None
         pair = (place, held.places[twin], held.places[key])
         twins[twin] = (*twins.get(twin, ()), pair)
@@ -149,20 +159,10 @@ def _twins(sources: Sources, own: Sequence[str]) -> tuple[dict[str, Twins], list
     return twins, notes
 
 
-def _head_of(sources: Sources, place: int, key: str) -> str | None:
-    """Returns the embedding that a head can be tied to: the one of the same shape."""
-    held = sources.tensors[place].places
-    shape = held[key].shape if key in held else None
-    alike = [
-        other
-        for other, there in held.items()
-        if other != key
-        and len(there.shape) == 2
-        and there.shape[0] == sources.vocabulary.rows[place]
-        and shape in (None, there.shape)
-    ]
-    is_of_tokens = shape is None or shape[:1] == (sources.vocabulary.rows[place],)
-    return alike[0] if len(alike) == 1 and is_of_tokens else None
+def _twin_of(sources: Sources, place: int, key: str) -> str | None:
+    """Returns the tensor of a model that one can be tied to, as heads are."""
+    rows = sources.vocabulary.rows[place]
+    return heads.twin_of(sources.tensors[place].places, rows, key)
 
 
 def _stray(sources: Sources, place: int, keys: Sequence[str]) -> SchemaError:
@@ -268,11 +268,16 @@ class _Match:
             return held[self.key]
         one = self.sources.models[place]
         rows = self.sources.vocabulary.rows[self.sources.lead]
-        tied = one.config.get("tie_word_embeddings") is not False
-        twin = _head_of(self.sources, place, self.key)
+        twin = _twin_of(self.sources, place, self.key)
         is_of_tokens = self.layer is None and self._own.shape[:1] == (rows,)
-        if tied and twin is not None and is_of_tokens:
-            return held[twin]
+        untied = ""
+        if twin is not None and is_of_tokens:
+            if inputs.ties_head(one):
+                return held[twin]
+            untied = (
+                f"; if {twin} is its head, say so in {one.name}'s configuration:"
+                " tie_word_embeddings = true"
+            )
         own = sorted(self.sources.tensors[self.sources.lead].places)
         lead = self.sources.models[self.sources.lead]
         others = [key for key in own if key not in held and key != self.key]
@@ -280,7 +285,7 @@ class _Match:
             f"all models must have the same tensors, but {one.name} ({one.model}) lacks"
             f" {weights.some([self.key, *others])}, which {lead.name} ({lead.model})"
             " has; merge models of one architecture, or take them from one model by a"
-            f' rule: take = "{lead.name}"'
+            f' rule: take = "{lead.name}"{untied}'
         )
 
     def _check(self, place: int, found: Place, of_tokens: bool) -> None:

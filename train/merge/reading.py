@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -12,6 +13,38 @@ from schemas.weights import Place, Stamp
 from train.merge import numbers, vocabulary
 from train.merge.inputs import Input
 from train.merge.plan import Tensor
+
+
+class _Threads:
+    """How many threads torch has, which is one number for the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = 0
+
+    @contextlib.contextmanager
+    def set_to(self, count: int) -> Iterator[None]:
+        """Sets it while a block runs; the last block that ends puts it back.
+
+        Blocks of several threads overlap: what one of them found may be what another
+        has set, and whoever ends first must leave it to those that go on.
+        """
+        with self._lock:
+            if not self._users:
+                self._before = torch.get_num_threads()
+            self._users += 1
+            torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    torch.set_num_threads(self._before)
+
+
+_threads = _Threads()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +72,8 @@ class Reading:
     @contextlib.contextmanager
     def open(self) -> Iterator["Opened"]:
         """Looks where the models lie, and sets torch's threads, while a block runs."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
+        with _threads.set_to(self.threads):
             yield Opened(self, [one.folder for one in self.models])
-        finally:
-            torch.set_num_threads(before)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)

@@ -39,6 +39,7 @@ import torch
 from schemas import settings as words
 from train.merge import methods
 from train.merge.layers import Layer
+from train.merge.settings import unknown
 
 ALL = "*"
 """The pattern of the rule for all tensors."""
@@ -215,14 +216,19 @@ def settle(
       key: of the tensor, for messages.
 
     Raises:
-      ValueError: if a value cannot be, or the method refuses it.
+      ValueError: if a value cannot be, or the method refuses it, or finds it itself.
     """
     assert rule.method is not None
     given = {
         name: _value(value, names, layer, f"{name} of {rule.method} for {key}")
         for name, value in rule.settings.items()
     }
-    return methods.settle(rule.method, given, len(names))
+    settled = methods.settle(rule.method, given, len(names))
+    parameters = methods.METHODS[rule.method].parameters
+    for name in given:
+        if parameters[name].found:
+            raise unknown(rule.method, parameters, name)
+    return settled
 
 
 def _value(value: Any, names: Sequence[str], layer: Layer | None, where: str) -> Any:

@@ -27,6 +27,7 @@ class Parameter:
       choices: the strings that are taken.
       meaning: one line with unit and range, for `--help` and the documentation.
       optional: may be left out though it has no default.
+      found: what the work itself finds out first, so no recipe may say it.
     """
 
     default: float | int | str | bool | None
@@ -36,6 +37,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     meaning: str
     optional: bool = False
+    found: bool = False
 
 
 def complete(
@@ -61,9 +63,7 @@ def complete(
     """
     for name in given:
         if name not in parameters:
-            told = ", ".join(parameters) or "no settings"
-            near = words.suggestion(name, parameters)
-            raise ValueError(f"{method} takes {told}, got {name!r}{near}")
+            raise unknown(method, parameters, name)
     settled: dict[str, Any] = {}
     for name, parameter in parameters.items():
         value = given.get(name, parameter.default)
@@ -77,6 +77,20 @@ def complete(
         else:
             settled[name] = _value(parameter, value, where)
     return {k: value for k, value in settled.items() if k not in WITHOUT_EFFECT}
+
+
+def unknown(method: str, parameters: Mapping[str, Parameter], name: str) -> ValueError:
+    """Returns the error of a setting that a method does not take.
+
+    It tells and suggests what recipes may hold and what has an effect.
+    """
+    known = [
+        key
+        for key, parameter in parameters.items()
+        if not parameter.found and key not in WITHOUT_EFFECT
+    ]
+    told, near = ", ".join(known) or "no settings", words.suggestion(name, known)
+    return ValueError(f"{method} takes {told}, got {name!r}{near}")
 
 
 def _per_model(

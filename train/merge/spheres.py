@@ -19,6 +19,14 @@ _ALMOST_LINEAR = 0.9995
 _NEAR = torch.finfo(torch.float32).eps
 """What float32 cannot tell from 0 beside 1."""
 
+_OPPOSITE = 2e-5
+"""Angles from 180 degrees up to which `karcher` takes two directions for opposite.
+
+Inputs in float32 are known to 6e-8 of their size, and so is what is made of them: where
+their directions cancel to a sum of length s, its own direction and length are known to
+6e-8 / s, which is 0.6 % at half of this, the mean of two that are so far from opposite.
+"""
+
 
 def slerp(models: Sequence[Weight], base: Weight | None, *, t: float) -> Weight:
     """Goes the share t of the great circle from one tensor to another.
@@ -162,9 +170,10 @@ def karcher(models: Sequence[Weight], *, max_iter: int, tol: float) -> Weight:
         m <- cos|v| m + sin|v| v / |v|                      until |v| <= tol
 
     and theta = m * 1/n sum_i |phi_i|. Zero tensors have no direction and count in the
-    mean length alone; where all are zero so is the result. Where the u_i cancel the
-    steps start at the first, as in mergekit; there the mean is not unique. mergekit
-    also takes norms up to `tol` for zero, which we do not.
+    mean length alone; where all are zero so is the result. Where the u_i cancel
+    (to `tol`, or what float32 resolves, 1e-5) the steps start at the first, as in
+    mergekit; there the mean is not unique. mergekit also takes norms up to `tol` for
+    zero, which we do not.
 
     Args:
       models: one tensor or more.
@@ -193,7 +202,7 @@ def _karcher_mean(cosines: Gram, max_iter: int, tol: float) -> list[float]:
     count = len(cosines)
     mean = torch.full((count,), 1 / count, dtype=torch.float64)
     length = _length(mean, cosines)
-    if length <= tol:
+    if length <= max(tol, _OPPOSITE / 2):
         mean, length = torch.eye(count, dtype=torch.float64)[0], 1.0
     mean = mean / length
     for _ in range(max_iter):
@@ -201,6 +210,7 @@ def _karcher_mean(cosines: Gram, max_iter: int, tol: float) -> list[float]:
         angles = near.arccos()
         # An antipode has no direction to go in, and what is near needs no step.
         counted = (angles >= tol) & (angles.sin() > _NEAR)
+        counted &= math.pi - angles > _OPPOSITE
         pulls = (angles / angles.sin()).where(counted, 0.0) / count
         step = pulls - float(pulls @ near) * mean
         far = _length(step, cosines)

@@ -24,12 +24,7 @@ _WIDE = ("model", "layer")
 
 def needs(tensor: Tensor) -> bool:
     """Says whether a tensor's weights are of more than itself."""
-    settings = tensor.settings
-    return (
-        tensor.method == "varm"
-        and settings["granularity"] in _WIDE
-        and settings.get("weights") is None
-    )
+    return tensor.method == "varm" and tensor.settings["granularity"] in _WIDE
 
 
 def part_of(tensor: Tensor) -> str:

@@ -263,6 +263,7 @@ METHODS: dict[str, Method] = {
             "weights": Parameter(
                 default=None,
                 optional=True,
+                found=True,
                 per_model=True,
                 low=0.0,
                 high=1.0,

@@ -109,6 +109,70 @@ def test_two_tied_matrices_that_names_do_not_tell_apart_are_named(
         run(made, out)
 
 
+def test_a_tied_opt_that_stores_its_head_twice_is_merged(
+    tmp_path: Path, out: str
+) -> None:
+    made = merging.several(tmp_path, kind="opt", shard="1GB")
+    embedding = "model.decoder.embed_tokens.weight"
+    for place in made.values():
+        merging.rewrite(place, {HEAD: merging.state(place)[embedding].clone()})
+    found = run(made, out)
+    one, other = (merging.state(made[name]) for name in ("m1", "m2"))
+    assert HEAD not in found
+    torch.testing.assert_close(
+        found[embedding], (one[embedding] + other[embedding]) / 2
+    )
+
+
+@pytest.mark.parametrize("key", ["layers.0.mlp.up.weight", "model.wpe.weight"])
+def test_a_tensor_of_a_layer_or_of_positions_is_taken_for_no_head(
+    key: str, made: dict[str, str], out: str
+) -> None:
+    for place in made.values():
+        tie(place)
+        merging.rewrite(place, {key: merging.state(place)[EMBEDDING].clone()})
+    found = run(made, out)
+    assert {key, EMBEDDING} <= set(found)
+    assert HEAD not in found
+
+
+def test_of_three_matrices_of_tokens_the_named_head_goes_with_the_named_embedding(
+    made: dict[str, str], out: str
+) -> None:
+    for place in made.values():
+        tie_twice(place)
+        merging.rewrite(place, {"score.weight": 2 * merging.state(place)[HEAD]})
+    found = run(made, out)
+    assert HEAD not in found
+    assert {EMBEDDING, "score.weight"} <= set(found)
+
+
+TIED_WITHIN = {"text_config": {"tie_word_embeddings": True, "vocab_size": 64}}
+
+
+@pytest.mark.parametrize("change", [{}, TIED_WITHIN])
+def test_a_model_without_a_head_is_tied_where_loading_it_ties_it(
+    change: dict[str, Any], made: dict[str, str], out: str
+) -> None:
+    tie(made["m2"])
+    merging.edit_config(made["m2"], tie_word_embeddings=None, **change)
+    if change:
+        assert HEAD in run(made, out)
+    else:  # Llamas are not tied
+        with pytest.raises(SchemaError, match=rf"lacks {HEAD}.*; if {EMBEDDING} is"):
+            run(made, out)
+
+
+def test_a_rule_for_a_tied_head_is_told_what_it_is_tied_to(
+    made: dict[str, str], out: str
+) -> None:
+    for place in made.values():
+        tie_twice(place)
+    rules = [{"pattern": "lm_head.*", "take": "base"}]
+    with pytest.raises(ValueError, match=rf"{HEAD} is tied to {EMBEDDING} and stored"):
+        run(made, out, rules=rules)
+
+
 def test_a_head_of_its_own_is_not_dropped(made: dict[str, str], out: str) -> None:
     tie(made["base"])
     tie(made["m1"])

@@ -117,6 +117,20 @@ def test_a_truth_value_for_rescale_means_what_it_does_in_mergekit(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("varm", "weight", "varm takes granularity, got 'weight'"),
+        ("sce", "int8_masks", "sce takes select_topk, variant, got 'int8_masks'"),
+    ],
+)
+def test_what_is_told_of_a_slip_names_no_setting_that_is_found_or_has_no_effect(
+    name: str, given: str, told: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        methods.settle(name, {given: 1}, 2)
+
+
 def test_a_mask_of_8_bits_is_taken_and_left_out() -> None:
     with_mask = methods.settle("sce", {"int8_mask": True}, 2)
     assert with_mask == methods.settle("sce", {}, 2)

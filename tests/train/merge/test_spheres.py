@@ -215,3 +215,12 @@ def test_an_antipode_that_rounding_hides_does_not_move_karcher(seed: int) -> Non
     (model,), _ = cases.normal(37, seed=seed, count=1)
     found = cases.merge("karcher", [model, -model / 3], None)
     torch.testing.assert_close(found, model * 2 / 3)
+
+
+@pytest.mark.parametrize("tol", [0.0, 1e-5])
+@pytest.mark.parametrize("apart", [0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3])
+def test_near_opposites_keep_the_mean_length(apart: float, tol: float) -> None:
+    (model,), _ = cases.normal(4000, seed=5, count=1)
+    across = torch.randn(4000, generator=torch.Generator().manual_seed(6))
+    found = cases.merge("karcher", [model, apart * across - model / 3], None, tol=tol)
+    torch.testing.assert_close(found.norm(), model.norm() * 2 / 3, rtol=5e-3, atol=0)
