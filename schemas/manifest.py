@@ -148,13 +148,17 @@ def read(folder: str, stage: str) -> Manifest:
 def entries(folder: str) -> dict[str, FileEntry]:
     """Returns what a manifest states of a folder's files, whatever stage wrote it.
 
-    Empty where there is none, or one that is not of this version of ours.
+    Empty where there is none, or one that is not of this version of ours: others call
+    files of their own so.
     """
     path = files.join(folder, NAME)
-    found = files.read_json(path) if files.exists(path) else None
-    if not isinstance(found, dict) or found.get("schema_version") != VERSION:
+    try:
+        found = files.read_json(path) if files.exists(path) else None
+        if not isinstance(found, dict) or found.get("schema_version") != VERSION:
+            return {}
+        return {str(entry["name"]): FileEntry(**entry) for entry in found["files"]}
+    except (SchemaError, KeyError, TypeError):
         return {}
-    return {entry["name"]: FileEntry(**entry) for entry in found["files"]}
 
 
 def origin(folder: str, made: Manifest, name: str) -> str:
