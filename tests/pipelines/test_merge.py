@@ -1,10 +1,12 @@
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +322,14 @@ def test_a_model_of_the_hub_is_read_at_one_commit(
     assert merging.same(merging.state(out), plainly)
 
 
+@contextlib.contextmanager
+def hub_that_stays(snapshot: Path) -> Iterator[None]:
+    """Fetches nothing anew, so that files keep their times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: snapshot)
+        yield
+
+
 @pytest.fixture
 def hub(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -380,6 +390,20 @@ def test_the_hub_is_asked_for_headers_that_are_not_here_and_named_if_it_fails(
     for path in Path(made["m1"]).glob("model-*"):
         shutil.copy(path, hub[0])
     assert merge.plan_merge(given).shards
+
+
+def test_every_worker_may_have_its_own_copy_of_a_model_of_the_hub(
+    made: Made, hub: tuple[Path, list[str]], out: str
+) -> None:
+    given = merging.given({**made, "m1": "org/m1"}, out, "linear", **SMALL)
+    found = merge.plan_merge(given)
+    files.write_bytes(f"{out}/{plan.NAME}", b"")
+    (task,) = merge._works(given.config, found, "identity")
+    for path in hub[0].glob("model-*"):  # the cache of another container, same host
+        os.utime(path, ns=(0, 0))
+    with hub_that_stays(hub[0]):
+        task.make(plan.to_line(found.shards[0]))
+    assert (Path(out) / found.shards[0].file).exists()
 
 
 def test_showing_says_what_becomes_of_every_tensor_and_writes_nothing(

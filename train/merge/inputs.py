@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas import buckets, files, weights
-from schemas.weights import Weights
+from schemas.weights import Stamp, Weights
 from train.merge import checksums
 from train.merge.checksums import Checksums
 from transforms import checkpoint, tokenizer
@@ -112,8 +112,16 @@ def find(name: str, model: str) -> Input:
 
 
 def read_weights(one: Input) -> Weights:
-    """Finds the tensors of a model, whose files are fetched where they are not here."""
-    return weights.read_weights(one.folder)
+    """Finds the tensors of a model, whose files are fetched where they are not here.
+
+    Of a model on the hub every worker has copies of its own, and the commit tells which:
+    so no more than sizes is known of its files.
+    """
+    found = weights.read_weights(one.folder)
+    if one.commit is None:
+        return found
+    sizes = {name: Stamp(bytes=stamp.bytes) for name, stamp in found.stamps.items()}
+    return dataclasses.replace(found, stamps=sizes)
 
 
 def names_like(folder: str, patterns: Sequence[str]) -> list[str]:
