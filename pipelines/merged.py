@@ -162,11 +162,33 @@ def _all_done(output: str, shards: Sequence[Shard], identity: str) -> bool:
 def describe(output: str, told: Description) -> Manifest:
     """Makes a model of files that are all there, and writes its manifest.
 
+    What another command of this merge has finished stays as it is.
+
     Raises:
       FusionError: if another command writes there.
     """
+    found = finished(output, told.identity) or _described(output, told)
+    drop_sums(output)
+    return found
+
+
+def finished(output: str, identity: str) -> Manifest | None:
+    """Returns the manifest of a folder that this very merge has finished, if any."""
+    if not manifest.present(output):
+        return None
+    found = manifest.read(output, work.STAGE)
+    return found if found.fingerprint == identity else None
+
+
+def drop_sums(output: str) -> None:
+    """Removes what a first pass has measured, which nobody needs any more."""
+    files.remove_tree(files.join(output, sums.FOLDER))
+
+
+def _described(output: str, told: Description) -> Manifest:
     shards = plan.read(output)
     wanted = [shard.file for shard in shards]
+    begun: list[str] = []
 
     def made() -> Manifest:
         entries = _entries(output, shards, told.identity)
@@ -174,14 +196,21 @@ def describe(output: str, told: Description) -> Manifest:
         text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
         text += card.checksums(entries)
         files.write_bytes(files.join(output, card.NAME), text.encode())
+        begun.append(card.NAME)
         others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
         _remove_others(output, {*wanted, *others})
         entries += [stage.entry(output, name) for name in sorted(others)]
         return _manifest(output, shards, told, entries)
 
-    found = stage.at_rest(output, wanted, made)
-    files.remove_tree(files.join(output, sums.FOLDER))
-    return found
+    try:
+        return stage.at_rest(output, wanted, made)
+    except (FusionError, OSError):
+        if found := finished(output, told.identity):
+            return found  # another command of this merge was first, and tidied up
+        if begun and not manifest.present(output):
+            # Ours, beside files that are no model any more.
+            files.remove_tree(files.join(output, checkpoint.CONFIG))
+        raise
 
 
 def _manifest(
@@ -306,6 +335,7 @@ def check(folder: str, made: Manifest) -> str:
     for shard in shards:
         wanted = work.fingerprint(made.fingerprint, shard)
         weights.is_done(files.join(folder, shard.file), wanted)
+    _refuse_strays(folder, made)
     manifest.check_count(folder, made, "tensors", len(planned))
     known, away = _models(folder, made), absent(folder, made)
     for name in known.keys() - away.keys():
@@ -314,6 +344,21 @@ def check(folder: str, made: Manifest) -> str:
         f"{len(planned):,} tensors in {len(shards):,} files as planned, of"
         f" {len(known) - len(away)} of {len(known)} models, which are there"
     )
+
+
+def _refuse_strays(folder: str, made: Manifest) -> None:
+    """Refuses weights that the manifest does not list, and sums of a first pass."""
+    listed = {entry.name for entry in made.files}
+    found = inputs.names_like(folder, (weights.PATTERN, weights.INDEX))
+    strays = [name for name in found if name not in listed]
+    strays += [name for name in files.folders(folder) if name == sums.FOLDER]
+    if strays:
+        raise SchemaError(
+            f"{folder} must hold what its {manifest.NAME} lists, but"
+            f" {weights.some(strays)} {'is' if len(strays) == 1 else 'are'} there, too;"
+            f" remove what is not of this merge (a repeated command drops"
+            f" {sums.FOLDER})"
+        )
 
 
 def _models(folder: str, made: Manifest) -> dict[str, str]:

@@ -72,7 +72,7 @@ def present(folder: str) -> bool:
     return files.exists(files.join(folder, NAME))
 
 
-def remove_other(folder: str, identity: str) -> None:
+def remove_other(folder: str, identity: str) -> bool:
     """Removes the manifest of a folder that other work than this has finished.
 
     Who has published a file calls it: a command of other settings may have ended the
@@ -81,15 +81,20 @@ def remove_other(folder: str, identity: str) -> None:
     Args:
       folder: the folder.
       identity: fingerprint of this work, before slices are quarantined.
+
+    Returns:
+      Whether there was one.
     """
     path = files.join(folder, NAME)
     if not files.exists(path):
-        return
+        return False
     with contextlib.suppress(FileNotFoundError):
         found = files.read_json(path)
         told = sealed(identity, found.get("quarantined", {}))
         if found.get("fingerprint") != told:
             files.remove_tree(path)
+            return True
+    return False
 
 
 def sealed(identity: str, quarantined: Mapping[str, str]) -> str:

@@ -114,8 +114,8 @@ def find(name: str, model: str) -> Input:
 def read_weights(one: Input) -> Weights:
     """Finds the tensors of a model, whose files are fetched where they are not here.
 
-    Of a model on the hub every worker has copies of its own, and the commit tells which:
-    so no more than sizes is known of its files.
+    Of a model on the hub every worker has copies of its own, and the commit tells
+    which: so no more than sizes is known of its files.
     """
     found = weights.read_weights(one.folder)
     if one.commit is None:
