@@ -111,6 +111,8 @@ def merge_models(given: Merging, runner_flags: Sequence[str] = ()) -> Manifest |
     found = plan_merge(given)
     told = describe_as(given, found)
     anew = {"overwrite": config.overwrite}
+    if not config.overwrite:
+        merged.refuse_other_plan(config.output, found.shards, told)
     if _whole(config, told, dry=dry):
         return manifest.read(config.output, work.STAGE)
     merged.refuse_others(config.output, found.shards, told.identity, **anew)

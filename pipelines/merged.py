@@ -67,6 +67,7 @@ def inputs_of(sources: Sources, shards: Sequence[Shard]) -> dict[str, Any]:
         one.name if one.name == rules.BASE else f"model:{one.name}": one.fingerprint()
         for one in sources.models
     }
+    found["config"] = files.digest(lead.config)  # with what its weights do not tell
     folder, names = _companions(lead)
     known = zip(names, checksums.known(folder, names), strict=True)
     found["companions"] = files.digest(dict(known))
@@ -96,6 +97,30 @@ def differences(sources: Sources) -> list[str]:
     return told
 
 
+def refuse_other_plan(output: str, shards: Sequence[Shard], told: Description) -> None:
+    """Looks whether another plan is what tells a finished folder from this merge.
+
+    Raises:
+      SchemaError: if so; names the first tensor that is planned otherwise, and how.
+    """
+    if not manifest.present(output):
+        return
+    found = manifest.read(output, work.STAGE)
+    had, wanted = dict(found.inputs), dict(told.inputs)
+    others = sorted(k for k in {*had, *wanted} if had.get(k) != wanted.get(k))
+    if found.settings == told.settings and others[:1] == ["plan"]:
+        _refuse_planned(output, shards)
+
+
+def _refuse_planned(output: str, shards: Sequence[Shard]) -> None:
+    """Refuses a folder whose plan has a tensor otherwise, where it has one."""
+    if told := plan.difference(plan.read(output), shards):
+        raise SchemaError(
+            f"{output} was written with {told}; choose another folder, or pass"
+            " --overwrite to write this one anew"
+        )
+
+
 def refuse_others(
     output: str, shards: Sequence[Shard], identity: str, *, overwrite: bool
 ) -> None:
@@ -122,8 +147,13 @@ def refuse_others(
             )
     for shard in shards:
         if shard.file in there:
-            told = work.fingerprint(identity, shard)
-            weights.is_done(files.join(output, shard.file), told)
+            told, path = (
+                work.fingerprint(identity, shard),
+                files.join(output, shard.file),
+            )
+            if not weights.is_done(path, told, overwrite=True):
+                _refuse_planned(output, shards)
+            weights.is_done(path, told)
             return  # a folder is one work's; each file is looked at when it is done
 
 
@@ -239,7 +269,7 @@ def _manifest(
 
 def _origin(output: str, one: Input) -> str:
     """Writes where a model lies as seen from the folder, or which of the hub it is."""
-    return one.model if one.commit else files.relative(one.model, output)
+    return one.pinned if one.commit else files.relative(one.model, output)
 
 
 def _entries(output: str, shards: Sequence[Shard], identity: str) -> list[FileEntry]:

@@ -21,6 +21,7 @@ from schemas import buckets, files
 from schemas.errors import FusionError, SchemaError
 
 INDEX = "model.safetensors.index.json"
+ALONE = "model.safetensors"
 PATTERN = "model*.safetensors"
 METADATA = "__metadata__"
 FINGERPRINT = "fusebeam"
@@ -199,9 +200,16 @@ def read_weights(folder: str) -> Weights:
 
     Raises:
       FileNotFoundError: if there are no such files.
-      SchemaError: if one cannot be read, or index and files do not agree.
+      SchemaError: if one cannot be read, index and files do not agree, or there is a
+        file beside them that is loaded whatever the index says.
     """
     index, names = _index(folder), file_names(folder)
+    if ALONE not in names and files.exists(files.join(folder, ALONE)):
+        raise SchemaError(
+            f"{folder} must hold one model, but {ALONE} is one, which transformers"
+            f" loads, and {INDEX} says that {some(names)} are another; remove {ALONE},"
+            " or the index and its files"
+        )
     headers = files.each(lambda name: read_header(files.join(folder, name)), names)
     places: dict[str, Place] = {}
     for name, header in zip(names, headers, strict=True):

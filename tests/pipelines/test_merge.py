@@ -320,7 +320,16 @@ def test_a_model_of_the_hub_is_read_at_one_commit(
     run({**made, "m1": "org/m1"}, out, "linear")
     assert asked[0] == ("org/m1", None)
     assert set(asked[1:]) == {("org/m1", "0123abc")}
-    assert "| m1 | org/m1 |" in (Path(out) / "README.md").read_text()
+    told = (Path(out) / "README.md").read_text()
+    assert "| m1 | org/m1@0123abc |" in told
+    assert '"m1" = "org/m1@0123abc"' in told
+    found = manifest.read(out, work.STAGE)
+    assert found.origins["models"]["m1"] == "org/m1@0123abc"
+    _, left = verify.between([out])
+    assert left == [f"{out} was not compared with m1: org/m1@0123abc is of the hub"]
+    asked.clear()
+    run({**made, "m1": "org/m1@0123abc"}, out, "linear")
+    assert set(asked) == {("org/m1", "0123abc")}
     plainly = merging.plainly(made, "linear", {}, ["m1", "m2"])
     assert merging.same(merging.state(out), plainly)
 
@@ -633,6 +642,26 @@ def test_an_index_that_lies_is_named(spoilt: Made, out: str) -> None:
         run(spoilt, out)
 
 
+def test_a_model_alone_beside_an_index_of_others_is_named(
+    spoilt: Made, out: str
+) -> None:
+    folder = Path(spoilt["m2"])
+    shutil.copy(next(folder.glob("model-*")), folder / "model.safetensors")
+    told = r"m2 must hold one model, but model\.safetensors is one, .* remove model\.s"
+    with pytest.raises(SchemaError, match=told):
+        run(spoilt, out)
+
+
+@pytest.mark.parametrize("change", [{"use_cache": False}, {"dtype": "bfloat16"}])
+def test_what_the_leads_configuration_says_is_of_the_merge(
+    change: dict[str, Any], spoilt: Made, out: str
+) -> None:
+    run(spoilt, out, slices=ALL)
+    merging.edit_config(spoilt["base"], **change)
+    with pytest.raises(SchemaError, match="was written with config = "):
+        run(spoilt, out, slices=ALL)
+
+
 def test_a_model_that_changes_while_it_is_merged_is_named(
     spoilt: Made, out: str
 ) -> None:
@@ -855,7 +884,8 @@ def test_a_changed_default_of_a_method_is_another_merge(
     other = {**ties.parameters, "density": density}
     changed = dataclasses.replace(ties, parameters=other)
     monkeypatch.setitem(methods.METHODS, "ties", changed)
-    with pytest.raises(SchemaError, match="was written with plan = "):
+    told = r"written with settings\.density of .* = 1\.0, and now it is 0\.5; choose"
+    with pytest.raises(SchemaError, match=told):
         run(made, out)
 
 
@@ -863,6 +893,8 @@ def test_an_unfinished_folder_of_other_settings_is_named(made: Made, out: str) -
     run(made, out)
     (Path(out) / manifest.NAME).unlink()
     with pytest.raises(SchemaError, match=r"made with other settings or inputs"):
+        run(made, out, seed=1)
+    with pytest.raises(SchemaError, match=r"with settings\.density of .*= 1\.0, and n"):
         run(made, out, settings={"density": 0.5})
     with pytest.raises(SchemaError, match=r"begun with other settings or models"):
         run(made, out, shard_bytes=10**9)

@@ -6,6 +6,7 @@ Of a model on the hub its files are fetched, once on each machine.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ _TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "rwkv_vocab_
 _UNTOLD = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 """What a configuration says that its model does not depend on."""
 
+_PINNED = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?@[\w./-]+")
+"""A name on the hub and a revision: a commit, a tag or a branch."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
@@ -35,6 +39,11 @@ class Input:
     name: str
     model: str
     commit: str | None = None
+
+    @property
+    def pinned(self) -> str:
+        """Its model, of the hub with the commit: as recipes may name it, too."""
+        return self.model if self.commit is None else f"{self.model}@{self.commit}"
 
     @property
     def folder(self) -> str:
@@ -87,6 +96,11 @@ class Input:
 def find(name: str, model: str) -> Input:
     """Finds a model that is to be merged; no weights are fetched for this.
 
+    Args:
+      name: its name in recipes and messages.
+      model: a folder, local or in a bucket, or a name on the hub, with `@` and a
+        revision behind it where it shall not be the newest.
+
     Raises:
       FileNotFoundError: if it is not there, or has no configuration.
       ValueError: if its weights are not safetensors, or packed.
@@ -99,8 +113,9 @@ def find(name: str, model: str) -> Input:
     if buckets.protocol(model):
         found = Input(name=name, model=model)
     else:
-        located = checkpoint.locate(model, config_only=True)
-        found = Input(name=name, model=model, commit=located.commit)
+        place, revision = _parted(model)
+        located = checkpoint.locate(place, revision=revision, config_only=True)
+        found = Input(name=name, model=place, commit=located.commit)
     if packed := found.config.get("quantization_config"):
         kind = packed.get("quant_method", "unknown")
         raise ValueError(
@@ -109,6 +124,19 @@ def find(name: str, model: str) -> Input:
             " (dequantize) and save_pretrained"
         )
     return found
+
+
+def is_of_hub(model: str) -> bool:
+    """Says whether a place is one of the hub with a revision, and no folder."""
+    return _parted(model)[1] is not None
+
+
+def _parted(model: str) -> tuple[str, str | None]:
+    """Parts a name on the hub from the revision behind it; a folder has none."""
+    place, _, revision = model.rpartition("@")
+    if not _PINNED.fullmatch(model) or files.exists(model):
+        return model, None
+    return place, revision
 
 
 def read_weights(one: Input) -> Weights:
