@@ -60,7 +60,7 @@ def checksums(entries: Sequence[FileEntry]) -> str:
 
 
 def spoken(one: Input) -> str:
-    """Returns what a card calls a model: of the hub with its commit, else by the folder.
+    """Returns what a card calls a model: of the hub with its commit, else its folder.
 
     Of a path that is the last part.
     """
