@@ -884,7 +884,9 @@ def test_a_changed_default_of_a_method_is_another_merge(
     other = {**ties.parameters, "density": density}
     changed = dataclasses.replace(ties, parameters=other)
     monkeypatch.setitem(methods.METHODS, "ties", changed)
-    told = r"written with settings\.density of .* = 1\.0, and now it is 0\.5; choose"
+    told = (
+        r"with settings\.density of .* = \[1\.0, 1\.0\], and now it is \[0\.5, 0\.5\]"
+    )
     with pytest.raises(SchemaError, match=told):
         run(made, out)
 
@@ -894,7 +896,9 @@ def test_an_unfinished_folder_of_other_settings_is_named(made: Made, out: str) -
     (Path(out) / manifest.NAME).unlink()
     with pytest.raises(SchemaError, match=r"made with other settings or inputs"):
         run(made, out, seed=1)
-    with pytest.raises(SchemaError, match=r"with settings\.density of .*= 1\.0, and n"):
+    with pytest.raises(
+        SchemaError, match=r"with settings\.density of .*= \[1\.0, 1\.0\], and n"
+    ):
         run(made, out, settings={"density": 0.5})
     with pytest.raises(SchemaError, match=r"begun with other settings or models"):
         run(made, out, shard_bytes=10**9)

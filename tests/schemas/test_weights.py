@@ -67,6 +67,7 @@ def test_a_tensor_in_two_files_is_named(folder: str) -> None:
 
 
 def test_an_index_chooses_the_files(folder: str) -> None:
+    Path(folder, weights.ALONE).rename(f"{folder}/model-00001-of-00002.safetensors")
     save_file({"a": torch.ones(2)}, f"{folder}/model-00002-of-00002.safetensors")
     index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
     files.write_json(f"{folder}/{weights.INDEX}", index)
