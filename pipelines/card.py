@@ -60,8 +60,11 @@ def checksums(entries: Sequence[FileEntry]) -> str:
 
 
 def spoken(one: Input) -> str:
-    """Returns what a card calls a model: a hub id whole, of a path the last part."""
-    return one.model if one.commit is not None else files.name_of(one.model)
+    """Returns what a card calls a model: of the hub with its commit, else its folder.
+
+    Of a path that is the last part.
+    """
+    return one.pinned if one.commit is not None else files.name_of(one.model)
 
 
 def _methods(settings: Mapping[str, Any]) -> list[str]:

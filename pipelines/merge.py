@@ -109,17 +109,12 @@ def merge_models(given: Merging, runner_flags: Sequence[str] = ()) -> Manifest |
     """
     config, dry = given.config, launch.is_dry(runner_flags)
     launch.check(config.output, runner_flags, config.slices)
-    found, shaped = plan_merge(given), given.shaping
-    told = Description(
-        models=tuple(found.sources.models),
-        lead=found.sources.lead,
-        settings=shaped,
-        inputs=merged.inputs_of(found.sources, found.shards),
-        notes=found.notes,
-        dtype=config.dtype,
-    )
+    found = plan_merge(given)
+    told = describe_as(given, found)
     anew = {"overwrite": config.overwrite}
-    if stage.whole(config.output, work.STAGE, shaped, told.inputs, **anew, dry=dry):
+    if not config.overwrite:
+        merged.refuse_other_plan(config.output, found.shards, told)
+    if _whole(config, told, dry=dry):
         return manifest.read(config.output, work.STAGE)
     merged.refuse_others(config.output, found.shards, told.identity, **anew)
     if not dry:
@@ -128,11 +123,39 @@ def merge_models(given: Merging, runner_flags: Sequence[str] = ()) -> Manifest |
     tasks = _works(config, found, told.identity)
     if config.slices is not None:
         whole = _do_slices(config, found.shards, tasks)
+        # Another command of this merge may have ended it, and dropped what it measured.
+        whole = whole or merged.finished(config.output, told.identity) is not None
     else:
         prints = {s.file: work.fingerprint(told.identity, s) for s in found.shards}
         _run(config, prints, tasks, describe, runner_flags)
         whole = not launch.left_alone(runner_flags)
     return describe() if whole else None
+
+
+def describe_as(given: Merging, found: Planned) -> Description:
+    """Returns what the folder of a planned merge says of itself."""
+    return Description(
+        models=tuple(found.sources.models),
+        lead=found.sources.lead,
+        settings=given.shaping,
+        inputs=merged.inputs_of(found.sources, found.shards),
+        notes=found.notes,
+        dtype=given.config.dtype,
+    )
+
+
+def _whole(config: MergeConfig, told: Description, *, dry: bool) -> bool:
+    """Says whether the folder is finished; then what a kill has left there goes.
+
+    Raises:
+      SchemaError: if it was finished by another merge, and `overwrite` is off.
+    """
+    anew = {"overwrite": config.overwrite, "dry": dry}
+    if not stage.whole(config.output, work.STAGE, told.settings, told.inputs, **anew):
+        return False
+    if not dry:
+        merged.drop_sums(config.output)
+    return True
 
 
 def _works(config: MergeConfig, found: Planned, identity: str) -> list[FileWork]:

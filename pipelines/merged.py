@@ -67,6 +67,7 @@ def inputs_of(sources: Sources, shards: Sequence[Shard]) -> dict[str, Any]:
         one.name if one.name == rules.BASE else f"model:{one.name}": one.fingerprint()
         for one in sources.models
     }
+    found["config"] = files.digest(lead.config)  # with what its weights do not tell
     folder, names = _companions(lead)
     known = zip(names, checksums.known(folder, names), strict=True)
     found["companions"] = files.digest(dict(known))
@@ -96,6 +97,30 @@ def differences(sources: Sources) -> list[str]:
     return told
 
 
+def refuse_other_plan(output: str, shards: Sequence[Shard], told: Description) -> None:
+    """Looks whether another plan is what tells a finished folder from this merge.
+
+    Raises:
+      SchemaError: if so; names the first tensor that is planned otherwise, and how.
+    """
+    if not manifest.present(output):
+        return
+    found = manifest.read(output, work.STAGE)
+    had, wanted = dict(found.inputs), dict(told.inputs)
+    others = sorted(k for k in {*had, *wanted} if had.get(k) != wanted.get(k))
+    if found.settings == told.settings and others[:1] == ["plan"]:
+        _refuse_planned(output, shards)
+
+
+def _refuse_planned(output: str, shards: Sequence[Shard]) -> None:
+    """Refuses a folder whose plan has a tensor otherwise, where it has one."""
+    if told := plan.difference(plan.read(output), shards):
+        raise SchemaError(
+            f"{output} was written with {told}; choose another folder, or pass"
+            " --overwrite to write this one anew"
+        )
+
+
 def refuse_others(
     output: str, shards: Sequence[Shard], identity: str, *, overwrite: bool
 ) -> None:
@@ -122,8 +147,13 @@ def refuse_others(
             )
     for shard in shards:
         if shard.file in there:
-            told = work.fingerprint(identity, shard)
-            weights.is_done(files.join(output, shard.file), told)
+            told, path = (
+                work.fingerprint(identity, shard),
+                files.join(output, shard.file),
+            )
+            if not weights.is_done(path, told, overwrite=True):
+                _refuse_planned(output, shards)
+            weights.is_done(path, told)
             return  # a folder is one work's; each file is looked at when it is done
 
 
@@ -162,11 +192,33 @@ def _all_done(output: str, shards: Sequence[Shard], identity: str) -> bool:
 def describe(output: str, told: Description) -> Manifest:
     """Makes a model of files that are all there, and writes its manifest.
 
+    What another command of this merge has finished stays as it is.
+
     Raises:
       FusionError: if another command writes there.
     """
+    found = finished(output, told.identity) or _described(output, told)
+    drop_sums(output)
+    return found
+
+
+def finished(output: str, identity: str) -> Manifest | None:
+    """Returns the manifest of a folder that this very merge has finished, if any."""
+    if not manifest.present(output):
+        return None
+    found = manifest.read(output, work.STAGE)
+    return found if found.fingerprint == identity else None
+
+
+def drop_sums(output: str) -> None:
+    """Removes what a first pass has measured, which nobody needs any more."""
+    files.remove_tree(files.join(output, sums.FOLDER))
+
+
+def _described(output: str, told: Description) -> Manifest:
     shards = plan.read(output)
     wanted = [shard.file for shard in shards]
+    begun: list[str] = []
 
     def made() -> Manifest:
         entries = _entries(output, shards, told.identity)
@@ -174,14 +226,21 @@ def describe(output: str, told: Description) -> Manifest:
         text = card.text(told.models, told.settings, told.inputs, told.notes, measured)
         text += card.checksums(entries)
         files.write_bytes(files.join(output, card.NAME), text.encode())
+        begun.append(card.NAME)
         others = {card.NAME, plan.NAME, *_write_model(output, shards, told)}
         _remove_others(output, {*wanted, *others})
         entries += [stage.entry(output, name) for name in sorted(others)]
         return _manifest(output, shards, told, entries)
 
-    found = stage.at_rest(output, wanted, made)
-    files.remove_tree(files.join(output, sums.FOLDER))
-    return found
+    try:
+        return stage.at_rest(output, wanted, made)
+    except (FusionError, OSError):
+        if found := finished(output, told.identity):
+            return found  # another command of this merge was first, and tidied up
+        if begun and not manifest.present(output):
+            # Ours, beside files that are no model any more.
+            files.remove_tree(files.join(output, checkpoint.CONFIG))
+        raise
 
 
 def _manifest(
@@ -210,7 +269,7 @@ def _manifest(
 
 def _origin(output: str, one: Input) -> str:
     """Writes where a model lies as seen from the folder, or which of the hub it is."""
-    return one.model if one.commit else files.relative(one.model, output)
+    return one.pinned if one.commit else files.relative(one.model, output)
 
 
 def _entries(output: str, shards: Sequence[Shard], identity: str) -> list[FileEntry]:
@@ -306,6 +365,7 @@ def check(folder: str, made: Manifest) -> str:
     for shard in shards:
         wanted = work.fingerprint(made.fingerprint, shard)
         weights.is_done(files.join(folder, shard.file), wanted)
+    _refuse_strays(folder, made)
     manifest.check_count(folder, made, "tensors", len(planned))
     known, away = _models(folder, made), absent(folder, made)
     for name in known.keys() - away.keys():
@@ -314,6 +374,21 @@ def check(folder: str, made: Manifest) -> str:
         f"{len(planned):,} tensors in {len(shards):,} files as planned, of"
         f" {len(known) - len(away)} of {len(known)} models, which are there"
     )
+
+
+def _refuse_strays(folder: str, made: Manifest) -> None:
+    """Refuses weights that the manifest does not list, and sums of a first pass."""
+    listed = {entry.name for entry in made.files}
+    found = inputs.names_like(folder, (weights.PATTERN, weights.INDEX))
+    strays = [name for name in found if name not in listed]
+    strays += [name for name in files.folders(folder) if name == sums.FOLDER]
+    if strays:
+        raise SchemaError(
+            f"{folder} must hold what its {manifest.NAME} lists, but"
+            f" {weights.some(strays)} {'is' if len(strays) == 1 else 'are'} there, too;"
+            f" remove what is not of this merge (a repeated command drops"
+            f" {sums.FOLDER})"
+        )
 
 
 def _models(folder: str, made: Manifest) -> dict[str, str]:

@@ -349,9 +349,11 @@ def between(folders: Sequence[str]) -> tuple[list[str], list[str]]:
 def _absent(folder: str) -> Iterator[str]:
     """Tells the models of a merge that are not there to be compared with it."""
     from pipelines import merged  # loads torch, which takes seconds
+    from train.merge import inputs
 
     for name, model in merged.absent(folder, manifest.read(folder, MERGED)).items():
-        yield f"{folder} was not compared with {name}: {model} is not there"
+        why = "of the hub" if inputs.is_of_hub(model) else "not there"
+        yield f"{folder} was not compared with {name}: {model} is {why}"
 
 
 def _evaluations(

@@ -72,7 +72,7 @@ def present(folder: str) -> bool:
     return files.exists(files.join(folder, NAME))
 
 
-def remove_other(folder: str, identity: str) -> None:
+def remove_other(folder: str, identity: str) -> bool:
     """Removes the manifest of a folder that other work than this has finished.
 
     Who has published a file calls it: a command of other settings may have ended the
@@ -81,15 +81,20 @@ def remove_other(folder: str, identity: str) -> None:
     Args:
       folder: the folder.
       identity: fingerprint of this work, before slices are quarantined.
+
+    Returns:
+      Whether there was one.
     """
     path = files.join(folder, NAME)
     if not files.exists(path):
-        return
+        return False
     with contextlib.suppress(FileNotFoundError):
         found = files.read_json(path)
         told = sealed(identity, found.get("quarantined", {}))
         if found.get("fingerprint") != told:
             files.remove_tree(path)
+            return True
+    return False
 
 
 def sealed(identity: str, quarantined: Mapping[str, str]) -> str:
@@ -148,13 +153,17 @@ def read(folder: str, stage: str) -> Manifest:
 def entries(folder: str) -> dict[str, FileEntry]:
     """Returns what a manifest states of a folder's files, whatever stage wrote it.
 
-    Empty where there is none, or one that is not of this version of ours.
+    Empty where there is none, or one that is not of this version of ours: others call
+    files of their own so.
     """
     path = files.join(folder, NAME)
-    found = files.read_json(path) if files.exists(path) else None
-    if not isinstance(found, dict) or found.get("schema_version") != VERSION:
+    try:
+        found = files.read_json(path) if files.exists(path) else None
+        if not isinstance(found, dict) or found.get("schema_version") != VERSION:
+            return {}
+        return {str(entry["name"]): FileEntry(**entry) for entry in found["files"]}
+    except (SchemaError, KeyError, TypeError):
         return {}
-    return {entry["name"]: FileEntry(**entry) for entry in found["files"]}
 
 
 def origin(folder: str, made: Manifest, name: str) -> str:

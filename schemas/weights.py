@@ -10,6 +10,7 @@ are known. Nothing here knows torch.
 import fnmatch
 import json
 import math
+import os
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from schemas import buckets, files
 from schemas.errors import FusionError, SchemaError
 
 INDEX = "model.safetensors.index.json"
+ALONE = "model.safetensors"
 PATTERN = "model*.safetensors"
 METADATA = "__metadata__"
 FINGERPRINT = "fusebeam"
@@ -69,23 +71,25 @@ class Stamp:
     Attributes:
       bytes: its size.
       content: what a bucket says of its content; None of a file on a disk.
-      machine: which sees it on a disk; None in a bucket.
-      version: what that machine says of it: inode, and nanosecond of the last change.
+      where: the machine, device and absolute path at which it was seen on a disk; None
+        in a bucket, and where each machine has a copy of its own.
+      version: what is known there of it: inode, and nanosecond of the last change.
     """
 
     bytes: int
     content: str | None = None
-    machine: str | None = None
+    where: str | None = None
     version: str | None = None
 
     def fits(self, other: "Stamp") -> bool:
-        """Says whether two may be of one file; surely, on one machine or in a bucket.
+        """Says whether two may be of one file; surely, at one place or in a bucket.
 
-        Machines may have copies of their own, of which times say nothing.
+        Machines, and containers of one name, may have copies of their own, of which
+        times say nothing.
         """
         if (self.bytes, self.content) != (other.bytes, other.content):
             return False
-        return self.machine != other.machine or self.version == other.version
+        return self.where != other.where or self.version == other.version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +128,10 @@ def _stamp_of(path: str, file: Any) -> Stamp:
     if (known := files.stamp(file)) is None:
         return Stamp(bytes=files.size(path))
     size, version = known
-    return Stamp(bytes=size, machine=socket.gethostname(), version=version)
+    _, plain = files.filesystem(path)
+    device = os.fstat(file.fileno()).st_dev
+    where = f"{socket.gethostname()} {device} {plain}"
+    return Stamp(bytes=size, where=where, version=version)
 
 
 def read_header(path: str) -> Header:
@@ -193,9 +200,16 @@ def read_weights(folder: str) -> Weights:
 
     Raises:
       FileNotFoundError: if there are no such files.
-      SchemaError: if one cannot be read, or index and files do not agree.
+      SchemaError: if one cannot be read, index and files do not agree, or there is a
+        file beside them that is loaded whatever the index says.
     """
     index, names = _index(folder), file_names(folder)
+    if ALONE not in names and files.exists(files.join(folder, ALONE)):
+        raise SchemaError(
+            f"{folder} must hold one model, but {ALONE} is one, which transformers"
+            f" loads, and {INDEX} says that {some(names)} are another; remove {ALONE},"
+            " or the index and its files"
+        )
     headers = files.each(lambda name: read_header(files.join(folder, name)), names)
     places: dict[str, Place] = {}
     for name, header in zip(names, headers, strict=True):

@@ -25,7 +25,6 @@ COMPANIONS = (
 )
 """The files of a model folder that go with any weights of its kind."""
 
-_ALONE = "model.safetensors"
 _PICKLED = "pytorch_model*.bin"
 _BLOCK_BYTES = 2**20
 
@@ -197,10 +196,10 @@ def _weights(model: str, folder: Path) -> list[Path]:
     """Lists the files that whoever loads a model reads.
 
     Transformers takes one file alone where that is there, whatever an index says; a
-    merge goes by the index.
+    merge refuses such folders.
     """
     names = {*weights.file_names(str(folder))}
-    names |= {_ALONE} if (folder / _ALONE).is_file() else set()
+    names |= {weights.ALONE} if (folder / weights.ALONE).is_file() else set()
     if lost := [name for name in sorted(names) if not (folder / name).is_file()]:
         raise FileNotFoundError(
             f"{model} must hold every file that its {weights.INDEX} lists, but lacks"

@@ -1,10 +1,12 @@
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from pipelines import merging as table
 from schemas import files, manifest, weights
 from schemas.errors import FusionError, SchemaError
 from tests import commands, deadly_merge, merging
-from train.merge import methods, plan, varm, work
+from train.merge import methods, plan, sums, varm, work
 from train.merge.reading import Opened
 from transforms import planned
 from transforms.attempts import Guards
@@ -34,6 +36,9 @@ Made = dict[str, str]
 
 SMALL = {"shard_bytes": 9_000}
 """A merged model of several files."""
+
+ALL = "0-2"
+"""Its files, made in this process: no runner is started."""
 
 
 @pytest.fixture(scope="session")
@@ -315,9 +320,26 @@ def test_a_model_of_the_hub_is_read_at_one_commit(
     run({**made, "m1": "org/m1"}, out, "linear")
     assert asked[0] == ("org/m1", None)
     assert set(asked[1:]) == {("org/m1", "0123abc")}
-    assert "| m1 | org/m1 |" in (Path(out) / "README.md").read_text()
+    told = (Path(out) / "README.md").read_text()
+    assert "| m1 | org/m1@0123abc |" in told
+    assert '"m1" = "org/m1@0123abc"' in told
+    found = manifest.read(out, work.STAGE)
+    assert found.origins["models"]["m1"] == "org/m1@0123abc"
+    _, left = verify.between([out])
+    assert left == [f"{out} was not compared with m1: org/m1@0123abc is of the hub"]
+    asked.clear()
+    run({**made, "m1": "org/m1@0123abc"}, out, "linear")
+    assert set(asked) == {("org/m1", "0123abc")}
     plainly = merging.plainly(made, "linear", {}, ["m1", "m2"])
     assert merging.same(merging.state(out), plainly)
+
+
+@contextlib.contextmanager
+def hub_that_stays(snapshot: Path) -> Iterator[None]:
+    """Fetches nothing anew, so that files keep their times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: snapshot)
+        yield
 
 
 @pytest.fixture
@@ -380,6 +402,20 @@ def test_the_hub_is_asked_for_headers_that_are_not_here_and_named_if_it_fails(
     for path in Path(made["m1"]).glob("model-*"):
         shutil.copy(path, hub[0])
     assert merge.plan_merge(given).shards
+
+
+def test_every_worker_may_have_its_own_copy_of_a_model_of_the_hub(
+    made: Made, hub: tuple[Path, list[str]], out: str
+) -> None:
+    given = merging.given({**made, "m1": "org/m1"}, out, "linear", **SMALL)
+    found = merge.plan_merge(given)
+    files.write_bytes(f"{out}/{plan.NAME}", b"")
+    (task,) = merge._works(given.config, found, "identity")
+    for path in hub[0].glob("model-*"):  # the cache of another container, same host
+        os.utime(path, ns=(0, 0))
+    with hub_that_stays(hub[0]):
+        task.make(plan.to_line(found.shards[0]))
+    assert (Path(out) / found.shards[0].file).exists()
 
 
 def test_showing_says_what_becomes_of_every_tensor_and_writes_nothing(
@@ -734,6 +770,26 @@ def test_an_index_that_lies_is_named(spoilt: Made, out: str) -> None:
         run(spoilt, out)
 
 
+def test_a_model_alone_beside_an_index_of_others_is_named(
+    spoilt: Made, out: str
+) -> None:
+    folder = Path(spoilt["m2"])
+    shutil.copy(next(folder.glob("model-*")), folder / "model.safetensors")
+    told = r"m2 must hold one model, but model\.safetensors is one, .* remove model\.s"
+    with pytest.raises(SchemaError, match=told):
+        run(spoilt, out)
+
+
+@pytest.mark.parametrize("change", [{"use_cache": False}, {"dtype": "bfloat16"}])
+def test_what_the_leads_configuration_says_is_of_the_merge(
+    change: dict[str, Any], spoilt: Made, out: str
+) -> None:
+    run(spoilt, out, slices=ALL)
+    merging.edit_config(spoilt["base"], **change)
+    with pytest.raises(SchemaError, match="was written with config = "):
+        run(spoilt, out, slices=ALL)
+
+
 def test_a_model_that_changes_while_it_is_merged_is_named(
     spoilt: Made, out: str
 ) -> None:
@@ -819,6 +875,134 @@ def test_a_configuration_stays_beside_files_that_are_all_there(
     assert (Path(out) / "config.json").exists()
 
 
+def test_a_configuration_goes_when_another_merge_publishes_while_it_is_written(
+    made: Made, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(made, out)
+    run(made, str(tmp_path / "other"), "linear", slices=ALL)
+    (Path(out) / manifest.NAME).unlink()
+    given = merging.given(made, out, "ties", **SMALL)
+    told, describe = merge.describe_as(given, merge.plan_merge(given)), merged._manifest
+
+    def disturbed(*args: Any) -> Any:
+        name = plan.read(out)[0].file
+        shutil.copy(tmp_path / "other" / name, out)
+        return describe(*args)
+
+    monkeypatch.setattr(merged, "_manifest", disturbed)
+    with pytest.raises(FusionError, match="another command wrote it anew"):
+        merged.describe(out, told)
+    assert not (Path(out) / "config.json").exists()
+    assert not (Path(out) / manifest.NAME).exists()
+
+
+def test_who_publishes_beside_a_finished_merge_takes_its_configuration_away(
+    made: Made, out: str
+) -> None:
+    given = merging.given(made, out, "linear", overwrite=True, **SMALL)
+    found = merge.plan_merge(given)
+    (task,) = merge._works(given.config, found, "another")
+    run(made, out)  # ends after the other has begun
+    task.make(plan.to_line(found.shards[0]))
+    assert not (Path(out) / manifest.NAME).exists()
+    assert not (Path(out) / "config.json").exists()
+
+
+def test_a_kill_behind_the_manifest_leaves_no_sums_for_ever(
+    made: Made, out: str, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"settings": {"granularity": "layer"}, "slices": ALL}
+    with monkeypatch.context() as patch:
+        patch.setattr(merged, "drop_sums", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(made, out, "varm", **more)
+    assert (Path(out) / manifest.NAME).exists()
+    with pytest.raises(SchemaError, match="but sums is there, too"):
+        verify.verify([out])
+    run(made, out, "varm", **more)
+    assert not (Path(out) / "sums").exists()
+    verify.verify([out])
+
+
+def test_weights_that_no_manifest_lists_are_found(made: Made, out: str) -> None:
+    run(made, out, slices=ALL)
+    shutil.copy(Path(out) / plan.read(out)[0].file, Path(out) / "model-x.safetensors")
+    with pytest.raises(SchemaError, match=r"but model-x\.safetensors is there, too"):
+        verify.verify([out])
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_folder_that_another_launcher_has_ended_counts_as_done(
+    when: str, made: Made, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {**SMALL, "settings": {"granularity": "layer"}}
+    given = merging.given(made, out, "varm", **more)
+    told = merge.describe_as(given, merge.plan_merge(given))
+    with monkeypatch.context() as patch:
+        patch.setattr(merged, "describe", lambda *_: None)
+        assert (
+            merge.merge_models(merging.given(made, out, "varm", **more, slices=ALL))
+            is None
+        )
+    sums.weights.cache_clear()
+    if when == "before":
+        first = merged.describe(out, told)
+    else:
+        measure, ended = merged._measured, []
+
+        def late(*args: Any) -> Any:
+            if not ended:
+                ended.append(None)
+                ended.append(merged.describe(out, told))
+                sums.weights.cache_clear()
+            return measure(*args)
+
+        monkeypatch.setattr(merged, "_measured", late)
+        first = merged.describe(out, told)
+        assert first.files == tuple(ended[1].files)
+    assert merged.describe(out, told).files == tuple(first.files)
+    assert not (Path(out) / "sums").exists()
+    verify.verify([out])
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def interrupted_measure(task: sums.MeasureShards, line: str) -> None:
+    if plan.from_line(line).index == 1:
+        raise KeyboardInterrupt
+    MEASURE(task, line)
+
+
+MEASURE = sums.MeasureShards.make
+
+
+@pytest.mark.parametrize("where", ["first pass", "between", "second pass", "describe"])
+def test_a_merge_in_two_passes_that_is_broken_off_ends_with_the_same_bytes(
+    where: str, made: Made, out: str, tmp_path: Path, contents: Contents
+) -> None:
+    more = {"settings": {"granularity": "layer"}, "slices": ALL}
+    spots: dict[str, tuple[Any, str, Any]] = {
+        "first pass": (sums.MeasureShards, "make", interrupted_measure),
+        "between": (work.MergeShards, "make", interrupt),
+        "second pass": (work.MergeShards, "_bytes", harm),
+        "describe": (merged, "_write_model", interrupt),
+    }
+    run(made, out, "varm", **more)
+    broken = str(tmp_path / "broken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*spots[where])
+        with pytest.raises(KeyboardInterrupt):
+            run(made, broken, "varm", **more)
+    assert list(Path(broken, "sums").iterdir())
+    assert not (Path(broken) / "config.json").exists()
+    run(made, broken, "varm", **more)
+    clean.clean([broken], older_than_s=0, dry_run=False)
+    assert contents(broken) == contents(out)
+    assert not (Path(broken) / "sums").exists()
+
+
 def test_a_changed_default_of_a_method_is_another_merge(
     made: Made, out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -828,7 +1012,10 @@ def test_a_changed_default_of_a_method_is_another_merge(
     other = {**ties.parameters, "density": density}
     changed = dataclasses.replace(ties, parameters=other)
     monkeypatch.setitem(methods.METHODS, "ties", changed)
-    with pytest.raises(SchemaError, match="was written with plan = "):
+    told = (
+        r"with settings\.density of .* = \[1\.0, 1\.0\], and now it is \[0\.5, 0\.5\]"
+    )
+    with pytest.raises(SchemaError, match=told):
         run(made, out)
 
 
@@ -836,6 +1023,10 @@ def test_an_unfinished_folder_of_other_settings_is_named(made: Made, out: str) -
     run(made, out)
     (Path(out) / manifest.NAME).unlink()
     with pytest.raises(SchemaError, match=r"made with other settings or inputs"):
+        run(made, out, seed=1)
+    with pytest.raises(
+        SchemaError, match=r"with settings\.density of .*= \[1\.0, 1\.0\], and n"
+    ):
         run(made, out, settings={"density": 0.5})
     with pytest.raises(SchemaError, match=r"begun with other settings or models"):
         run(made, out, shard_bytes=10**9)

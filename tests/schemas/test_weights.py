@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_a_tensor_in_two_files_is_named(folder: str) -> None:
 
 
 def test_an_index_chooses_the_files(folder: str) -> None:
+    Path(folder, weights.ALONE).rename(f"{folder}/model-00001-of-00002.safetensors")
     save_file({"a": torch.ones(2)}, f"{folder}/model-00002-of-00002.safetensors")
     index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
     files.write_json(f"{folder}/{weights.INDEX}", index)
@@ -125,5 +127,14 @@ def test_a_file_that_is_written_anew_in_its_size_is_refused(folder: str) -> None
 def test_machines_may_have_copies_of_their_own(folder: str) -> None:
     found = weights.read_weights(folder)
     place, (stamp,) = found.places["b"], found.stamps.values()
-    elsewhere = dataclasses.replace(stamp, machine="another", version="9 9")
+    elsewhere = dataclasses.replace(stamp, where="another 9 /model", version="9 9")
     assert weights.read_bytes(folder, place, elsewhere)
+
+
+def test_containers_of_one_name_may_have_copies_at_other_places(
+    folder: str, tmp_path: Path
+) -> None:
+    found = weights.read_weights(folder)
+    place, (stamp,) = found.places["b"], found.stamps.values()
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert weights.read_bytes(str(copy), place, stamp)

@@ -18,8 +18,10 @@ Checksums = Callable[[str, Sequence[str]], list[str]]
 def known(folder: str, names: Sequence[str]) -> list[str]:
     """Returns what the folder's manifest states, or else what reading the files tells.
 
-    A manifest is believed of a file on a disk that has the size it states, and is not
-    newer than the manifest.
+    A manifest is believed of a file on a disk that has the size it states, and has not
+    been written, or put there, after the manifest. The second is told by the time of
+    its inode's last change: a file that is copied or renamed may keep that of its
+    content.
     """
     if buckets.protocol(folder):
         return taken(folder, names)
@@ -40,7 +42,8 @@ def _stated(folder: str) -> dict[str, str]:
     stated = {}
     for name in set(files.names(folder)) & entries.keys():
         found = os.stat(files.join(folder, name))
-        if found.st_size == entries[name].bytes and found.st_mtime_ns <= written:
+        put = max(found.st_mtime_ns, found.st_ctime_ns)
+        if found.st_size == entries[name].bytes and put <= written:
             stated[name] = entries[name].sha256
     return stated
 
@@ -48,9 +51,10 @@ def _stated(folder: str) -> dict[str, str]:
 def _once(folder: str, name: str) -> str:
     path = os.path.abspath(files.join(folder, name))
     found = os.stat(path)
-    return _read(path, found.st_size, found.st_mtime_ns, found.st_ino)
+    changed = (found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    return _read(path, found.st_size, changed)
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(path: str, _bytes: int, _mtime_ns: int, _inode: int) -> str:
+def _read(path: str, _bytes: int, _changed: tuple[int, ...]) -> str:
     return files.checksum(path)

@@ -6,12 +6,13 @@ Of a model on the hub its files are fetched, once on each machine.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from schemas import buckets, files, weights
-from schemas.weights import Weights
+from schemas.weights import Stamp, Weights
 from train.merge import checksums
 from train.merge.checksums import Checksums
 from transforms import checkpoint, tokenizer
@@ -20,6 +21,9 @@ from transforms.tokenizer import Tokenizer
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "rwkv_vocab_*.txt")
 _UNTOLD = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 """What a configuration says that its model does not depend on."""
+
+_PINNED = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?@[\w./-]+")
+"""A name on the hub and a revision: a commit, a tag or a branch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,11 @@ class Input:
     name: str
     model: str
     commit: str | None = None
+
+    @property
+    def pinned(self) -> str:
+        """Its model, of the hub with the commit: as recipes may name it, too."""
+        return self.model if self.commit is None else f"{self.model}@{self.commit}"
 
     @property
     def folder(self) -> str:
@@ -87,6 +96,11 @@ class Input:
 def find(name: str, model: str) -> Input:
     """Finds a model that is to be merged; no weights are fetched for this.
 
+    Args:
+      name: its name in recipes and messages.
+      model: a folder, local or in a bucket, or a name on the hub, with `@` and a
+        revision behind it where it shall not be the newest.
+
     Raises:
       FileNotFoundError: if it is not there, or has no configuration.
       ValueError: if its weights are not safetensors, or packed.
@@ -99,8 +113,9 @@ def find(name: str, model: str) -> Input:
     if buckets.protocol(model):
         found = Input(name=name, model=model)
     else:
-        located = checkpoint.locate(model, config_only=True)
-        found = Input(name=name, model=model, commit=located.commit)
+        place, revision = _parted(model)
+        located = checkpoint.locate(place, revision=revision, config_only=True)
+        found = Input(name=name, model=place, commit=located.commit)
     if packed := found.config.get("quantization_config"):
         kind = packed.get("quant_method", "unknown")
         raise ValueError(
@@ -111,9 +126,30 @@ def find(name: str, model: str) -> Input:
     return found
 
 
+def is_of_hub(model: str) -> bool:
+    """Says whether a place is one of the hub with a revision, and no folder."""
+    return _parted(model)[1] is not None
+
+
+def _parted(model: str) -> tuple[str, str | None]:
+    """Parts a name on the hub from the revision behind it; a folder has none."""
+    place, _, revision = model.rpartition("@")
+    if not _PINNED.fullmatch(model) or files.exists(model):
+        return model, None
+    return place, revision
+
+
 def read_weights(one: Input) -> Weights:
-    """Finds the tensors of a model, whose files are fetched where they are not here."""
-    return weights.read_weights(one.folder)
+    """Finds the tensors of a model, whose files are fetched where they are not here.
+
+    Of a model on the hub every worker has copies of its own, and the commit tells
+    which: so no more than sizes is known of its files.
+    """
+    found = weights.read_weights(one.folder)
+    if one.commit is None:
+        return found
+    sizes = {name: Stamp(bytes=stamp.bytes) for name, stamp in found.stamps.items()}
+    return dataclasses.replace(found, stamps=sizes)
 
 
 def names_like(folder: str, patterns: Sequence[str]) -> list[str]:

@@ -175,6 +175,36 @@ def read(folder: str) -> list[Shard]:
     return [from_line(line) for line in text.splitlines()]
 
 
+def difference(had: Sequence[Shard], wanted: Sequence[Shard]) -> str | None:
+    """Tells the first tensor, and of that the first value, that two plans differ in.
+
+    Args:
+      had: the plan that is there.
+      wanted: the plan that would be written now.
+
+    Returns:
+      What it is in both; None where the plans are of the same tensors.
+    """
+    old, new = _flat(had), _flat(wanted)
+    for key in dict.fromkeys([*new, *old]):
+        mine, theirs = new.get(key, {}), old.get(key, {})
+        for name in dict.fromkeys([*mine, *theirs]):
+            if mine.get(name) != theirs.get(name):
+                was, now = (one.get(name, "not set") for one in (theirs, mine))
+                return f"{name} of {key} = {was!r}, and now it is {now!r}"
+    return None
+
+
+def _flat(shards: Sequence[Shard]) -> dict[str, dict[str, Any]]:
+    """Returns the values of each tensor, by its key; each setting by itself."""
+    found = {}
+    for shard in shards:
+        for told in json.loads(to_line(shard))["tensors"]:
+            own = {f"settings.{k}": v for k, v in told.pop("settings").items()}
+            found[told["key"]] = {"file": shard.file, **told, **own}
+    return found
+
+
 def index_of(shards: Sequence[Shard]) -> dict[str, Any]:
     """Returns the index that lists which file holds which tensor."""
     return {

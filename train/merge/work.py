@@ -17,6 +17,7 @@ from schemas.manifest import FileEntry
 from train.merge import methods, numbers, plan, sums
 from train.merge.plan import Shard, Tensor
 from train.merge.reading import Opened, Reading
+from transforms import checkpoint
 
 STAGE = "merge"
 
@@ -88,7 +89,13 @@ class MergeShards:
                     raise _SuperfluousError
         except _SuperfluousError:
             return
-        manifest.remove_other(self.output, self.reading.identity)
+        except FileNotFoundError:
+            if self.done(line):
+                return  # who ended the folder meanwhile has dropped what was measured
+            raise
+        if manifest.remove_other(self.output, self.reading.identity):
+            # Beside this file those of the other merge are no model any more.
+            files.remove_tree(files.join(self.output, checkpoint.CONFIG))
         entry = FileEntry(
             name=shard.file,
             rows=len(shard.tensors),

@@ -77,11 +77,36 @@ def test_a_manifest_is_not_believed_of_what_it_may_not_have_seen(
     assert read == [str(path)]
 
 
+def test_a_manifest_is_not_believed_of_an_older_file_that_was_put_there(
+    merged: Path, tmp_path: Path, read: list[str]
+) -> None:
+    told, path = fingerprint(merged), merged / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    other = tmp_path / "older"
+    other.write_bytes(content)
+    os.utime(other, ns=(0, 0))
+    os.replace(other, path)
+    assert fingerprint(merged) != told
+    assert read == [str(path)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'["a", "list"]',
+        b"no JSON",
+        b"\xff",
+        b'{"schema_version": 1}',
+        b'{"schema_version": 1, "files": ["model.safetensors"]}',
+        b'{"schema_version": 1, "files": [{"name": "model.safetensors"}]}',
+    ],
+)
 def test_a_manifest_of_others_says_nothing(
-    made: dict[str, str], read: list[str]
+    content: bytes, made: dict[str, str], read: list[str]
 ) -> None:
     told = fingerprint(Path(made["m1"]))
-    files.write_json(f"{made['m1']}/{manifest.NAME}", ["a", "list"])
+    files.write_bytes(f"{made['m1']}/{manifest.NAME}", content)
     assert fingerprint(Path(made["m1"])) == told
     assert len(read) == 1
 
