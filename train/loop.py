@@ -1,8 +1,8 @@
 """The training loop: `transformers.Trainer` with our order, loss, checkpoints, logs."""
 
+import contextlib
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +12,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from train import checkpoints
+from train import checkpoints, offload, processes
 from train.config import TrainConfig
 from train.data import Collator, FusedDataset
 from train.order import StepBatches
+from train.saving import SavingTrainer
 
 Report = Callable[[str], None]
 """Is given one line for people, now and then."""
@@ -63,6 +64,7 @@ def arguments(
         ignore_data_skip=True,  # the order begins at the step: see StepBatches
         disable_tqdm=True,
         log_level="error",
+        **processes.arguments(config),
     )
 
 
@@ -87,7 +89,7 @@ class _StepEnds(transformers.TrainerCallback):
         return control
 
 
-class FusionTrainer(transformers.Trainer):
+class FusionTrainer(SavingTrainer):
     """Trains a model that `model.give_objective` has given its loss.
 
     The run is one epoch of `steps` full steps to the Trainer, whatever passes over the
@@ -117,6 +119,8 @@ class FusionTrainer(transformers.Trainer):
         )
         self.remove_callback(transformers.PrinterCallback)
         self.add_callback(_StepEnds)
+        processes.settle(self.accelerator, dtype="bfloat16" if args.bf16 else "float32")
+        self.sharded = config.checkpoint_form == "sharded" and config.lora_rank is None
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
         self._sums = torch.zeros(4, dtype=torch.float64)  # CLM, fusion, their counts
@@ -184,12 +188,13 @@ class FusionTrainer(transformers.Trainer):
         assert num_items_in_batch is not None, "get_batch_samples counts"
         clm_count, fusion_count = num_items_in_batch
         self._share = self._clm_weight()
-        losses = model(
-            **inputs,
-            clm_weight=self._share,
-            clm_count=clm_count,
-            fusion_count=fusion_count,
-        )
+        with self._kept_activations():
+            losses = model(
+                **inputs,
+                clm_weight=self._share,
+                clm_count=clm_count,
+                fusion_count=fusion_count,
+            )
         parts = torch.stack([losses["clm_sum"], losses["fusion_sum"]]).double()
         share = num_items_in_batch.double() / self.current_gradient_accumulation_steps
         self._sums = self._sums.to(parts.device)
@@ -197,6 +202,11 @@ class FusionTrainer(transformers.Trainer):
         self._sums += torch.cat([parts * self.args.world_size, share])
         # Gradients are averaged over processes, and this is a part of a sum.
         return losses["loss"] * self.args.world_size
+
+    def _kept_activations(self) -> contextlib.AbstractContextManager[object]:
+        if self._config.activation_offload:
+            return offload.activations()
+        return contextlib.nullcontext()
 
     def _clm_weight(self) -> float:
         """Returns the CLM share; `linear` is FuseLLM's hard_and_decay."""
@@ -276,26 +286,3 @@ class FusionTrainer(transformers.Trainer):
             str(resume / "trainer_state.json")
         )
         return int(state.num_input_tokens_seen)
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: Any = None
-    ) -> None:
-        # Weights are in the model already, read by from_pretrained: this method goes by
-        # the names in the model, not those in the file, and skips what it cannot find
-        # (GPT-NeoX's head). Sharded weights are another format, and its own affair.
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            # A pickle that nobody reads: the settings are in settings.json.
-            os.remove(os.path.join(output_dir or "", "training_args.bin"))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
-            checkpoints.complete(self._work / "checkpoints" / name)
-        self.accelerator.wait_for_everyone()

@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from train import loss
+from train import heads, loss
 from train.loss import Losses, Objective, Rows
 from transforms import checkpoint
 
@@ -194,7 +194,13 @@ def _losses(
         hidden = _hidden(model, input_ids, position_ids).flatten(0, 1)
         head = model.get_output_embeddings()
         states = hidden.index_select(0, rows.places)  # (n, d)
-        return loss.head_loss(states, head.weight, head.bias, rows, objective, **counts)
+        return heads.inside(
+            head,
+            states,
+            lambda x: loss.head_loss(
+                x, head.weight, head.bias, rows, objective, **counts
+            ),
+        )
     places = {} if position_ids is None else {"position_ids": position_ids}
     output = type(model).forward(model, input_ids=input_ids, use_cache=False, **places)
     logits = output.logits.flatten(0, 1).index_select(0, rows.places)  # (n, v)

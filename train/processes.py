@@ -1,0 +1,104 @@
+"""Several processes: how they share a model, and what must fit their number.
+
+`torchrun -m train`, `accelerate launch -m train` and `python -m train` take the same
+flags. Data parallel is what several processes are without more; `--sharding=fsdp` is
+PyTorch's FSDP2 (`fully_shard`), each decoder layer a unit; `--deepspeed=FILE` is ZeRO.
+"""
+
+import pathlib
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, enable_fsdp_ram_efficient_loading
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from schemas.errors import SchemaError
+from train.config import TrainConfig
+
+
+def arguments(config: TrainConfig) -> dict[str, Any]:
+    """Says in the words of transformers how the processes share the model.
+
+    Raises:
+      FileNotFoundError: if DeepSpeed's settings are not there.
+    """
+    if config.deepspeed is not None:
+        if not pathlib.Path(config.deepspeed).is_file():
+            raise FileNotFoundError(
+                f"deepspeed must be a file of DeepSpeed's settings, {config.deepspeed}"
+                " is none; deploy/train has two"
+            )
+        return {"deepspeed": config.deepspeed}
+    if config.sharding == "fsdp":
+        return {"fsdp": True, "fsdp_config": {"cpu_ram_efficient_loading": True}}
+    return {}
+
+
+def check(config: TrainConfig, processes: int) -> None:
+    """Refuses settings that do not fit the number of processes.
+
+    Raises:
+      SchemaError: names both numbers and what to give instead.
+    """
+    if config.sharding == "fsdp" and not torch.distributed.is_initialized():
+        raise SchemaError(
+            "sharding = fsdp must have processes to shard over, and this one is alone;"
+            " start it as torchrun --nproc_per_node=N -m train ..., or leave --sharding"
+            " out"
+        )
+    parts = config.accumulation * processes
+    if config.batch_size % parts:
+        above = -(-config.batch_size // parts) * parts
+        below = config.batch_size // parts * parts
+        near = f"{below} or {above}" if below else str(above)
+        raise SchemaError(
+            f"batch_size must be a multiple of accumulation x processes ="
+            f" {config.accumulation} x {processes} = {parts}, got {config.batch_size};"
+            f" give --batch_size={near}, another --accumulation, or start another"
+            " number of processes"
+        )
+
+
+def load_sparingly(config: TrainConfig) -> None:
+    """Has from_pretrained read the weights on the first process of a machine alone.
+
+    FSDP sends each process its part of them; elsewhere every process needs them all.
+    """
+    if config.sharding == "fsdp":
+        enable_fsdp_ram_efficient_loading()
+
+
+def tell(*values: Any) -> list[Any]:
+    """Returns the first process's values on every process."""
+    return list(broadcast_object_list(list(values)))
+
+
+def settle(accelerator: Any, *, dtype: str) -> None:
+    """Sees to it that accelerate's own configuration agrees with our settings.
+
+    Under FSDP, weights are gathered and products done in `dtype`, gradients summed in
+    float32; the inputs stay as they are: counts of positions are no bfloat16.
+
+    Raises:
+      SchemaError: if it asks for other arithmetic, or for the first FSDP.
+    """
+    wanted = "bf16" if dtype == "bfloat16" else "no"
+    if accelerator.mixed_precision != wanted:
+        raise SchemaError(
+            f"mixed_precision of accelerate must be {wanted}, as dtype is {dtype}, got"
+            f" {accelerator.mixed_precision}; leave it out there, or give --dtype"
+        )
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise SchemaError(
+            f"fsdp_version of accelerate must be 2, got {plugin.fsdp_version}; set it"
+            " so in its configuration, or give --sharding=fsdp instead of that"
+        )
+    if dtype == "bfloat16":
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
