@@ -6,13 +6,15 @@ arXiv 2305.14314) the frozen weights are kept in 4 or 8 bits. In the end the ada
 are merged into the target as it is stored, not into its quantised form.
 """
 
+import contextlib
 import importlib.util
 import pathlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch import Tensor
 
 from schemas.errors import SchemaError
@@ -20,7 +22,6 @@ from train import model as models
 from train.config import TrainConfig
 
 FOLDER = "adapter"
-_WEIGHTS = "adapter_model.safetensors"
 _EXTRAS = {"peft": "lora", "bitsandbytes": "qlora"}
 
 
@@ -65,7 +66,8 @@ def wrap(model: Any, config: TrainConfig, *, resume: pathlib.Path | None = None)
     import peft
 
     if resume is not None:
-        return peft.PeftModel.from_pretrained(model, str(resume), is_trainable=True)
+        with _quiet():
+            return peft.PeftModel.from_pretrained(model, str(resume), is_trainable=True)
     made = peft.LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -73,7 +75,7 @@ def wrap(model: Any, config: TrainConfig, *, resume: pathlib.Path | None = None)
         target_modules=list(config.lora_targets) or "all-linear",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _quiet():
         torch.manual_seed(config.seed)
         try:
             return peft.get_peft_model(model, made)
@@ -92,22 +94,26 @@ def write(model: Any, state: dict[str, Tensor], folder: pathlib.Path) -> None:
       state: their weights by the names of the model's state dict.
       folder: made if need be.
     """
-    model.save_pretrained(folder, state_dict=state)
+    # The layers that adapters are on are the target's, not the adapters'.
+    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's, of a model we do not know
-    for name, value in load_file(folder / _WEIGHTS).items():
-        if not torch.isfinite(value).all():
-            raise ValueError(
-                f"trained weights must be finite, {name} is not; lower --learning_rate,"
-                " or use --dtype float32"
-            )
 
 
 def merged(source: pathlib.Path, adapter: pathlib.Path) -> Any:
     """Returns the target in float32 on the CPU with written adapters merged into it."""
     import peft
 
-    model = peft.PeftModel.from_pretrained(models.load(source), str(adapter))
+    with _quiet():
+        model = peft.PeftModel.from_pretrained(models.load(source), str(adapter))
     return model.merge_and_unload()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what peft says when it asks transformers by a name of its last version."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")
+        yield
 
 
 def _quantisation(config: TrainConfig, dtype: str, device: str) -> Any:

@@ -5,15 +5,21 @@ flags. Data parallel is what several processes are without more; `--sharding=fsd
 PyTorch's FSDP2 (`fully_shard`), each decoder layer a unit; `--deepspeed=FILE` is ZeRO.
 """
 
+import contextlib
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, enable_fsdp_ram_efficient_loading
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.integrations import deepspeed as hf_deepspeed
 
 from schemas.errors import SchemaError
 from train.config import TrainConfig
+
+_LEFT = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
 
 
 def arguments(config: TrainConfig) -> dict[str, Any]:
@@ -59,13 +65,38 @@ def check(config: TrainConfig, processes: int) -> None:
         )
 
 
-def load_sparingly(config: TrainConfig) -> None:
-    """Has from_pretrained read the weights on the first process of a machine alone.
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Undoes, after a run, what accelerate leaves in the environment for itself.
 
-    FSDP sends each process its part of them; elsewhere every process needs them all.
+    What is loaded later in this process would be taken for a part of the run.
+    """
+    before = {name: os.environ.get(name) for name in _LEFT}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def loading(config: TrainConfig) -> Iterator[None]:
+    """Has from_pretrained read weights as the sharding wants it, in its block.
+
+    Under FSDP the first process of a machine alone reads them, and FSDP sends each its
+    part. Under ZeRO-3 every process reads them whole before they are cut up: a model
+    that is cut up cannot be asked for its traits.
     """
     if config.sharding == "fsdp":
         enable_fsdp_ram_efficient_loading()
+    kept = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def tell(*values: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from train import checkpoints, states
+from train import adapters, checkpoints, states
 
 _SCHEDULE = "scheduler.pt"
 
@@ -44,7 +44,12 @@ class SavingTrainer(transformers.Trainer):
         if self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
         elif not self.sharded:
-            self._save(output_dir, self.whole_weights())
+            weights = self.whole_weights()
+            if not hasattr(self.model, "peft_config"):
+                self._save(output_dir, weights)
+            elif self.args.should_save:
+                folder = pathlib.Path(output_dir or self.args.output_dir)
+                adapters.write(self.model, weights, folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

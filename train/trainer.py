@@ -100,7 +100,7 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
     """
     if not config.keep_malloc and _resolved(config)["device"] == "cpu":
         allocator.keep_large_blocks()
-    with _threads(config.threads), causal.quiet():
+    with _threads(config.threads), causal.quiet(), processes.clean_environment():
         run = _resolve(config, progress or _print_line)
         args = loop.arguments(  # where several processes meet
             config,
@@ -218,8 +218,11 @@ def _finish(
         done, resume = _begin(run, held, first=first)
     if done:
         return _skipped(config)
-    target = _target(run, resume)
-    [traits] = processes.tell(models.probe(target))
+    with processes.loading(config):
+        target = _target(run, resume)
+    bare = target if config.lora_rank is None else target.get_base_model()
+    # The first process has the weights, whatever the others have.
+    [traits] = processes.tell(models.probe(bare) if first else None)
     models.give_objective(target, traits, _objective(config))
     width = target.get_input_embeddings().weight.shape[0]
     collate = Collator(keep_packed=traits.keeps_segments, vocabulary=width)
@@ -244,7 +247,6 @@ def _finish(
 
 def _target(run: _Run, resume: pathlib.Path | None) -> Any:
     """Loads the model that is trained, as it stands."""
-    processes.load_sparingly(run.config)
     if run.config.lora_rank is None:
         whole = resume is not None and not states.is_sharded(resume)
         return models.load(resume if resume is not None and whole else run.source)
