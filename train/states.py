@@ -117,7 +117,9 @@ def load_optimizer(checkpoint: pathlib.Path, model: nn.Module, optimizer: Any) -
         states[place] = {}
         for kind in sorted({name.partition(":")[0] for name in stored} - {_WEIGHT}):
             if (name := f"{kind}:{names[param]}") in stored:
-                made[name] = torch.zeros(1) if kind == _STEP else torch.zeros_like(param)
+                made[name] = (
+                    torch.zeros(1) if kind == _STEP else torch.zeros_like(param)
+                )
                 states[place][kind] = made[name]
     strange = {name for name in stored if not name.startswith(f"{_WEIGHT}:")} - {*made}
     if strange or not made:
