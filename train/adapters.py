@@ -110,7 +110,7 @@ def merged(source: pathlib.Path, adapter: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what peft says when it asks transformers by a name of its last version."""
+    """Silences what peft says where it calls transformers by an older name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")
         yield

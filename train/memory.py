@@ -14,7 +14,8 @@ embedding and head V d each, in bytes, arithmetic in bfloat16:
     adapters    2 P (QLoRA: 0.516 a weight of the layers, 2 others) + 16 P_a, where
                 P_a = r (in + out), summed over the linear layers
     activations of t tokens, f the inner size, k the size of all keys of a token
-                t L (20 d + 4 k + 8 f)     kept: norms 16 d, attention 4 d + 4 k, MLP 8 f
+                t L (20 d + 4 k + 8 f)     all kept: norms 16 d, attention 4 d + 4 k,
+                                           MLP 8 f
                 t (2 L d + 20 d + 4 k + 8 f)   checkpointing: layers' inputs, one layer
                 t (20 d + 4 k + 8 f)           and those inputs offloaded
     loss        8 * 2^27 for a chunk of logits + 4 t d + 4 V d for the head's gradient
@@ -129,7 +130,7 @@ def state(shape: Shape, way: Way, processes: int = 1, rank: int = 16) -> float:
 
 
 def activations(shape: Shape, tokens: int, kept: Kept = "all") -> float:
-    """Returns the bytes that the forward pass keeps on one GPU, the loss's among them."""
+    """Returns the bytes that one GPU's forward pass keeps, the loss's among them."""
     d = shape.hidden
     layer = tokens * (20 * d + 4 * shape.keys + 8 * shape.inner)
     inputs = 2.0 * tokens * shape.layers * d

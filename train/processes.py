@@ -12,7 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, enable_fsdp_ram_efficient_loading
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    enable_fsdp_ram_efficient_loading,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import deepspeed as hf_deepspeed
 
@@ -102,6 +107,17 @@ def loading(config: TrainConfig) -> Iterator[None]:
 def tell(*values: Any) -> list[Any]:
     """Returns the first process's values on every process."""
     return list(broadcast_object_list(list(values)))
+
+
+def shard_on_cpus(accelerator: Any, plugin: dict[str, Any]) -> None:
+    """Has accelerate shard over CPU processes, which it else passes over in silence.
+
+    Args:
+      accelerator: whose state is changed.
+      plugin: arguments of accelerate's plugin for FSDP.
+    """
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
+    accelerator.state.distributed_type = DistributedType.FSDP
 
 
 def settle(accelerator: Any, *, dtype: str) -> None:

@@ -1,8 +1,8 @@
 """How the Trainer writes checkpoints and goes on from them, in our protocol.
 
-A checkpoint is what `states` writes, the weights as `save_pretrained` writes them unless
-they lie in shards, the schedule's and the random numbers' states as transformers writes
-them (read with `weights_only`), and the marker of `checkpoints`, last.
+A checkpoint is what `states` writes, the weights as `save_pretrained` writes them
+unless they lie in shards, the schedule's and the random numbers' states as transformers
+writes them (read with `weights_only`), and the marker of `checkpoints`, last.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from train import adapters, checkpoints, states
+from train import adapters, checkpoints, processes, states
 
 _SCHEDULE = "scheduler.pt"
 
@@ -27,6 +27,14 @@ class SavingTrainer(transformers.Trainer):
     """
 
     sharded = False
+    is_fsdp_enabled: bool
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Sees to it that what is to be sharded is sharded on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            processes.shard_on_cpus(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
 
     def whole_weights(self) -> dict[str, torch.Tensor]:
         """Returns the weights by name, on the first process; all must call it.
@@ -34,7 +42,7 @@ class SavingTrainer(transformers.Trainer):
         Of a model with adapters it is theirs alone.
         """
         if self.is_deepspeed_enabled:
-            return dict(self.accelerator.get_state_dict(self.model_wrapped))
+            return self.accelerator.get_state_dict(self.model_wrapped) or {}
         return states.gathered(self.model, trainable=hasattr(self.model, "peft_config"))
 
     def save_model(

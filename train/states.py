@@ -19,8 +19,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed.checkpoint as parts
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor
 
 from schemas.errors import SchemaError
@@ -84,9 +90,9 @@ def save(
     tensors = dict(_states(model, optimizer))
     if sharded:
         tensors |= _weights(model)
-        writer = parts.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         with _alone():
-            parts.save(tensors, storage_writer=writer)
+            save_parts(tensors, storage_writer=writer)
         return
     whole = {name: _whole(value) for name, value in tensors.items()}
     kept = {name: v.contiguous() for name, v in whole.items() if v is not None}
@@ -162,11 +168,12 @@ def _stored(checkpoint: pathlib.Path) -> dict[str, torch.Size]:
     folder = checkpoint / _FOLDER
     if not any(folder.glob("*.safetensors")):
         raise SchemaError(
-            f"{checkpoint} must hold the optimizer's states in {_FOLDER}, it holds none;"
-            " it is of an older version: pass --overwrite to start anew"
+            f"{checkpoint} must hold the optimizer's states in {_FOLDER}, it holds"
+            " none; it is of an older version: pass --overwrite to start anew"
         )
-    found = parts.HuggingFaceStorageReader(str(folder)).read_metadata()
-    return {name: entry.size for name, entry in found.state_dict_metadata.items()}
+    found = HuggingFaceStorageReader(str(folder)).read_metadata()
+    entries = found.state_dict_metadata.items()
+    return {name: e.size for name, e in entries if isinstance(e, TensorStorageMetadata)}
 
 
 def _read(checkpoint: pathlib.Path, tensors: dict[str, Tensor]) -> None:
@@ -178,9 +185,9 @@ def _read(checkpoint: pathlib.Path, tensors: dict[str, Tensor]) -> None:
                 f"{checkpoint} must hold {name} of shape {tuple(tensor.shape)}, it"
                 f" holds {stored.get(name)}; pass --overwrite to start anew"
             )
-    reader = parts.HuggingFaceStorageReader(str(checkpoint / _FOLDER))
+    reader = HuggingFaceStorageReader(str(checkpoint / _FOLDER))
     with _alone():
-        parts.load(tensors, storage_reader=reader)
+        load(tensors, storage_reader=reader)
 
 
 @contextlib.contextmanager

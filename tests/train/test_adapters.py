@@ -126,7 +126,7 @@ def test_a_checkpoint_of_adapters_is_small_and_gone_on_with_to_the_same_bytes(
 
 def test_targets_that_name_nothing_are_refused(config: TrainConfig) -> None:
     run = dataclasses.replace(config, lora_targets=("q_proj",))
-    with pytest.raises(SchemaError, match="lora_targets must name .* got q_proj"):
+    with pytest.raises(SchemaError, match=r"lora_targets must name .* got q_proj"):
         trainer.train(run, silent)
 
 

@@ -210,7 +210,10 @@ def test_accelerate_launch_takes_the_same_flags(runs: Path) -> None:
     command += ["--dynamo_backend=no", "-m", "train", *flags(run)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr
-    assert weights(runs / "launched") == weights(runs / "ddp")
+    for one, other in zip(
+        metrics(runs / "launched"), metrics(runs / "ddp"), strict=True
+    ):
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
 
 
 def test_rows_that_do_not_fit_the_processes_are_refused_with_what_would(

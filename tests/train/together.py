@@ -24,6 +24,7 @@ def main() -> None:
     original = SavingTrainer._save_checkpoint
     for run in json.loads(Path(sys.argv[1]).read_text()):
         stop = run.pop("stop", None)
+        targets = {k: tuple(v) for k, v in run.items() if isinstance(v, list)}
 
         def save(self: Any, *args: Any, at: int | None = stop) -> None:
             original(self, *args)
@@ -32,7 +33,7 @@ def main() -> None:
 
         SavingTrainer._save_checkpoint = save
         try:
-            trainer.train(TrainConfig(**run), lambda _: None)
+            trainer.train(TrainConfig(**run | targets), lambda _: None)
         except Stopped:
             continue
 
