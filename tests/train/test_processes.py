@@ -91,10 +91,12 @@ def runs(place: Path) -> Path:
     """The folder of all runs: those of one process, and those of two."""
     for model in ("neox", "tied"):
         trainer.train(config(place, f"one-{model}", model), silent)
+    trainer.train(config(place, "one-lora", lora_rank=4), silent)
     plan = [
         config(place, "ddp"),
         config(place, "fsdp", sharding="fsdp"),
         config(place, "fsdp-tied", "tied", **SHARDED),
+        config(place, "fsdp-lora", lora_rank=4, sharding="fsdp"),
     ]
     stopped = [
         config(place, "full", sharding="fsdp"),
@@ -114,7 +116,12 @@ def runs(place: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("two", "one"),
-    [("ddp", "one-neox"), ("fsdp", "one-neox"), ("fsdp-tied", "one-tied")],
+    [
+        ("ddp", "one-neox"),
+        ("fsdp", "one-neox"),
+        ("fsdp-tied", "one-tied"),
+        ("fsdp-lora", "one-lora"),
+    ],
 )
 def test_two_processes_train_as_one_does(runs: Path, two: str, one: str) -> None:
     for many, single in zip(metrics(runs / two), metrics(runs / one), strict=True):
