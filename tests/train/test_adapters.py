@@ -124,6 +124,24 @@ def test_a_checkpoint_of_adapters_is_small_and_gone_on_with_to_the_same_bytes(
     assert Path(config.output, "model.safetensors").read_bytes() == wanted
 
 
+def test_activations_computed_twice_leave_adapters_their_gradients(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    found = []
+    for twice in (False, True):
+        run = dataclasses.replace(
+            config,
+            output=str(tmp_path / f"twice{twice}"),
+            gradient_checkpointing=twice,
+            max_steps=2,
+            lora_dropout=0.0,
+        )
+        found.append(trainer.train(run, silent).metrics)
+    for name in ("train/loss", "train/gradient_norm"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-6)
+    assert found[0]["train/gradient_norm"] > 0
+
+
 def test_targets_that_name_nothing_are_refused(config: TrainConfig) -> None:
     run = dataclasses.replace(config, lora_targets=("q_proj",))
     with pytest.raises(SchemaError, match=r"lora_targets must name .* got q_proj"):
