@@ -202,7 +202,7 @@ def flags(run: TrainConfig) -> list[str]:
     return [
         f"--{name}={value}"
         for name, value in dataclasses.asdict(run).items()
-        if value is not None and value is not False and value != ()
+        if value not in (None, ()) and not isinstance(value, bool)
     ]
 
 

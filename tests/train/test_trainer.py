@@ -21,6 +21,7 @@ import transformers
 from schemas import manifest
 from schemas.errors import SchemaError
 from tests import tiny
+from tests.kill.rounds import SPEEDS
 from tests.train import shards
 from train import checkpoints, loop, offload, publish, states, trainer
 from train.config import TrainConfig
@@ -103,7 +104,7 @@ def curve(output: str) -> list[dict[str, float]]:
     """Reads metrics.jsonl, but for what no two runs have alike."""
     lines = Path(output, "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
-    return [{k: v for k, v in line.items() if "_per_s" not in k} for line in found]
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in found]
 
 
 class Killed(BaseException):
