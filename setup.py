@@ -32,6 +32,7 @@ CORE = [
 ]
 TRAIN = ["accelerate>=1.6,<2"]
 TENSORBOARD = "tensorboard>=2.18,<3"
+LORA = ["peft>=0.17,<1"]
 DEMO = [
     *TRAIN,
     "gguf>=0.17,<1",  # SmolLM2 comes as GGUF
@@ -41,12 +42,16 @@ DEMO = [
 EXTRAS = {
     "train": TRAIN,
     "track": [TENSORBOARD, "wandb>=0.19,<1"],
+    "lora": LORA,
+    "qlora": [*LORA, "bitsandbytes>=0.46,<1"],
+    "deepspeed": ["deepspeed>=0.16,<1"],
     "gguf": ["gguf>=0.17,<1", "sentencepiece>=0.2,<1"],
     "gcp": ["apache-beam[gcp]>=2.77,<2.78", "gcsfs>=2026.9"],
     "aws": ["s3fs>=2026.9"],
     "demo": DEMO,
     "dev": [
         *DEMO,
+        *LORA,
         "beartype>=0.20,<1",
         "duckdb>=1.2,<3",
         # Jobs are translated for Dataflow in the tests; not the whole extra gcp.

@@ -36,7 +36,10 @@ FOREIGN = {
     *("--project", "--region", "--build-arg"),
     *("--service_port", "--container_executable"),  # Beam's worker pool
     *("--constraint", "--no-cache-dir"),  # pip
-    "--nproc_per_node",  # torchrun
+    *("--nproc_per_node", "--nnodes"),  # torchrun
+    *("--rdzv_id", "--rdzv_backend", "--rdzv_endpoint"),
+    "--num_processes",  # accelerate
+    *("--nodes", "--gpus-per-node", "--kill-on-bad-exit"),  # sbatch, srun
 }
 """Flags of other programs."""
 

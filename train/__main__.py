@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from accelerate import PartialState
+
 from schemas import settings
 from train import trainer
 from train.config import TrainConfig
@@ -21,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if not PartialState().is_main_process:
+        return 0
     state = "was trained already" if result.skipped else "is trained"
     print(
         f"{result.output} {state}: {result.steps:,} steps, {result.tokens:,} tokens",

@@ -6,6 +6,7 @@ While a run trains, all it writes lies in one local folder beside its output::
     OUTPUT.partial/metrics.jsonl             one line a logged step
     OUTPUT.partial/checkpoints/checkpoint-N  whole once it holds complete.json
     OUTPUT.partial/model                     the output, before it is renamed
+    OUTPUT.partial/adapter                   adapters, before they are merged into it
     OUTPUT.partial/old                       what it replaces, until that is done
     OUTPUT.partial/lock                      is locked by the command that is at work
 
@@ -35,6 +36,7 @@ STANDING = "heldout.json"
 """Beside the weights: how evaluations went, and whether the best checkpoint stays."""
 
 OLD = "old"
+ADAPTER = "adapter"
 WAIT_S = 10.0
 """How long the readers of a command that was killed may take to end after it."""
 
@@ -42,7 +44,7 @@ _SETTINGS = "settings.json"
 _FOLDER = "checkpoints"
 _PREFIX = "checkpoint-"
 _LOCK = "lock"
-_OURS = frozenset((_SETTINGS, METRICS, _FOLDER, MODEL, OLD, files.TEMPORARY))
+_OURS = frozenset((_SETTINGS, METRICS, _FOLDER, MODEL, OLD, ADAPTER, files.TEMPORARY))
 _POLL_S = 0.25
 
 

@@ -137,6 +137,58 @@ class TrainConfig:
         None, help="CPU threads; they shape the last bits (default: torch's choice)"
     )
 
+    # Many processes, little memory: see docs/running.md, Training.
+    sharding: Literal["none", "fsdp"] = setting(
+        "none",
+        help="what each process holds of weights, gradients and optimizer states: all,"
+        " or its part (PyTorch's FSDP2; start with torchrun)",
+        shapes_output=False,
+    )
+    deepspeed: str | None = setting(
+        None,
+        help="DeepSpeed's settings, a JSON file as deploy/train/zero2.json",
+        shapes_output=False,
+    )
+    checkpoint_form: Literal["full", "sharded"] = setting(
+        "full",
+        help="weights and states in one place, or each process's part in a file of its"
+        " own",
+        shapes_output=False,
+    )
+    activation_offload: bool = setting(
+        False,
+        help="keep activations in the host's memory until the backward pass",
+        shapes_output=False,
+    )
+    lora_rank: int | None = setting(
+        None,
+        help="rank of low-rank adapters; given, they alone are trained",
+        omit_default=True,
+    )
+    lora_alpha: float = setting(
+        16.0, help="adapters are scaled by it over their rank", omit_default=True
+    )
+    lora_dropout: float = setting(
+        0.0, help="dropout before the adapters, in [0, 1)", omit_default=True
+    )
+    lora_targets: tuple[str, ...] = setting(
+        (),
+        help="ends of the names of what gets adapters (default: all linear layers but"
+        " the head)",
+        omit_default=True,
+    )
+    quantise: Literal["none", "4bit", "8bit"] = setting(
+        "none",
+        help="how the frozen weights under adapters are kept: 4bit is QLoRA's NF4",
+        omit_default=True,
+    )
+    keep_adapter: bool = setting(
+        False,
+        help="write the adapters, too, as `adapter` in the output, beside the model"
+        " that they are merged into",
+        omit_default=True,
+    )
+
     save_steps: int = setting(
         500, help="optimizer steps between checkpoints", shapes_output=False
     )
@@ -269,6 +321,7 @@ class TrainConfig:
                 f"push_to_hub must be ORG/NAME, got {self.push_to_hub!r}; letters,"
                 " digits and _.- may stand in both"
             )
+        self._check_scale()
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"batch_size must be a multiple of accumulation, got {self.batch_size}"
@@ -345,6 +398,30 @@ class TrainConfig:
                     f"{name} must be {' or '.join(map(str, allowed))} where reference"
                     f" is {self.reference}, as in the authors' code, got {value!r}"
                 )
+
+    def _check_scale(self) -> None:
+        """Refuses what does not go together of sharding and adapters."""
+        _require(0 <= self.lora_dropout < 1, "lora_dropout", "in [0, 1)", self)
+        _require(self.lora_alpha > 0, "lora_alpha", "above 0", self)
+        rank = self.lora_rank
+        _require(rank is None or rank > 0, "lora_rank", "above 0, or left out", self)
+        if rank is None and (self.quantise != "none" or self.keep_adapter):
+            name = "keep_adapter" if self.quantise == "none" else "quantise"
+            raise ValueError(
+                f"{name} must come with adapters, and lora_rank is not given; give"
+                " --lora_rank=16, or leave it out"
+            )
+        if self.deepspeed is not None and self.sharding != "none":
+            raise ValueError(
+                f"sharding must be none where deepspeed is given, got {self.sharding};"
+                " DeepSpeed's file says how it shards"
+            )
+        if self.deepspeed is not None and self.keep_best:
+            raise ValueError(
+                "keep_best must be left out where deepspeed is given: an earlier"
+                " checkpoint of DeepSpeed's form is not gone back to; give --patience,"
+                " or --sharding=fsdp instead of --deepspeed"
+            )
 
 
 def _require(holds: bool, name: str, law: str, config: TrainConfig) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from schemas import files
 from train import checkpoints, evaluate
@@ -68,6 +69,7 @@ class HeldOut:
                 return self._sum(_Whole(model), (0, 1))
         finally:
             model.train(was_training)
+            _shard_again(model)
 
     def _sum(self, model: Any, share: tuple[int, int]) -> Domains:
         # A dozen tokens try the model in float32: bfloat16's rounding would look like
@@ -80,6 +82,13 @@ class HeldOut:
 
 def _say_nothing(_: str) -> None:
     pass
+
+
+def _shard_again(model: nn.Module) -> None:
+    """Gives back weights that FSDP keeps whole until a backward pass: none follows."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextlib.contextmanager

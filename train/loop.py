@@ -1,8 +1,8 @@
 """The training loop: `transformers.Trainer` with our order, loss, checkpoints, logs."""
 
+import contextlib
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,18 @@ import transformers
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from train import checkpoints, evaluate, heldout, metrics, rows, skipped
+from train import (
+    adapters,
+    checkpoints,
+    evaluate,
+    heldout,
+    metrics,
+    offload,
+    processes,
+    rows,
+    skipped,
+    states,
+)
 from train import model as models
 from train.callbacks import StepEnds
 from train.config import TrainConfig
@@ -23,6 +34,7 @@ from train.heldout import HeldOut, Standing
 from train.metrics import Line
 from train.mixture import Mixture
 from train.order import StepBatches
+from train.saving import SavingTrainer
 
 Report = Callable[[str], None]
 """Is given one line for people, now and then."""
@@ -67,10 +79,11 @@ def arguments(
         ignore_data_skip=True,  # the order begins at the step: see StepBatches
         disable_tqdm=True,
         log_level="error",
+        **processes.arguments(config),
     )
 
 
-class FusionTrainer(transformers.Trainer):
+class FusionTrainer(SavingTrainer):
     """Trains a model that `model.give_objective` has given its loss.
 
     The run is one epoch of `steps` full steps to the Trainer, whatever passes over the
@@ -104,6 +117,8 @@ class FusionTrainer(transformers.Trainer):
         self.remove_callback(transformers.PrinterCallback)
         every = None if held_out is None else config.eval_steps or args.max_steps
         self.add_callback(StepEnds(every, self._begin))
+        processes.settle(self.accelerator, dtype="bfloat16" if args.bf16 else "float32")
+        self.sharded = config.checkpoint_form == "sharded" and config.lora_rank is None
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
         self._meter = metrics.Meter(
@@ -178,13 +193,14 @@ class FusionTrainer(transformers.Trainer):
         assert num_items_in_batch is not None, "get_batch_samples counts"
         clm_count, fusion_count, chunk_count = self._means(inputs, num_items_in_batch)
         self._share = self._clm_weight()
-        losses = model(
-            **inputs,
-            clm_weight=self._share,
-            clm_count=clm_count,
-            fusion_count=fusion_count,
-            chunk_count=chunk_count,
-        )
+        with self._kept_activations():
+            losses = model(
+                **inputs,
+                clm_weight=self._share,
+                clm_count=clm_count,
+                fusion_count=fusion_count,
+                chunk_count=chunk_count,
+            )
         share = num_items_in_batch / self.current_gradient_accumulation_steps
         self._meter.add_losses(losses, share, processes=self.args.world_size)
         # Gradients are averaged over processes, and this is a part of a sum.
@@ -200,6 +216,11 @@ class FusionTrainer(transformers.Trainer):
             return counts[:3]
         parts = self.current_gradient_accumulation_steps * self.args.world_size
         return rows.count(inputs) * parts
+
+    def _kept_activations(self) -> contextlib.AbstractContextManager[object]:
+        if self._config.activation_offload:
+            return offload.activations()
+        return contextlib.nullcontext()
 
     def _clm_weight(self) -> float:
         """Returns the CLM share; `linear` is FuseLLM's hard_and_decay."""
@@ -299,14 +320,16 @@ class FusionTrainer(transformers.Trainer):
         return self.state.global_step if best is None else best
 
     def weights(self) -> dict[str, Tensor]:
-        """Returns the weights to publish; all processes must call it."""
+        """Returns the weights to publish, on the first process; all must call it."""
         if self.published_step == self.state.global_step:
-            last: dict[str, Tensor] = self.accelerator.get_state_dict(
-                self.model_wrapped
-            )
-            return last
-        best = models.load(checkpoints.of_step(self._work, self.published_step))
-        return dict(best.state_dict())
+            return self.whole_weights()
+        best = checkpoints.of_step(self._work, self.published_step)
+        if self.sharded:
+            states.load_weights(best, self.model)
+            return self.whole_weights()
+        if self._config.lora_rank is not None:
+            return adapters.stored(best)
+        return dict(models.load(best).state_dict())
 
     def _passes(self) -> float:
         """Returns how often the data was gone through."""
@@ -362,31 +385,8 @@ class FusionTrainer(transformers.Trainer):
         if self._held_out is not None and self.state.global_step == 0:
             self.evaluate()
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: Any = None
-    ) -> None:
-        # Weights are in the model already, read by from_pretrained: this method goes by
-        # the names in the model, not those in the file, and skips what it cannot find
-        # (GPT-NeoX's head). Sharded weights are another format, and its own affair.
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            # A pickle that nobody reads: the settings are in settings.json.
-            os.remove(os.path.join(output_dir or "", "training_args.bin"))
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save and self._held_out is not None:
             folder = pathlib.Path(output_dir)
             heldout.write(folder, self._standing, keep=self._config.keep_best)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
-            checkpoints.complete(self._work / "checkpoints" / name)
-        self.accelerator.wait_for_everyone()

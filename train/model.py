@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from train import loss, metrics, rows
+from train import heads, loss, metrics, rows
 from train.loss import Losses
 from train.objective import Objective
 from train.rows import Rows
@@ -278,11 +278,15 @@ def _losses(
         head = model.get_output_embeddings()
         states = hidden.index_select(0, selected.places)  # (n, d)
         how |= {"scale": traits.scale, "cap": traits.cap}
-        if type(head) is nn.Linear:
-            return loss.head_loss(
-                states, head.weight, head.bias, selected, objective, **how
-            )
-        return loss.module_loss(states, head, selected, objective, **how)
+        if type(head).forward is not nn.Linear.forward:
+            return loss.module_loss(states, head, selected, objective, **how)
+        return heads.inside(
+            head,
+            states,
+            lambda x: loss.head_loss(
+                x, head.weight, head.bias, selected, objective, **how
+            ),
+        )
     places = {} if position_ids is None else {"position_ids": position_ids}
     output = type(model).forward(model, input_ids=input_ids, use_cache=False, **places)
     logits = output.logits.flatten(0, 1).index_select(0, selected.places)  # (n, v)

@@ -18,22 +18,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import integrations
 
 from schemas import manifest, settings, windows
 from schemas.errors import SchemaError
 from train import (
+    adapters,
     checkpoints,
     disk,
     hub,
     interleave,
     loop,
     order,
+    processes,
     publish,
     results,
     skipped,
+    states,
 )
 from train import model as models
 from train.config import TrainConfig
@@ -117,19 +120,24 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
     """
     if not config.keep_malloc and _resolved(config)["device"] == "cpu":
         allocator.keep_large_blocks()
-    with _threads(config.threads), causal.quiet():
+    with _threads(config.threads), causal.quiet(), processes.clean_environment():
         run = _resolve(config, progress or _print_line)
-        if publish.finished(config.output, run.identity, overwrite=config.overwrite):
-            for folder in run.folders:
-                checkpoints.discard_left(folder)
+        args = loop.arguments(  # where several processes meet
+            config,
+            run.work,
+            steps=_steps(config, len(run.dataset)),
+            device=run.settings["device"],
+            dtype=run.settings["dtype"],
+        )
+        if _finished(run, first=args.process_index == 0):
             _push(config, run.report)
-            return _result(config, skipped=True, metrics={})
+            return _skipped(config)
+        processes.check(config, args.world_size)
         _check_tokenizer(run)
         _check_trackers(config)
         with contextlib.ExitStack() as held:
-            metrics = _finish(run, held)
+            result = _finish(run, args, held)
         _push(config, run.report)
-        result = _result(config, skipped=metrics is None, metrics=metrics or {})
     gc.collect()  # the Trainer and its model refer to each other
     return result
 
@@ -146,6 +154,18 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """
     with _threads(config.threads), causal.quiet():
         return _resolve(config, _print_line).identity
+
+
+def _finished(run: _Run, *, first: bool) -> bool:
+    """Says whether the run is done, in the words of the first process."""
+    config, done = run.config, False
+    if first:
+        done = publish.finished(config.output, run.identity, overwrite=config.overwrite)
+    if first and done:
+        for folder in run.folders:
+            checkpoints.discard_left(folder)
+    [done] = processes.tell(done)
+    return bool(done)
 
 
 def _print_line(line: str) -> None:
@@ -220,14 +240,14 @@ def _held_out(run: _Run) -> HeldOut | None:
     )
 
 
-def _result(config: TrainConfig, *, skipped: bool, metrics: Line) -> TrainResult:
+def _skipped(config: TrainConfig) -> TrainResult:
     counts = manifest.read(config.output, publish.STAGE).counts
     return TrainResult(
         output=config.output,
-        skipped=skipped,
+        skipped=True,
         steps=counts["steps"],
         tokens=counts["tokens"],
-        metrics=metrics,
+        metrics={},
     )
 
 
@@ -271,32 +291,31 @@ def _steps(config: TrainConfig, rows: int) -> int:
     return config.max_steps or math.ceil(config.epochs * rows / config.batch_size)
 
 
-def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
+def _finish(
+    run: _Run, args: transformers.TrainingArguments, held: contextlib.ExitStack
+) -> TrainResult:
     """Trains from wherever the run stands to its end, and publishes the model.
 
     Args:
       run: what to do.
+      args: the same in the words of transformers.
       held: is given the locks of the folders that the run works in.
 
     Returns:
-      The last line of metrics; None if another command finished the run before these
-      locks could be had.
+      What it came to; skipped if another command finished the run before these locks
+      could be had.
     """
     config, work = run.config, run.work
-    args = loop.arguments(
-        config,
-        work,
-        steps=_steps(config, len(run.dataset)),
-        device=run.settings["device"],
-        dtype=run.settings["dtype"],
-    )
     first = args.process_index == 0
     with disk.told(work):
-        if not _begin(run, held, first=first):
-            return None
-    resume = checkpoints.latest(work)
-    target = models.load(resume or run.source)
-    traits = models.probe(target)
+        done, resume = _begin(run, held, first=first)
+    if done:
+        return _skipped(config)
+    with processes.loading(config):
+        target = _target(run, resume)
+    bare = target if config.lora_rank is None else target.get_base_model()
+    # The first process has the weights, whatever the others have.
+    [traits] = processes.tell(models.probe(bare) if first else None)
     objective = _objective(config)
     models.give_objective(target, traits, objective, kernels=config.kernels)
     collate = Collator(
@@ -319,17 +338,42 @@ def _finish(run: _Run, held: contextlib.ExitStack) -> Line | None:
     with disk.told(work):
         trainer.run(resume)
     state, step = trainer.weights(), trainer.published_step
+    # Nobody waits for the first any more: it may write for longer than others may wait.
     if first:
-        target.config.use_cache = models.uses_cache(run.source)
         with disk.told(run.made):
             _publish(run, trainer, target, state, step)
-    trainer.accelerator.wait_for_everyone()
-    return trainer.last_line
+    return TrainResult(
+        output=config.output,
+        skipped=False,
+        steps=trainer.state.global_step,
+        tokens=int(trainer.state.num_input_tokens_seen),
+        metrics=trainer.last_line,
+    )
 
 
-def _begin(run: _Run, held: contextlib.ExitStack, *, first: bool) -> bool:
-    """Takes the work folder, and says whether the run is still to do."""
-    done = False
+def _target(run: _Run, resume: pathlib.Path | None) -> Any:
+    """Loads the model that is trained, as it stands."""
+    if run.config.lora_rank is None:
+        whole = resume is not None and not states.is_sharded(resume)
+        return models.load(resume if resume is not None and whole else run.source)
+    return adapters.load(
+        run.source,
+        run.config,
+        dtype=run.settings["dtype"],
+        device=run.settings["device"],
+        resume=resume,
+    )
+
+
+def _begin(
+    run: _Run, held: contextlib.ExitStack, *, first: bool
+) -> tuple[bool, pathlib.Path | None]:
+    """Takes the work folder on the first process; tells all where the run stands.
+
+    Returns:
+      Whether the run is done, and else the checkpoint that it goes on from, if any.
+    """
+    done, resume = False, None
     if first:
         for folder in run.folders:
             held.enter_context(checkpoints.hold(folder))
@@ -340,9 +384,10 @@ def _begin(run: _Run, held: contextlib.ExitStack, *, first: bool) -> bool:
                 checkpoints.discard(folder)
         else:
             checkpoints.open_work(run.work, run.identity, anew=config.overwrite)
-            checkpoints.rewind_metrics(run.work, checkpoints.latest(run.work))
-    [done] = broadcast_object_list([done])  # the others wait for it
-    return not done
+            resume = checkpoints.latest(run.work)
+            checkpoints.rewind_metrics(run.work, resume)
+    done, resume = processes.tell(done, resume)  # the others wait for it
+    return done, resume
 
 
 def _objective(config: TrainConfig) -> Objective:
@@ -367,8 +412,15 @@ def _publish(
     step: int,
 ) -> None:
     """Makes the model, gives it its final name, and tidies up."""
-    folder = run.made / checkpoints.MODEL
+    folder, adapter = run.made / checkpoints.MODEL, run.made / checkpoints.ADAPTER
+    if run.config.lora_rank is not None:
+        adapters.write(target, state, adapter)
+        target = adapters.merged(run.source, adapter)
+        state = target.state_dict()
+    target.config.use_cache = models.uses_cache(run.source)
     publish.write_model(folder, target, state, source=run.source)
+    if run.config.keep_adapter:
+        shutil.move(adapter, folder / adapters.FOLDER)
     _describe(run, trainer, folder, step)
     publish.publish(folder, run.config.output)
     for left in run.folders:

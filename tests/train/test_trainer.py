@@ -1,8 +1,10 @@
 import dataclasses
 import errno
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +21,9 @@ import transformers
 from schemas import manifest
 from schemas.errors import SchemaError
 from tests import tiny
+from tests.kill.rounds import SPEEDS
 from tests.train import shards
-from train import checkpoints, loop, publish, trainer
+from train import checkpoints, loop, offload, publish, states, trainer
 from train.config import TrainConfig
 from train.loop import FusionTrainer
 from train.order import StepBatches
@@ -95,6 +98,13 @@ def undisturbed(
     )
     trainer.train(whole, silent)
     return weights(output)
+
+
+def curve(output: str) -> list[dict[str, float]]:
+    """Reads metrics.jsonl, but for what no two runs have alike."""
+    lines = Path(output, "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in found]
 
 
 class Killed(BaseException):
@@ -254,6 +264,47 @@ def test_a_folder_of_checkpoints_that_holds_files_of_others_is_refused(
     assert (tmp_path / "home" / "letter.txt").exists()
 
 
+def test_a_run_killed_amid_the_files_of_a_checkpoint_ends_with_the_same_bytes(
+    config: TrainConfig, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(folder: Path, *args: Any, **more: Any) -> None:
+        original(folder, *args, **more)
+        if checkpoints.step_of(folder) == 4:
+            (cut,) = folder.glob("states/*.safetensors")
+            os.truncate(cut, cut.stat().st_size // 2)
+            raise Killed
+
+    original = states.save
+    with monkeypatch.context() as patched:
+        patched.setattr(states, "save", save)
+        with pytest.raises(Killed):
+            trainer.train(config, silent)
+    trainer.train(config, silent)
+    assert weights(config.output) == undisturbed
+
+
+def test_a_checkpoint_without_the_optimizers_states_is_refused(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_at(2, "after")(patched)
+        with pytest.raises(Killed):
+            trainer.train(config, silent)
+    (folder,) = Path(config.output + ".partial", "checkpoints").glob("*/states")
+    shutil.rmtree(folder)
+    with pytest.raises(SchemaError, match="must hold the optimizer's states"):
+        trainer.train(config, silent)
+
+
+def test_activations_kept_by_the_host_change_no_byte(
+    config: TrainConfig, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = functools.partial(offload.activations, least_bytes=1)
+    monkeypatch.setattr(offload, "activations", moved)
+    trainer.train(dataclasses.replace(config, activation_offload=True), silent)
+    assert weights(config.output) == undisturbed
+
+
 @pytest.mark.slow
 def test_a_process_killed_at_any_instant_ends_with_the_same_bytes(
     config: TrainConfig, undisturbed: bytes
@@ -280,6 +331,9 @@ def test_a_process_killed_at_any_instant_ends_with_the_same_bytes(
     assert kills == 2
     subprocess.run(command, check=True, capture_output=True)
     assert weights(config.output) == undisturbed
+    whole = other(config, "whole")
+    trainer.train(whole, silent)
+    assert curve(config.output) == curve(whole.output)
 
 
 def test_two_equal_runs_write_equal_folders(
