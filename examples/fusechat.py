@@ -1,6 +1,6 @@
 """FuseChat, end to end: pairs of a pivot and each source, and every way to merge them.
 
-    python -m examples.fusechat --size full    not timed yet: runs/fusechat
+    python -m examples.fusechat --size full    a quarter of an hour: runs/fusechat
     python -m examples.fusechat --size tiny    two minutes: runs/fusechat-tiny
 
 It makes dialogues, trains a pivot on some of each domain and an expert of a few, and
