@@ -1,9 +1,5 @@
 """A plugin of pytest: kernels run in Triton's interpreter, and must have been run."""
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it as it is imported
-
 import pytest
 import triton  # noqa: F401 `gradient` looks whether it is loaded
 
