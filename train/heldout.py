@@ -47,7 +47,7 @@ class HeldOut:
           model: a whole model; it comes back in the mode it was in.
           share: number of this process, and how many share the windows.
         """
-        target = model.get_base_model() if hasattr(model, "get_base_model") else model
+        target = _bare(model)
         was_training = model.training
         model.eval()
         try:
@@ -65,7 +65,7 @@ class HeldOut:
         was_training = model.training
         model.eval()
         try:
-            with _own_forward(model):
+            with _own_forward(_bare(model)):
                 return self._sum(_Whole(model), (0, 1))
         finally:
             model.train(was_training)
@@ -82,6 +82,11 @@ class HeldOut:
 
 def _say_nothing(_: str) -> None:
     pass
+
+
+def _bare(model: Any) -> Any:
+    """Returns the target itself, on which the objective is, out of peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _shard_again(model: nn.Module) -> None:

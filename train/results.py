@@ -76,9 +76,14 @@ def section(results: Results, counts: Mapping[str, Any]) -> str:
         )
     if results.after:
         bits = [
-            f"| {domain} | {results.before[domain]:.4f} | {after:.4f} |"
+            f"| {domain} | {_told(results.before.get(domain))} | {after:.4f} |"
             for domain, after in results.after.items()
         ]
         head = ["| bits per byte, held out | before | after |", "| --- | --- | --- |"]
         parts.append("\n".join([*head, *bits]))
     return "\n\n".join(parts)
+
+
+def _told(before: float | None) -> str:
+    """Spells a figure; of a run that was begun without held-out text there is none."""
+    return "–" if before is None else f"{before:.4f}"

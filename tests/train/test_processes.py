@@ -102,6 +102,7 @@ def runs(place: Path) -> Path:
         trainer.train(config(place, f"one-{model}", model), silent)
     trainer.train(config(place, "one-lora", lora_rank=4), silent)
     trainer.train(judged(place, "one-best"), silent)
+    trainer.train(judged(place, "one-lora-best", lora_rank=4), silent)
     plan = [
         config(place, "ddp"),
         config(place, "fsdp", sharding="fsdp"),
@@ -110,6 +111,7 @@ def runs(place: Path) -> Path:
         judged(place, "ddp-best"),
         judged(place, "fsdp-best", sharding="fsdp"),
         judged(place, "sharded-best", **SHARDED),
+        judged(place, "fsdp-lora-best", lora_rank=4, sharding="fsdp"),
     ]
     stopped = [
         config(place, "full", sharding="fsdp"),
@@ -137,6 +139,7 @@ def runs(place: Path) -> Path:
         ("ddp-best", "one-best"),
         ("fsdp-best", "one-best"),
         ("sharded-best", "one-best"),
+        ("fsdp-lora-best", "one-lora-best"),
     ],
 )
 def test_two_processes_train_as_one_does(runs: Path, two: str, one: str) -> None:
