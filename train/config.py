@@ -98,7 +98,7 @@ class TrainConfig:
         omit_default=True,
     )
     kernels: bool = setting(
-        True,
+        False,  # until they have run on a GPU
         help="use Triton's kernels on CUDA, where Triton is installed",
         omit_default=True,
     )

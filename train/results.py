@@ -86,4 +86,4 @@ def section(results: Results, counts: Mapping[str, Any]) -> str:
 
 def _told(before: float | None) -> str:
     """Spells a figure; of a run that was begun without held-out text there is none."""
-    return "–" if before is None else f"{before:.4f}"
+    return "-" if before is None else f"{before:.4f}"
