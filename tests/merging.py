@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines import card, merging
+from pipelines import card, merge, merging
 from pipelines.merging import Merging
 from tests import causal_models
 from train.merge import methods, work
@@ -17,6 +17,17 @@ from train.merge import methods, work
 WIDTH = 64
 SHARD = "8KB"
 """Most bytes of a file of the models: each has several."""
+
+Made = dict[str, str]
+"""Folders of models, by name."""
+
+SMALL = {"shard_bytes": 9_000}
+"""A merged model of several files."""
+
+ALL = "0-2"
+"""Its files, made in this process: no runner is started."""
+
+KEY = "model.layers.1.mlp.up_proj.weight"
 
 
 def write(
@@ -125,3 +136,9 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
         value.dtype == other[key].dtype and torch.equal(value, other[key])
         for key, value in one.items()
     )
+
+
+def run(made: Made, out: str, method: str = "ties", *flags: str, **more: Any) -> None:
+    """Merges models, into several files unless `more` says otherwise."""
+    told = given(made, out, method, **{**SMALL, **more})
+    assert merge.merge_models(told, flags)

@@ -1,5 +1,6 @@
 """A corpus that went down the road once, for the tests that look at a stage of it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from pipelines.fuse import FuseConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
 from schemas import files, manifest
+from tests import merging
 from tests.commands import Commands
+from tests.merging import Made
 
 
 @pytest.fixture(scope="session")
@@ -135,3 +138,16 @@ def contents() -> Callable[[str], dict[str, str]]:
         return {str(path.relative_to(root)): one(path) for path in found}
 
     return digest
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Returns a base and two models of it, small Llamas in several files."""
+    return merging.several(tmp_path_factory.mktemp("merged"))
+
+
+@pytest.fixture
+def spoilt(made: Made, tmp_path: Path) -> Made:
+    """Returns models of which m2 may be harmed."""
+    copy = shutil.copytree(made["m2"], tmp_path / "m2")
+    return {**made, "m2": str(copy)}

@@ -11,13 +11,10 @@ import transformers
 from schemas.errors import SchemaError
 from tests import tiny
 from tests.train import shards
+from tests.train.runs import Killed, silent
 from train import adapters, checkpoints, trainer
 from train import model as models
 from train.config import TrainConfig
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +42,6 @@ def config(inputs: Path, tmp_path: Path) -> TrainConfig:
         lora_rank=4,
         lora_dropout=0.1,
     )
-
-
-def silent(_: str) -> None:
-    pass
 
 
 def loaded(folder: str) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from schemas import manifest
 from schemas.errors import SchemaError
 from tests import tiny
 from tests.train import held_out, shards
+from tests.train.runs import Killed, silent, weights
 from train import checkpoints, evaluate, heldout, publish, trainer
 from train import model as models
 from train.config import TrainConfig
@@ -57,16 +58,8 @@ def dropping(folder: Path) -> Path:
     return folder
 
 
-def silent(_: str) -> None:
-    pass
-
-
 def into(config: TrainConfig, folder: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(config, output=str(folder), **changes)
-
-
-def weights(output: str | Path) -> bytes:
-    return Path(output, "model.safetensors").read_bytes()
 
 
 def lines(output: str | Path) -> list[dict[str, float]]:
@@ -159,10 +152,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"a": {"nats": nats, "bytes": 100, "windows": 1, "failed": 0}}
 
     monkeypatch.setattr(FusionTrainer, "_measure", measure)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of ours catches it."""
 
 
 def run_until(

@@ -21,8 +21,8 @@ import transformers
 
 from schemas.errors import SchemaError
 from tests import tiny
-from tests.kill.rounds import SPEEDS
 from tests.train import held_out, shards
+from tests.train.runs import curve, silent, weights
 from train import processes, trainer
 from train.config import TrainConfig
 
@@ -80,21 +80,6 @@ def judged(place: Path, name: str, **changes: Any) -> TrainConfig:
     return config(place, name, **held, **changes)
 
 
-def silent(_: str) -> None:
-    pass
-
-
-def metrics(output: Path) -> list[dict[str, float]]:
-    """Reads the lines of metrics, but for what no two runs have alike."""
-    lines = (output / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in found]
-
-
-def weights(output: Path) -> bytes:
-    return (output / "model.safetensors").read_bytes()
-
-
 @pytest.fixture(scope="module")
 def runs(place: Path) -> Path:
     """The folder of all runs: those of one process, and those of two."""
@@ -143,7 +128,7 @@ def runs(place: Path) -> Path:
     ],
 )
 def test_two_processes_train_as_one_does(runs: Path, two: str, one: str) -> None:
-    for many, single in zip(metrics(runs / two), metrics(runs / one), strict=True):
+    for many, single in zip(curve(runs / two), curve(runs / one), strict=True):
         assert many.keys() == single.keys()
         for name in single:
             # Held-out text meets weights that steps of rounded-off gradients moved.
@@ -163,7 +148,7 @@ def test_two_processes_train_as_one_does(runs: Path, two: str, one: str) -> None
 @pytest.mark.parametrize("form", ["full", "sharded"])
 def test_a_sharded_run_goes_on_to_the_same_bytes(runs: Path, form: str) -> None:
     assert weights(runs / form) == weights(runs / "fsdp")
-    assert metrics(runs / form) == metrics(runs / "fsdp")
+    assert curve(runs / form) == curve(runs / "fsdp")
     assert not (runs / f"{form}.partial").exists()
 
 
@@ -189,8 +174,8 @@ def test_a_checkpoint_of_two_processes_in_shards_is_gone_on_with_by_one(
 ) -> None:
     result = trainer.train(config(runs, "regrouped"), silent)
     assert result.steps == 4
-    found, wanted = metrics(runs / "regrouped"), metrics(runs / "one-neox")
-    assert found[:2] == metrics(runs / "fsdp")[:2]
+    found, wanted = curve(runs / "regrouped"), curve(runs / "one-neox")
+    assert found[:2] == curve(runs / "fsdp")[:2]
     for one, other in zip(found, wanted, strict=True):
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
 
@@ -225,7 +210,7 @@ def test_one_of_two_processes_killed_ends_the_other_and_the_rerun_ends_as_undist
     assert not (runs / "killed").exists()
     subprocess.run(command, check=True, capture_output=True, timeout=400)
     assert weights(runs / "killed") == weights(runs / "ddp")
-    assert metrics(runs / "killed") == metrics(runs / "ddp")
+    assert curve(runs / "killed") == curve(runs / "ddp")
 
 
 @pytest.mark.slow
@@ -236,9 +221,7 @@ def test_accelerate_launch_takes_the_same_flags(runs: Path) -> None:
     command += ["--dynamo_backend=no", "-m", "train", *flags(run)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr
-    for one, other in zip(
-        metrics(runs / "launched"), metrics(runs / "ddp"), strict=True
-    ):
+    for one, other in zip(curve(runs / "launched"), curve(runs / "ddp"), strict=True):
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
 
 

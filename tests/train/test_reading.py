@@ -14,6 +14,7 @@ from schemas import manifest
 from schemas.errors import SchemaError
 from tests import tiny
 from tests.train import shards
+from tests.train.runs import Killed, other, silent, weights
 from train import checkpoints, publish, trainer
 from train.config import TrainConfig
 
@@ -49,24 +50,6 @@ def config(target: Path, data: list[str], tmp_path: Path) -> TrainConfig:
     )
 
 
-def silent(_: str) -> None:
-    pass
-
-
-def weights(config: TrainConfig) -> bytes:
-    return Path(config.output, "model.safetensors").read_bytes()
-
-
-def other(config: TrainConfig, name: str, **changes: Any) -> TrainConfig:
-    """The same run into another folder."""
-    output = str(Path(config.output).parent / name)
-    return dataclasses.replace(config, output=output, **changes)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
 def killed_after(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
     """Runs a training until its first checkpoint is whole."""
 
@@ -88,7 +71,7 @@ def test_a_run_on_several_folders_goes_on_where_it_stopped_with_other_readers(
     again = other(config, "again", readers=1, read_ahead=0)
     killed_after(monkeypatch, lambda: trainer.train(again, silent))
     trainer.train(dataclasses.replace(again, readers=2, read_ahead=1), silent)
-    assert weights(again) == weights(config)
+    assert weights(again.output) == weights(config.output)
 
 
 def test_card_and_manifest_name_every_folder(
@@ -159,7 +142,7 @@ def test_skipped_rows_are_counted_through_an_interruption(
     again = other(run, "again")
     killed_after(monkeypatch, lambda: trainer.train(again, silent))
     trainer.train(again, silent)
-    assert weights(again) == weights(run)
+    assert weights(again.output) == weights(run.output)
     found = []
     for one in (run, again):
         lines = Path(one.output, "metrics.jsonl").read_text().splitlines()

@@ -1,15 +1,7 @@
 import dataclasses
-import errno
-import functools
 import json
-import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,334 +13,13 @@ import transformers
 from schemas import manifest
 from schemas.errors import SchemaError
 from tests import tiny
-from tests.kill.rounds import SPEEDS
 from tests.train import shards
-from train import checkpoints, loop, offload, publish, states, trainer
+from tests.train.runs import other, silent, weights
+from train import loop, publish, trainer
 from train.config import TrainConfig
 from train.loop import FusionTrainer
-from train.order import StepBatches
 
 Run = Callable[..., trainer.TrainResult]
-
-
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-NeoX with dropout, so that the state of random numbers matters."""
-    folder = tiny.neox(tmp_path_factory.mktemp("target"))
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"hidden_dropout": 0.2}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shards.write(tmp_path_factory.mktemp("data") / "fused", vocabulary=400)
-
-
-@pytest.fixture
-def config(target: Path, data: Path, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        data=str(data),
-        model=str(target),
-        output=str(tmp_path / "out"),
-        batch_size=4,
-        accumulation=2,
-        max_steps=6,
-        learning_rate=1e-3,
-        save_steps=2,
-        logging_steps=1,
-        threads=1,
-        device="cpu",
-    )
-
-
-def silent(_: str) -> None:
-    pass
-
-
-def weights(output: str) -> bytes:
-    return Path(output, "model.safetensors").read_bytes()
-
-
-def other(config: TrainConfig, name: str, **changes: Any) -> TrainConfig:
-    """The same run into another folder."""
-    output = str(Path(config.output).parent / name)
-    return dataclasses.replace(config, output=output, **changes)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    target: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> bytes:
-    """The weights of `config`'s run, never interrupted."""
-    output = str(tmp_path_factory.mktemp("undisturbed") / "out")
-    whole = TrainConfig(
-        data=str(data),
-        model=str(target),
-        output=output,
-        batch_size=4,
-        accumulation=2,
-        max_steps=6,
-        learning_rate=1e-3,
-        save_steps=100,
-        logging_steps=1,
-        threads=1,
-        device="cpu",
-    )
-    trainer.train(whole, silent)
-    return weights(output)
-
-
-def curve(output: str) -> list[dict[str, float]]:
-    """Reads metrics.jsonl, but for what no two runs have alike."""
-    lines = Path(output, "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    return [{k: v for k, v in line.items() if k not in SPEEDS} for line in found]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of ours catches it."""
-
-
-def kill_at(step: int, where: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """Ends the process's work within or after the writing of a checkpoint."""
-
-    def complete(folder: Path) -> None:
-        reached = checkpoints.step_of(folder) == step
-        if not reached or where == "after":
-            original(folder)
-        if reached:
-            raise Killed
-
-    original = checkpoints.complete
-
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(checkpoints, "complete", complete)
-
-    return patch
-
-
-@pytest.mark.parametrize("where", ["within", "after"])
-@pytest.mark.parametrize("step", [2, 4, 6])
-def test_a_run_killed_at_a_checkpoint_ends_with_the_same_bytes(
-    config: TrainConfig,
-    undisturbed: bytes,
-    monkeypatch: pytest.MonkeyPatch,
-    step: int,
-    where: str,
-) -> None:
-    with monkeypatch.context() as patched:
-        kill_at(step, where)(patched)
-        with pytest.raises(Killed):
-            trainer.train(config, silent)
-    assert not Path(config.output).exists()
-    trainer.train(config, silent)
-    assert weights(config.output) == undisturbed
-    stated = json.loads(Path(config.output, "config.json").read_text())
-    assert stated["use_cache"] is True  # the Trainer turns it off while it trains
-    lines = Path(config.output, "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_resumed_run_reads_only_the_rows_still_to_do(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Counted(StepBatches):
-        def __iter__(self) -> Iterator[list[int]]:
-            for batch in super().__iter__():
-                taken.append(batch)
-                yield batch
-
-    taken: list[list[int]] = []
-    with monkeypatch.context() as patched:
-        kill_at(4, "after")(patched)
-        with pytest.raises(Killed):
-            trainer.train(config, silent)
-    monkeypatch.setattr(loop, "StepBatches", Counted)
-    trainer.train(config, silent)
-    assert len(taken) == 2 * config.accumulation
-
-
-def test_a_run_killed_between_naming_and_tidying_up_is_finished(
-    config: TrainConfig, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def publish_and_die(folder: Path, output: str) -> None:
-        original(folder, output)
-        raise Killed
-
-    original = publish.publish
-    with monkeypatch.context() as patched:
-        patched.setattr(publish, "publish", publish_and_die)
-        with pytest.raises(Killed):
-            trainer.train(config, silent)
-    assert trainer.train(config, silent).skipped
-    assert not Path(config.output + ".partial").exists()
-    assert weights(config.output) == undisturbed
-
-
-def test_checkpoints_may_lie_on_another_disk_than_the_output(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def rename(source: Any, target: Any) -> None:
-        crossing = str(source).startswith(str(disk)) != str(target).startswith(
-            str(disk)
-        )
-        if crossing:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        original(source, target)
-
-    original, disk = os.rename, tmp_path / "disk"
-    monkeypatch.setattr(os, "rename", rename)
-    config = dataclasses.replace(config, checkpoints=str(disk), max_steps=2)
-    trainer.train(config, silent)
-    again = dataclasses.replace(config, seed=1, overwrite=True)
-    before = weights(config.output)
-    trainer.train(again, silent)
-    assert weights(config.output) != before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("checkpoints_in", [None, "disk"])
-def test_of_two_commands_on_one_output_the_second_is_refused(
-    config: TrainConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    checkpoints_in: str | None,
-) -> None:
-    def try_another(folder: Path) -> None:
-        for place in held:
-            with (
-                pytest.raises(SchemaError, match="must be of one command at a time"),
-                checkpoints.hold(place),
-            ):
-                raise AssertionError("two commands in one folder")
-        original(folder)
-        tried.append(folder)
-
-    original, tried = checkpoints.complete, []
-    held, run = [Path(f"{config.output}.partial")], config
-    if checkpoints_in is not None:
-        held.append(tmp_path / checkpoints_in)
-        run = dataclasses.replace(config, checkpoints=str(held[1]))
-    monkeypatch.setattr(checkpoints, "WAIT_S", 0.0)
-    with checkpoints.hold(held[0]), pytest.raises(SchemaError, match=r"out\.partial"):
-        trainer.train(run, silent)
-    monkeypatch.setattr(checkpoints, "complete", try_another)
-    trainer.train(dataclasses.replace(run, max_steps=2), silent)
-    assert len(tried) == 1
-    assert not any(place.exists() for place in held)
-
-
-def test_a_run_that_another_command_finishes_meanwhile_is_not_done_again(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = dataclasses.replace(config, max_steps=1)
-    trainer.train(run, silent)
-    at = Path(config.output, "model.safetensors").stat().st_mtime_ns
-    found = iter([False, True])
-    monkeypatch.setattr(publish, "finished", lambda *_, **more: next(found))
-    assert trainer.train(run, silent).skipped
-    assert Path(config.output, "model.safetensors").stat().st_mtime_ns == at
-    assert not Path(config.output + ".partial").exists()
-
-
-def test_a_folder_of_checkpoints_that_holds_files_of_others_is_refused(
-    config: TrainConfig, tmp_path: Path
-) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter.txt").write_text("x")
-    run = dataclasses.replace(config, checkpoints=str(tmp_path / "home"))
-    with pytest.raises(SchemaError, match=r"home must be .* but holds 'letter\.txt'"):
-        trainer.train(run, silent)
-    assert (tmp_path / "home" / "letter.txt").exists()
-
-
-def test_a_run_killed_amid_the_files_of_a_checkpoint_ends_with_the_same_bytes(
-    config: TrainConfig, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def save(folder: Path, *args: Any, **more: Any) -> None:
-        original(folder, *args, **more)
-        if checkpoints.step_of(folder) == 4:
-            (cut,) = folder.glob("states/*.safetensors")
-            os.truncate(cut, cut.stat().st_size // 2)
-            raise Killed
-
-    original = states.save
-    with monkeypatch.context() as patched:
-        patched.setattr(states, "save", save)
-        with pytest.raises(Killed):
-            trainer.train(config, silent)
-    trainer.train(config, silent)
-    assert weights(config.output) == undisturbed
-
-
-def test_a_checkpoint_without_the_optimizers_states_is_refused(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patched:
-        kill_at(2, "after")(patched)
-        with pytest.raises(Killed):
-            trainer.train(config, silent)
-    (folder,) = Path(config.output + ".partial", "checkpoints").glob("*/states")
-    shutil.rmtree(folder)
-    with pytest.raises(SchemaError, match="must hold the optimizer's states"):
-        trainer.train(config, silent)
-
-
-def test_activations_kept_by_the_host_change_no_byte(
-    config: TrainConfig, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved = functools.partial(offload.activations, least_bytes=1)
-    monkeypatch.setattr(offload, "activations", moved)
-    trainer.train(dataclasses.replace(config, activation_offload=True), silent)
-    assert weights(config.output) == undisturbed
-
-
-@pytest.mark.slow
-def test_a_process_killed_at_any_instant_ends_with_the_same_bytes(
-    config: TrainConfig, undisturbed: bytes
-) -> None:
-    flags = [
-        f"--{name}={value}"
-        for name, value in dataclasses.asdict(config).items()
-        if value not in (None, ()) and not isinstance(value, bool)
-    ]
-    command = [sys.executable, "-m", "train", *flags]
-    metrics = Path(config.output + ".partial", "metrics.jsonl")
-    kills = 0
-    for lines in (1, 4):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            if metrics.exists() and len(metrics.read_text().splitlines()) >= lines:
-                time.sleep(0.01 * lines)
-                break
-            time.sleep(0.005)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills == 2
-    subprocess.run(command, check=True, capture_output=True)
-    assert weights(config.output) == undisturbed
-    whole = other(config, "whole")
-    trainer.train(whole, silent)
-    assert curve(config.output) == curve(whole.output)
-
-
-def test_two_equal_runs_write_equal_folders(
-    config: TrainConfig, undisturbed: bytes
-) -> None:
-    trainer.train(config, silent)
-    again = other(config, "again")
-    trainer.train(again, silent)
-    names = sorted(p.name for p in Path(config.output).iterdir())
-    assert names == sorted(p.name for p in Path(again.output).iterdir())
-    for name in names:
-        if name != "metrics.jsonl":  # it tells speeds
-            found = Path(again.output, name).read_bytes()
-            assert found == Path(config.output, name).read_bytes(), name
-    assert weights(config.output) == undisturbed
 
 
 def test_a_finished_run_is_skipped(config: TrainConfig) -> None:
@@ -372,30 +43,11 @@ def test_other_settings_in_a_finished_folder_are_refused_by_name(
     assert weights(config.output) != before
 
 
-def test_other_settings_in_an_unfinished_folder_are_refused_by_name(
-    config: TrainConfig, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patched:
-        kill_at(2, "after")(patched)
-        with pytest.raises(Killed):
-            trainer.train(dataclasses.replace(config, seed=1), silent)
-    with pytest.raises(SchemaError, match="seed = 1, and now it is 42"):
-        trainer.train(config, silent)
-    trainer.train(dataclasses.replace(config, overwrite=True), silent)
-    assert weights(config.output) == undisturbed
-
-
 def test_a_folder_that_is_not_ours_is_left_alone(config: TrainConfig) -> None:
     Path(config.output).mkdir()
     Path(config.output, "thesis.tex").write_text("years of work")
     with pytest.raises(SchemaError, match="holds other files"):
         trainer.train(config, silent)
-
-
-def test_checkpoints_shape_nothing(config: TrainConfig, undisturbed: bytes) -> None:
-    often = dataclasses.replace(config, save_steps=1, logging_steps=3)
-    trainer.train(often, silent)
-    assert weights(often.output) == undisturbed
 
 
 def test_parts_of_a_step_add_up_to_the_step(config: TrainConfig) -> None:
@@ -714,13 +366,6 @@ def test_what_the_authors_code_has_not_is_refused_under_reference(
 def test_chunks_alone_have_no_share_beside_rows(config: TrainConfig) -> None:
     with pytest.raises(ValueError, match="chunk_share must be 0 for chunks alone"):
         dataclasses.replace(config, fusion_loss="chunks", chunk_share=0.5)
-
-
-def test_data_is_read_by_other_processes_in_the_same_order(
-    config: TrainConfig, undisturbed: bytes
-) -> None:
-    trainer.train(dataclasses.replace(config, readers=1), silent)
-    assert weights(config.output) == undisturbed
 
 
 def test_activations_computed_twice_change_nothing(config: TrainConfig) -> None:
