@@ -1,44 +1,19 @@
 """Jobs as they go to Dataflow: translated, never sent."""
 
-import dataclasses
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
-from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
 
-from pipelines import cli, counting, fuse, launch, prepare, score, stage
+from pipelines import launch, score, stage
 from schemas import plan
-from schemas.errors import FusionError
 from schemas.plan import Slice
 from tests import merging
-from tests.pipelines.conftest import fuse_config, prepare_config, score_config
+from tests.deploy.jobs import FLAGS, HINTS, IMAGE, Job, Translate
 
-IMAGE = "registry.example/fusebeam/cuda:0.1.0"
-FLAGS = [
-    "--runner=DataflowRunner",
-    "--dry_run=True",
-    "--no_auth",
-    "--sdk_location=container",
-    "--project=test-project",
-    "--region=us-central1",
-    "--temp_location=gs://some-bucket/tmp",
-    "--staging_location=gs://some-bucket/staging",
-    f"--sdk_container_image={IMAGE}",
-]
-HINTS = {
-    "accelerator": (
-        "type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
-    ),
-    "min_ram": "32GB",
-    "cpu_count": "8",
-    "max_active_bundles_per_worker": "1",
-}
 STEPS = {
     "prepare": [
         "List units",
@@ -84,7 +59,10 @@ STEPS = {
         "Describe/Call",
     ],
 }
+
+
 """The jobs of three commands, and the one that counts for `fuse`'s statistics."""
+
 
 WORK = {
     "prepare": {
@@ -105,88 +83,15 @@ WORK = {
         "Describe/Call",
     },
 }
+
+
 """Steps that call our own code: all of them."""
 
+
 TINY = {"beam:coder:string_utf8:v1", "beam:coder:varint:v1"}
+
+
 LIMIT_BYTES = 100_000  # Dataflow's own limit is 10 MB
-
-Job = beam_runner_api_pb2.Pipeline
-Translate = Callable[..., Job]
-
-
-@pytest.fixture
-def translate(monkeypatch: pytest.MonkeyPatch) -> Translate:
-    """Returns a function that gives the job of a command."""
-    translated: list[Job] = []
-    run = DataflowRunner.run_pipeline
-
-    def keep(self: DataflowRunner, *args: Any, **more: Any) -> Any:
-        result = run(self, *args, **more)
-        translated.append(self.proto_pipeline)
-        return result
-
-    monkeypatch.setattr(DataflowRunner, "run_pipeline", keep)
-
-    def of(command: str, *words: str) -> Job:
-        translated.clear()
-        if command == "count":
-            count(*words)
-        else:
-            assert cli.main([command, *words, *FLAGS]) == 0
-        (job,) = translated
-        return job
-
-    return of
-
-
-def count(source: str, target: str, output: str, windows: str) -> None:
-    """Sends the job that counts: alone, as no command does where nobody awaits it."""
-    config = counting.CountConfig(source=source, target=target, output=output)
-    counting.send(config, windows, FLAGS)
-
-
-@pytest.fixture
-def words(
-    road: str, models: dict[str, str], corpus: list[str], out: str, tmp_path: Path
-) -> dict[str, list[str]]:
-    """Returns the flags of each stage."""
-    merged = {
-        "models": [models["llama"]],
-        "base": models["llama"],
-        "method": "varm",
-        "output": out,
-        "settings": {"granularity": "layer"},
-    }
-    source = f"--windows={road}/windows/fusion"
-    return {
-        "prepare": [
-            "--inputs",
-            *corpus,
-            "--max_bytes=300",
-            "--splits=fusion=.8,dev=.2",
-            f"--output={out}",
-        ],
-        "score": [
-            source,
-            f"--model={models['llama']}",
-            f"--output={out}",
-            "--worker_hints",
-            *(f"{name}={value}" for name, value in HINTS.items()),
-        ],
-        "fuse": [
-            source,
-            f"--target={road}/scores/llama",
-            f"--sources=neox={road}/scores/neox",
-            f"--output={out}",
-        ],
-        "count": [
-            f"{road}/scores/neox",
-            f"{road}/scores/llama",
-            out,
-            f"{road}/windows/fusion",
-        ],
-        "merge": [merging.recipe(tmp_path, merged)],
-    }
 
 
 def steps(job: Job) -> dict[str, beam_runner_api_pb2.PTransform]:
@@ -258,10 +163,14 @@ def test_a_shuffle_parts_scoring_from_what_any_worker_can_do(
 
 
 PARDO = "beam:transform:pardo:v1"
+
+
 BEAMS = re.compile(
     r"/Name/(FlatMap\(<lambda at core\.py:\d+>\)|Map\(decode\))$|"
     r"/Spread (units|slices|files)/|/Await all/"
 )
+
+
 """Steps inside those that Beam composes: of Create, Reshuffle and Count."""
 
 
@@ -379,116 +288,6 @@ def test_a_request_does_not_grow_with_the_files_of_a_corpus(
         sizes.append(job.ByteSize())
     assert abs(sizes[1] - sizes[0]) < 64
     assert max(sizes) < LIMIT_BYTES
-
-
-def test_a_dry_run_says_that_nothing_was_started(
-    translate: Translate,
-    words: dict[str, list[str]],
-    out: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    translate("score", *words["score"])
-    assert capsys.readouterr().out == (
-        "dry run: the job was translated, and not started\n"
-    )
-    assert not Path(out).exists()
-
-
-def state(folder: str) -> dict[str, tuple[int, bytes]]:
-    """Returns what stands in every file of a folder, and when it was written."""
-    found = [path for path in Path(folder).rglob("*") if path.is_file()]
-    return {str(at): (at.stat().st_mtime_ns, at.read_bytes()) for at in found}
-
-
-@pytest.mark.parametrize("stage", ["prepare", "score", "fuse"])
-def test_a_dry_run_writes_and_removes_nothing(
-    stage: str,
-    translate: Translate,
-    road: str,
-    models: dict[str, str],
-    corpus: list[str],
-    tmp_path: Path,
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(road, run)
-    before = state(str(run))
-    # Other settings than those of the finished folders.
-    words = {
-        "prepare": ["--inputs", *corpus, "--max_bytes=200", f"--output={run}/windows"],
-        "score": [
-            *(f"--windows={run}/windows/fusion", f"--model={models['llama']}"),
-            *(f"--output={run}/scores/llama", "--top_k=3"),
-        ],
-        "fuse": [
-            *(f"--windows={run}/windows/fusion", f"--target={run}/scores/llama"),
-            *(f"--sources=neox={run}/scores/neox", f"--output={run}/fused"),
-            *("--top_k=3", "--strategy=mined"),
-        ],
-    }
-    words["prepare"].append("--splits=fusion=.8,dev=.2")
-    translate(stage, *words[stage], "--overwrite")
-    assert state(str(run)) == before
-
-
-def test_a_dry_run_of_a_merge_writes_and_removes_nothing(
-    translate: Translate, words: dict[str, list[str]], out: str
-) -> None:
-    assert cli.main(["merge", *words["merge"], "--dtype=bfloat16"]) == 0
-    before = state(out)
-    translate("merge", *words["merge"], "--overwrite")
-    assert state(out) == before
-
-
-def test_a_merge_that_nobody_awaits_describes_its_folder_itself(
-    words: dict[str, list[str]],
-    out: str,
-    tmp_path: Path,
-    contents: Callable[[str], dict[str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert cli.main(["merge", *words["merge"]]) == 0
-    alone = str(tmp_path / "alone")
-    monkeypatch.setattr(launch, "left_alone", lambda flags: True)
-    assert cli.main(["merge", *words["merge"], f"--output={alone}"]) == 0
-    assert contents(out) == contents(alone)
-
-
-def test_a_job_that_nobody_awaits_describes_its_folders_itself(
-    road: str,
-    models: dict[str, str],
-    corpus: list[str],
-    out: str,
-    contents: Callable[[str], dict[str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # As the service would do it, once the launcher of a template has ended.
-    monkeypatch.setattr(launch, "left_alone", lambda flags: True)
-    assert prepare.prepare_corpus(prepare_config(out, corpus, models)) == {}
-    for name in models:
-        assert score.score_windows(score_config(out, models, name)) is None
-    assert fuse.fuse_scores(fuse_config(out, f"{out}/fused")) is None
-    assert contents(out) == contents(road)
-
-
-def test_counts_that_a_job_needs_before_its_own_are_not_left_out(
-    road: str, out: str
-) -> None:
-    config = fuse_config(road, out, strategy="statistics")
-    with pytest.raises(FusionError, match="needs its counts before its own job"):
-        fuse.fuse_scores(config, FLAGS)
-
-
-def test_counts_that_cannot_be_made_anew_leave_those_that_are_there(
-    road: str, out: str
-) -> None:
-    source, target = f"{road}/scores/neox", f"{road}/scores/llama"
-    config = counting.CountConfig(source=source, target=target, output=out)
-    counting.count_windows(config)
-    before = state(out)
-    anew = dataclasses.replace(config, reference=True, overwrite=True)
-    with pytest.raises(FusionError, match="needs its counts before its own job"):
-        counting.count_windows(anew, FLAGS)
-    assert state(out) == before
 
 
 def test_the_hint_of_the_docs_is_the_one_that_is_tested() -> None:
