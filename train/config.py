@@ -41,8 +41,8 @@ class TrainConfig:
     )
     clm_schedule: Literal["constant", "linear", "cosine"] = setting(
         "constant",
-        help="how the share goes on: as it is, or rising to 1 at the end, evenly or"
-        " along half a cosine",
+        help="how the share goes on: as it is, or rising towards 1, which it would"
+        " reach after the last step, evenly or along half a cosine",
     )
     fusion_loss: Literal["ce", "kl", "reverse_kl", "jsd", "tv", "chunks"] = setting(
         "ce",

@@ -199,11 +199,11 @@ def _watch(
     found: Measured, task: Task, part: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts rows whose likeliest id is the target's, and sums its mass on kept ids."""
-    fused = task.rows.fused[part]
+    covered = task.rows.covered[part]
     best = task.rows.probs[part].argmax(-1, keepdim=True)
     agree = found.at_kept.gather(1, best).squeeze(1) >= found.top
     mass = found.kept.sum(-1) / found.whole
-    return (fused & agree).sum().to(mass), (mass * fused).sum()
+    return (covered & agree).sum().to(mass), (mass * covered).sum()
 
 
 def _clm_factors(task: Task, part: slice, found: Measured) -> Factors:

@@ -329,6 +329,8 @@ class FusionTrainer(SavingTrainer):
             return self.whole_weights()
         if self._config.lora_rank is not None:
             return adapters.stored(best)
+        if not self.is_world_process_zero():
+            return {}
         return dict(models.load(best).state_dict())
 
     def _passes(self) -> float:

@@ -120,9 +120,9 @@ def of_rows(rows: Rows) -> dict[str, Tensor]:
     """
     likeliest = rows.ids.gather(1, rows.probs.argmax(-1, keepdim=True)).squeeze(1)
     return {
-        "mass_sum": rows.probs.sum(),
-        "tail_sum": rows.tail.sum(),
-        "gold_sum": (rows.fused & (likeliest == rows.targets)).sum(),
+        "mass_sum": (rows.probs.sum(-1) * rows.covered).sum(),
+        "tail_sum": (rows.tail * rows.covered).sum(),
+        "gold_sum": (rows.covered & (likeliest == rows.targets)).sum(),
     }
 
 

@@ -79,6 +79,13 @@ class Rows:
     negentropies: Nats | None = None
     chunks: Chunks | None = None
 
+    @property
+    def covered(self) -> Counted:
+        """Whether a position counts in the CLM loss and has a fused row."""
+        if self.clm_weights is None:
+            return self.fused
+        return self.fused & (self.clm_weights > 0)
+
 
 def select_rows(
     input_ids: TokenRows,

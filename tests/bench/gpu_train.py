@@ -10,6 +10,7 @@ of step take turns on the same model and optimizer:
     plain  the model's own loss (transformers), which holds all logits
     liger  Liger's fused linear cross-entropy, where that can be imported
     fused  CLM and fusion in one, as `fusebeam train` computes them
+    kernels  the same by Triton's kernels (`--kernels`), where they can run
 
 The kernel is the loss alone: 8,192 positions of width 4,096, a vocabulary of 131,072.
 """
@@ -19,7 +20,7 @@ import dataclasses
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.bench import gpu
-from train import loss, rows
+from train import gradient, loss, rows
 from train import model as models
 from train.loss import Objective
 
@@ -163,18 +164,22 @@ def steps_of(shape: Shape, model: Any) -> Kinds:
         found = own(input_ids=batch["input_ids"], labels=labels, use_cache=False)
         return found.loss
 
-    models.give_objective(model, traits_of(shape), OBJECTIVE)
     counts = {"clm_count": counted, "fusion_count": counted}
 
-    def fused() -> Tensor:
-        return model(**batch, clm_weight=OBJECTIVE.clm_weight, **counts)["loss"]
+    def by(kernels: bool) -> Callable[[], Tensor]:
+        models.give_objective(model, traits_of(shape), OBJECTIVE, kernels=kernels)
+        forward = model.forward
+        call = functools.partial(forward, **batch, clm_weight=OBJECTIVE.clm_weight)
+        return lambda: call(**counts)["loss"]
 
     def step(compute: Callable[[], Tensor]) -> None:
         torch.autograd.backward(compute())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    kinds = {"plain": plain, "fused": fused}
+    kinds = {"plain": plain, "fused": by(kernels=False)}
+    if gradient.has_kernels(gpu.device()):
+        kinds["kernels"] = by(kernels=True)
     if (loss_of := liger_fused()) is not None:
         kinds["liger"] = functools.partial(
             liger_step, model, batch["input_ids"], loss_of
@@ -260,16 +265,28 @@ def measure_kernel(size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     selected = rows.select_rows(**batch)
     count = torch.tensor(float(positions), device=on)
 
-    def fused() -> Tensor:
+    def fused(*, kernels: bool) -> Tensor:
         found = loss.head_loss(
-            hidden, head, None, selected, OBJECTIVE, clm_count=count, fusion_count=count
+            hidden,
+            head,
+            None,
+            selected,
+            OBJECTIVE,
+            clm_count=count,
+            fusion_count=count,
+            kernels=kernels,
         )
         return found.loss
 
     def plain() -> Tensor:
         return F.cross_entropy((hidden @ head.T).float(), wanted)
 
-    kinds = {"fused": fused, "plain": plain}
+    kinds: dict[str, Callable[[], Tensor]] = {
+        "fused": functools.partial(fused, kernels=False),
+        "plain": plain,
+    }
+    if gradient.has_kernels(on):
+        kinds["kernels"] = functools.partial(fused, kernels=True)
     if (liger := liger_fused()) is not None:
         kinds["liger"] = functools.partial(liger, head, hidden, wanted)
 
@@ -287,11 +304,29 @@ def measure_kernel(size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
         "k": K,
         "seconds": taken,
         "extra_bytes": extra,
+        "kernels_differ": _difference(calls, hidden, head),
         "time_of_plain": taken["fused"] / taken["plain"],
         "time_of_liger": _ratio(taken["fused"], taken.get("liger")),
         "aim_time_of_liger": 1.05,
         "aim_extra_bytes": 2e9,
     }
+
+
+def _difference(
+    calls: Mapping[str, Callable[[], None]], *inputs: Tensor
+) -> float | None:
+    """Returns by how much the kernels' gradients differ, over the greatest gradient."""
+    if "kernels" not in calls:
+        return None
+    found = []
+    for name in ("fused", "kernels"):
+        calls[name]()
+        found.append([tensor.grad for tensor in inputs])
+    return max(
+        float((ours - theirs).abs().max() / ours.abs().max())
+        for ours, theirs in zip(*found, strict=True)
+        if ours is not None and theirs is not None
+    )
 
 
 def _beyond(call: Callable[[], None], *inputs: Tensor) -> int | None:

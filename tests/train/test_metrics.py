@@ -65,6 +65,18 @@ def test_what_fused_rows_say_is_summed_without_the_target(rows: loss.Rows) -> No
     assert found["gold_sum"] == 2  # 3 and 6 come next, 4 does not
 
 
+def test_positions_beside_the_clm_loss_are_in_no_figure(rows: loss.Rows) -> None:
+    # Under `reference` the fusion loss has positions that the text's loss has not.
+    counted = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    less = dataclasses.replace(rows, clm_weights=counted, weights=torch.ones(4))
+    counts = {"clm_count": torch.tensor(3.0), "fusion_count": torch.tensor(4.0)}
+    found = loss.logits_loss(logits(), less, Objective(), **counts)
+    told = metrics.of_rows(less)
+    assert (found.agree_sum, told["gold_sum"]) == (1, 1)
+    assert float(told["mass_sum"]) == pytest.approx(0.8 + 0.8)
+    assert float(found.kept_sum) < 2
+
+
 def test_a_source_has_its_share_of_the_positions_that_have_a_fused_row() -> None:
     counts = np.array([1, 1, 0, 1, 1, 1], np.int32)
     ids = np.where(counts[:, None] > 0, 2, -1).astype(np.int32)
