@@ -31,6 +31,9 @@ ANSWER_S = 10.0
 START_S = 45.0
 """Seconds that an answer may take, and the start of a worker."""
 
+_ENDED = ("FINISHED", "FAILED", "CANCELED")
+"""States of a job of Flink's that it does not leave."""
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 _PRISM = ("PrismRunner", "DirectRunner", "SwitchingDirectRunner")
 """Runners that are Prism: of the last two those that `runners.settle` lets pass."""
@@ -194,9 +197,8 @@ def ask_flink(master: str, path: str) -> dict[str, Any]:
 
 def unfinished_jobs(master: str) -> list[dict[str, Any]]:
     """Lists the jobs of a Flink that have not ended, the newest first."""
-    ended = ("FINISHED", "FAILED", "CANCELED")
     jobs = ask_flink(master, "jobs/overview")["jobs"]
-    waiting = [job for job in jobs if job["state"] not in ended]
+    waiting = [job for job in jobs if job["state"] not in _ENDED]
     return sorted(waiting, key=lambda job: -job["start-time"])
 
 
@@ -210,20 +212,26 @@ def called(jobs: Iterable[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [job for job in jobs if name and job["name"] == name]
 
 
-def end_flink_job(master: str, name: str) -> None:
+def end_flink_job(master: str, name: str) -> bool:
     """Cancels a job on Flink itself; Beam's job server cannot while a batch job runs.
 
     Nothing is cancelled where several jobs have the name: nothing tells them apart, and
     all but one are somebody else's.
 
+    Returns:
+      Whether the job has ended or is told to; not where there is none, or several.
+
     Raises:
       OSError: if Flink does not answer.
     """
-    found = called(unfinished_jobs(master), name)
-    if len(found) == 1:
-        job = f"{master}/jobs/{found[0]['jid']}"
-        asked = urllib.request.Request(job, method="PATCH")
-        urllib.request.urlopen(asked, timeout=ANSWER_S).close()
+    jobs = called(ask_flink(master, "jobs/overview")["jobs"], name)
+    waiting = [job for job in jobs if job["state"] not in _ENDED]
+    if len(waiting) != 1:
+        return bool(jobs) and not waiting
+    job = f"{master}/jobs/{waiting[0]['jid']}"
+    asked = urllib.request.Request(job, method="PATCH")
+    urllib.request.urlopen(asked, timeout=ANSWER_S).close()
+    return True
 
 
 def is_elastic(master: str) -> bool:

@@ -30,8 +30,9 @@ _RESTS = 20
 """How often as long as a look it rests: the output of a large job is long to list."""
 
 _GRACE_S = 20.0
-_LEAVE_S = 60.0
-"""Seconds that each step of an ending has, and the end of the process."""
+_CANCEL_S = 60.0
+_LEAVE_S = 90.0
+"""Seconds that each step of an ending has, the job's on Flink, and the process's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,13 +175,16 @@ class Watchdog:
     def _end(self, verdict: str) -> None:
         """Brings the main thread out of its wait, by ever stronger means."""
         self.stalled = verdict
-        threading.Thread(target=self._cancel, daemon=True).start()
+        # No daemon: the process awaits it, as a job that is left behind holds slots.
+        cancel = threading.Thread(target=self._cancel)
+        cancel.start()
         if self._over.wait(_GRACE_S):
             return
         if self._main:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
         if not self._over.wait(_GRACE_S):
             os.write(2, f"error: {verdict}\n".encode())
+            cancel.join(_LEAVE_S)
             os._exit(1)
 
     def _interrupt(self, *told: Any) -> None:
@@ -192,14 +196,33 @@ class Watchdog:
             raise Stalled
 
     def _cancel(self) -> None:
-        # Whether it can be cancelled or not, the command ends; a dead server cannot.
+        """Asks all that can end the job; the command ends whether they do or not."""
         if self.result is None:
             return
-        with contextlib.suppress(Exception):
-            self.result.cancel()
+        # A dead job server never answers.
+        threading.Thread(target=self._cancel_by_server, daemon=True).start()
         if (master := cluster.of(self._options).flink) is not None:
-            with contextlib.suppress(Exception):
-                cluster.end_flink_job(master, cluster.name_of(self.result))
+            self._cancel_on_flink(master, cluster.name_of(self.result))
+
+    def _cancel_by_server(self) -> None:
+        with contextlib.suppress(Exception):  # what it cannot do, Flink is asked for
+            self.result.cancel()
+
+    def _cancel_on_flink(self, master: str, name: str) -> None:
+        """Asks Flink until the job has an end there; it may be on its way to it yet."""
+        deadline, why = time.monotonic() + _CANCEL_S, "it has no job of that name alone"
+        while time.monotonic() < deadline:
+            try:
+                if cluster.end_flink_job(master, name):
+                    return
+            except (OSError, ValueError) as error:
+                why = f"{type(error).__name__}: {error}"
+            time.sleep(1)
+        os.write(
+            2,
+            f"the job {name} could not be cancelled on Flink at {master} ({why}); if it"
+            " is there, cancel it on the JobManager's page\n".encode(),
+        )
 
 
 class _Slowness:

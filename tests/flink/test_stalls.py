@@ -105,6 +105,10 @@ def ends(own: Cluster) -> Iterator[None]:
             child.kill()
             child.wait()
     own._children[:] = before
+    # A job that a failed test has left would hold the slots of those after it.
+    for job in cluster.unfinished_jobs(f"http://{own.master}"):
+        cluster.end_flink_job(f"http://{own.master}", job["name"])
+    until(lambda: not cluster.unfinished_jobs(f"http://{own.master}"))
 
 
 def jobs(own: Cluster, state: str) -> list[str]:
@@ -171,10 +175,6 @@ def test_a_job_server_that_is_killed_ends_the_job_by_name(
     os.kill(server, signal.SIGKILL)
     told = error_of(process)
     assert f"the job server {own.job_server} must live until the job has ended" in told
-    master = f"http://{own.master}"
-    for job in cluster.unfinished_jobs(master):
-        cluster.end_flink_job(master, job["name"])
-    until(lambda: not jobs(own, "RUNNING"))
 
 
 def loopback(own: Cluster, parallelism: int, server: str) -> list[str]:

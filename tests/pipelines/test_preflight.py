@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import http.server
+import itertools
 import json
 import sys
 import threading
@@ -13,9 +14,10 @@ from typing import Any
 
 import grpc
 import pytest
+from apache_beam.options import pipeline_options
 
 from deploy.flink.cluster import free_port
-from pipelines import cluster, launch
+from pipelines import cluster, launch, watchdog
 from schemas.errors import FusionError
 
 
@@ -323,22 +325,72 @@ def test_jobs_of_one_name_are_not_told_apart(flink: Callable[..., str]) -> None:
     assert "none is cancelled there; give each a --job_name of its own" in look[0]
 
 
+ENDED = {**NAMESAKE, "state": "FINISHED"}
+
+
 @pytest.mark.parametrize(
-    ("jobs", "cancelled"),
+    ("jobs", "cancelled", "ends"),
     [
-        ([JOB], ["/jobs/abc"]),
-        ([JOB, NAMESAKE], []),
-        ([JOB, {**NAMESAKE, "name": "BeamApp-another"}], ["/jobs/abc"]),
-        ([JOB, {**NAMESAKE, "state": "FINISHED"}], ["/jobs/abc"]),
+        ([JOB], ["/jobs/abc"], True),
+        ([JOB, NAMESAKE], [], False),
+        ([JOB, {**NAMESAKE, "name": "BeamApp-another"}], ["/jobs/abc"], True),
+        ([JOB, ENDED], ["/jobs/abc"], True),
+        ([ENDED], [], True),
+        ([], [], False),
     ],
 )
 def test_a_job_is_cancelled_only_if_no_other_has_its_name(
-    jobs: list[dict[str, Any]], cancelled: list[str], flink: Callable[..., str]
+    jobs: list[dict[str, Any]],
+    cancelled: list[str],
+    ends: bool,
+    flink: Callable[..., str],
 ) -> None:
     asked: list[str] = []
     master = flink(**{"jobs/overview": {"jobs": jobs}, "cancelled": asked})
-    cluster.end_flink_job(f"http://{master}", "BeamApp-somebody")
+    assert cluster.end_flink_job(f"http://{master}", "BeamApp-somebody") is ends
     assert asked == cancelled
+
+
+def cancelled(
+    monkeypatch: pytest.MonkeyPatch, master: str, pause: Callable[[], None]
+) -> None:
+    """Lets a watchdog cancel a job whose server never answers; a look takes 25 s."""
+    now, answer = itertools.count(step=25), threading.Event()
+    clock = types.SimpleNamespace(monotonic=lambda: next(now), sleep=lambda _: pause())
+    monkeypatch.setattr(watchdog, "time", clock)
+    words = ["--runner=FlinkRunner", f"--flink_master={master}"]
+    guard = watchdog.Watchdog(None, pipeline_options.PipelineOptions(words))
+    guard.result = types.SimpleNamespace(
+        _job_id="BeamApp-somebody_1", cancel=answer.wait
+    )
+    guard._cancel()
+    answer.set()
+
+
+def test_a_job_that_reaches_flink_late_is_cancelled_all_the_same(
+    flink: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    overview: dict[str, Any] = {"jobs": []}
+    master = flink(**{"jobs/overview": overview, "cancelled": asked})
+    cancelled(monkeypatch, master, lambda: overview["jobs"].append(JOB))
+    assert asked == ["/jobs/abc"]
+
+
+def test_a_job_that_cannot_be_cancelled_is_named(
+    flink: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[str] = []
+    master = flink(**{"jobs/overview": {"jobs": [JOB, NAMESAKE]}, "cancelled": asked})
+    cancelled(monkeypatch, master, lambda: None)
+    assert asked == []
+    told = capfd.readouterr().err
+    assert (
+        f"BeamApp-somebody could not be cancelled on Flink at http://{master}" in told
+    )
+    assert "cancel it on the JobManager's page" in told
 
 
 STILLBORN = (
