@@ -226,6 +226,9 @@ def run(
 _READER = "wait_until_finish_read"
 """Name of the thread in which Beam's client reads a job server's messages."""
 
+_READER_S = 20.0
+"""How long it may take to end once the job has: on a busy machine, seconds."""
+
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
@@ -249,7 +252,7 @@ def _quiet() -> Iterator[None]:
     finally:
         for thread in threading.enumerate():
             if thread.name == _READER:
-                thread.join(Progress.PERIOD_S)  # it ends as the job has
+                thread.join(_READER_S)  # it ends as the job has
         logging.getLogger().removeFilter(is_ours)
         threading.excepthook = before
 
