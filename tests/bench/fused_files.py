@@ -85,7 +85,7 @@ def write_manifest(folder: str, entries: Sequence[FileEntry]) -> None:
     made = Manifest(
         stage=fused.STAGE,
         fingerprint="",
-        settings={},
+        settings={"sources": [f"source {number}" for number in range(SOURCES)]},
         inputs={},
         origins={},
         counts={},
