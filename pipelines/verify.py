@@ -288,9 +288,9 @@ def _data_of(made: Manifest) -> dict[str, str]:
 
 def check_merged(folder: str, made: Manifest) -> str:
     """Checks that a merged model holds every tensor of its plan."""
-    from pipelines import merged  # loads torch, which takes seconds
+    from pipelines import proof  # loads torch, which takes seconds
 
-    return merged.check(folder, made)
+    return proof.check(folder, made)
 
 
 CHECKS: dict[str, Callable[[str, Manifest], str]] = {
@@ -348,10 +348,10 @@ def between(folders: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _absent(folder: str) -> Iterator[str]:
     """Tells the models of a merge that are not there to be compared with it."""
-    from pipelines import merged  # loads torch, which takes seconds
+    from pipelines import proof  # loads torch, which takes seconds
     from train.merge import inputs
 
-    for name, model in merged.absent(folder, manifest.read(folder, MERGED)).items():
+    for name, model in proof.absent(folder, manifest.read(folder, MERGED)).items():
         why = "of the hub" if inputs.is_of_hub(model) else "not there"
         yield f"{folder} was not compared with {name}: {model} is {why}"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import cli, inspect, merged, verify
+from pipelines import cli, inspect, proof, verify
 from schemas import manifest
 from schemas.errors import SchemaError
 from tests import merging
@@ -23,7 +23,7 @@ def test_verifying_reads_what_the_plan_says(made: Made, out: str) -> None:
     path.write_text(path.read_text().replace("mlp.up_proj", "mlp.gone_proj"))
     found = manifest.read(f"{out}.copy", work.STAGE)
     with pytest.raises(SchemaError, match=r"must hold every tensor of plan\.jsonl"):
-        merged.check(f"{out}.copy", found)
+        proof.check(f"{out}.copy", found)
 
 
 def test_a_run_that_lies_elsewhere_leaves_the_same_bytes(
