@@ -1,11 +1,11 @@
-"""Runs every benchmark, prints one table and keeps the figures in build/bench.json.
+"""Runs benchmarks, prints one table and writes the figures into build/bench.json.
 
     python -m tests.bench [NAME ...] [--page]
 
 Each bench_*.py has `run()`, which measures and returns rows of `tests.bench.rows`:
 {"name", "value", "unit", "against", "ratio", "aim", "met"}. `aim` is a number; of what,
 and which way it lies, stands at the end of `against`. Nothing asserts a time. `--page`
-puts all figures that are kept, of this run and of others, into docs/results.md.
+puts them into docs/results.md, where rows of other names stay as they are.
 """
 
 import argparse
@@ -32,28 +32,28 @@ def main(argv: list[str]) -> None:
     chosen = parser.parse_args(argv)
     if unknown := set(chosen.names) - set(known):
         parser.error(f"names must be of {', '.join(known)}, got {sorted(unknown)}")
-    kept = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
-    measured = []
+    measured: list[dict[str, Any]] = []
     for name in [name for name in known if name in chosen.names or not chosen.names]:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        kept[name] = importlib.import_module(f"tests.bench.bench_{name}").run()
-        measured += kept[name]
+        measured += importlib.import_module(f"tests.bench.bench_{name}").run()
         OUTPUT.parent.mkdir(exist_ok=True)
-        OUTPUT.write_text(json.dumps(kept, indent=1) + "\n")
+        OUTPUT.write_text(json.dumps(measured, indent=1) + "\n")
     print(table(measured))
     if chosen.page:
-        results.write_page(PAGE, page(kept), "bench")
+        results.write_page(PAGE, page(Path(PAGE).read_text(), measured), "bench")
 
 
-def page(kept: dict[str, list[dict[str, Any]]]) -> str:
-    """Writes the rows of all benchmarks as Markdown, with where they were made."""
-    lines = [
-        [_cell(row[head]).replace("NO", "**no**") for head in HEADS]
-        for name in sorted(kept)
-        for row in kept[name]
-    ]
+def page(before: str, measured: list[dict[str, Any]]) -> str:
+    """Writes the page's table with new rows, in the places of those of their names."""
+    first, last = results.markers("bench")
+    old = before.partition(first)[2].partition(last)[0].splitlines()
+    lines = [line.strip("| ").split(" | ") for line in old if line.startswith("| ")]
+    known = {cells[0]: cells for cells in lines[2:]}  # below the heads and the rule
+    for row in measured:
+        cells = [_cell(row[head]).replace("NO", "**no**") for head in HEADS]
+        known[cells[0]] = cells
     made = comparison.made_line(results.about([], "tests.bench"))
-    return f"{comparison.table(HEADS, lines)}\n\n{made}"
+    return f"{comparison.table(HEADS, list(known.values()))}\n\n{made}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
