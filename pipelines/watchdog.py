@@ -175,8 +175,9 @@ class Watchdog:
     def _end(self, verdict: str) -> None:
         """Brings the main thread out of its wait, by ever stronger means."""
         self.stalled = verdict
-        # No daemon: the process awaits it, as a job that is left behind holds slots.
-        cancel = threading.Thread(target=self._cancel)
+        # No daemon, as who starts it is: the process awaits it, since the main thread
+        # leaves once the job server calls the job cancelled, which Flink then is not.
+        cancel = threading.Thread(target=self._cancel, daemon=False)
         cancel.start()
         if self._over.wait(_GRACE_S):
             return

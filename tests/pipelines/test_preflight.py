@@ -393,6 +393,34 @@ def test_a_job_that_cannot_be_cancelled_is_named(
     assert "cancel it on the JobManager's page" in told
 
 
+def test_a_command_awaits_the_end_of_its_job_on_flink(
+    flink: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told, left, ended = threading.Event(), threading.Event(), []
+
+    def end(master: str, name: str) -> bool:
+        left.wait(60)  # slower than the job server, for which the job is cancelled
+        ended.append(name)
+        return True
+
+    monkeypatch.setattr(cluster, "end_flink_job", end)
+    before = threading.enumerate()
+    words = ["--runner=FlinkRunner", f"--flink_master={flink()}"]
+    options = pipeline_options.PipelineOptions(words)
+    watch = watchdog.Watch("test", (str(tmp_path),), str(tmp_path), 0.5)
+    with watchdog.Watchdog(watch, options) as guard:
+        guard.result = types.SimpleNamespace(
+            _job_id="BeamApp-somebody_1", cancel=told.set
+        )
+        assert told.wait(60)
+    # What Python awaits before a process ends.
+    awaited = [t for t in threading.enumerate() if not (t in before or t.daemon)]
+    left.set()
+    for thread in awaited:
+        thread.join(60)
+    assert ended == ["BeamApp-somebody"]
+
+
 STILLBORN = (
     "java.lang.IllegalStateException: Process died with exit code 1\n"
     "\tat org.apache.beam.runners.fnexecution.environment.ProcessManager"
