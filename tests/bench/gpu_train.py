@@ -31,7 +31,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.bench import gpu
+from tests.bench import gpu, held
 from train import gradient, loss, rows
 from train import model as models
 from train.loss import Objective
@@ -304,6 +304,7 @@ def measure_kernel(size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
         "k": K,
         "seconds": taken,
         "extra_bytes": extra,
+        "computed_extra_bytes": held.loss_extra_bytes(*size, k=K),
         "kernels_differ": _difference(calls, hidden, head),
         "time_of_plain": taken["fused"] / taken["plain"],
         "time_of_liger": _ratio(taken["fused"], taken.get("liger")),
