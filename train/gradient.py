@@ -73,6 +73,19 @@ def has_kernels(device: torch.device) -> bool:
     return bool(getattr(runtime, "interpret", False))
 
 
+def require_kernels(device: torch.device) -> None:
+    """Refuses a device on which Triton's kernels cannot run.
+
+    Raises:
+      ValueError: naming the device.
+    """
+    if not has_kernels(device):
+        raise ValueError(
+            "kernels must run on CUDA, where Triton is installed, and the device is"
+            f" {device}, or Triton is not; leave --kernels out"
+        )
+
+
 def parts(
     task: Task,
     width: int,

@@ -28,6 +28,7 @@ from train import (
     adapters,
     checkpoints,
     disk,
+    gradient,
     hub,
     interleave,
     loop,
@@ -135,6 +136,8 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
         processes.check(config, args.world_size)
         _check_tokenizer(run)
         _check_trackers(config)
+        if config.kernels:
+            gradient.require_kernels(torch.device(run.settings["device"]))
         with contextlib.ExitStack() as held:
             result = _finish(run, args, held)
         _push(config, run.report)

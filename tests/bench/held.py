@@ -20,11 +20,11 @@ from train.objective import Objective
 from train.rows import Rows
 
 
-class Held(TorchDispatchMode):
+class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as below
     """Counts the bytes of storages that operations made and that something holds."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.now_bytes = self.peak_bytes = 0
         self._seen: set[int] = set()
 

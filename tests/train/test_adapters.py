@@ -166,8 +166,6 @@ def test_a_missing_package_is_named_with_its_extra(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lora_rank": None, "quantise": "4bit"}, "quantise must come with adapters"),
-        ({"lora_rank": None, "keep_adapter": True}, "keep_adapter must come with"),
         ({"lora_rank": 0}, "lora_rank must be above 0"),
         ({"lora_alpha": 0.0}, "lora_alpha must be above 0"),
         ({"lora_dropout": 1.0}, r"lora_dropout must be in \[0, 1\)"),

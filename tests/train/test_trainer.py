@@ -392,6 +392,11 @@ def test_a_run_in_bfloat16_ends_near_the_one_in_float32(config: TrainConfig) -> 
     assert {value.dtype for value in trained.values()} == {torch.float32}
 
 
+def test_kernels_that_cannot_run_are_refused(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match=r"kernels must run on CUDA.* device is cpu"):
+        trainer.train(dataclasses.replace(config, kernels=True), silent)
+
+
 def test_arguments_keep_the_words_of_the_settings(config: TrainConfig) -> None:
     args = loop.arguments(
         config, Path(config.output), steps=200, device="cpu", dtype="float32"
