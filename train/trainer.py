@@ -316,9 +316,9 @@ def _finish(
         return _skipped(config)
     with processes.loading(config):
         target = _target(run, resume)
-    bare = target if config.lora_rank is None else target.get_base_model()
-    # The first process has the weights, whatever the others have.
-    [traits] = processes.tell(models.probe(bare) if first else None)
+        # The first process has the weights, whatever the others have.
+        traits = models.probe_exactly(target, run.source) if first else None
+    [traits] = processes.tell(traits)
     objective = _objective(config)
     models.give_objective(target, traits, objective, kernels=config.kernels)
     collate = Collator(
