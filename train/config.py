@@ -1,25 +1,10 @@
 """Settings of the trainer."""
 
 import dataclasses
-import math
-import re
 from typing import Literal
 
 from schemas.settings import setting
-
-_REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
-
-_TEMPERATURES = ("teacher_temperature", "target_temperature", "chunk_temperature")
-
-_REFERENCE: dict[str, tuple[str | float, ...]] = {
-    "tail": ("renormalise",),
-    "fusion_loss": ("ce", "kl"),
-    "label_smoothing": (0.0,),
-    "target_temperature": (1.0,),
-    "chunk_share": (0.0,),
-    "position_weights": ("equal",),
-}
-"""What settings of the objective may be under `reference`."""
+from train import limits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +84,7 @@ class TrainConfig:
     )
     kernels: bool = setting(
         False,  # until they have run on a GPU
-        help="use Triton's kernels on CUDA, where Triton is installed",
+        help="use Triton's kernels; needs CUDA, and Triton installed",
         omit_default=True,
     )
 
@@ -290,146 +275,14 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        """Refuses values out of range.
+        """Refuses values out of range, and what would do nothing.
 
         Raises:
-          ValueError: naming the setting, its range and what came.
+          ValueError: naming the setting, what it must be and what came.
         """
-        if self.model.endswith(".gguf"):
-            raise ValueError(
-                f"model must have weights that can be trained, got {self.model}; load"
-                " it with transformers and save it with save_pretrained"
-            )
-        self._check_data()
-        for name in ("clm_weight", "warmup_ratio", "max_bad_fraction"):
-            _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", self)
-        for name in ("label_smoothing", "chunk_share", "beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", self)
-        for name in ("learning_rate", "epochs", *_TEMPERATURES):
-            _require(getattr(self, name) > 0, name, "above 0", self)
-        self._check_objective()
-        for name in ("batch_size", "accumulation", "save_steps", "logging_steps"):
-            _require(getattr(self, name) >= 1, name, "at least 1", self)
-        for name in ("readers", "read_ahead", "weight_decay", "seed"):
-            _require(getattr(self, name) >= 0, name, "at least 0", self)
-        for name in ("max_steps", "threads", "clip", "peak_tflops"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, name, "above 0, or left out", self)
-        self._check_evaluations()
-        if self.push_to_hub is not None and not _REPOSITORY.fullmatch(self.push_to_hub):
-            raise ValueError(
-                f"push_to_hub must be ORG/NAME, got {self.push_to_hub!r}; letters,"
-                " digits and _.- may stand in both"
-            )
-        self._check_scale()
-        if self.batch_size % self.accumulation:
-            raise ValueError(
-                f"batch_size must be a multiple of accumulation, got {self.batch_size}"
-                f" and {self.accumulation}"
-            )
-        if "://" in (self.checkpoints or self.output):
-            raise ValueError(
-                "checkpoints must name a folder on a local or mounted disk, as they"
-                " are written, flushed and renamed file by file while the model"
-                f" trains, got checkpoints {self.checkpoints!r} and output"
-                f" {self.output!r}; give --checkpoints=FOLDER, on a disk that outlives"
-                " the machine if the run should"
-            )
+        limits.check(self)
 
     @property
     def folders(self) -> tuple[str, ...]:
         """The folders of `data`."""
         return (self.data,) if isinstance(self.data, str) else self.data
-
-    def _check_data(self) -> None:
-        if not self.folders:
-            raise ValueError("data must name a fused folder, got none")
-        weights = self.data_weights
-        if weights and len(weights) != len(self.folders):
-            raise ValueError(
-                f"data_weights must be one for each of the {len(self.folders)} folders"
-                f" of data, or be left out, got {len(weights)}"
-            )
-        if not all(0 < weight < math.inf for weight in weights):
-            raise ValueError(
-                f"data_weights must be above 0, and finite, got {list(weights)}; leave"
-                " out what has no share"
-            )
-
-    def _check_evaluations(self) -> None:
-        _require(self.min_delta >= 0, "min_delta", "at least 0", self)
-        for name in ("eval_steps", "patience"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, name, "above 0, or left out", self)
-        chooses = self.keep_best or self.patience is not None
-        for given, needs in (
-            (chooses or self.min_delta, "eval_steps"),
-            (chooses or self.eval_steps, "eval_data"),
-        ):
-            if given and getattr(self, needs) is None:
-                raise ValueError(
-                    f"{needs} must be given where eval_steps, patience, min_delta or"
-                    " keep_best is, as they are about evaluations while it trains, got"
-                    " none; pass --eval_data, a windows folder, and --eval_steps"
-                )
-
-    def _check_objective(self) -> None:
-        """Refuses parts of the objective that do not go together.
-
-        Raises:
-          ValueError: naming the setting, what it needs and what came.
-        """
-        bare = self.fusion_loss != "chunks"
-        _require(
-            bare or not self.chunk_share, "chunk_share", "0 for chunks alone", self
-        )
-        if self.tail == "bucket" and self.teacher_temperature != 1:
-            raise ValueError(
-                "teacher_temperature must be 1 where tail is bucket, got"
-                f" {self.teacher_temperature}: the mass that a fused row does not keep"
-                " cannot be tempered without the logits behind it; give"
-                " --tail=renormalise"
-            )
-        if self.reference is None:
-            return
-        for name, allowed in _REFERENCE.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(
-                    f"{name} must be {' or '.join(map(str, allowed))} where reference"
-                    f" is {self.reference}, as in the authors' code, got {value!r}"
-                )
-
-    def _check_scale(self) -> None:
-        """Refuses what does not go together of sharding and adapters."""
-        _require(0 <= self.lora_dropout < 1, "lora_dropout", "in [0, 1)", self)
-        _require(self.lora_alpha > 0, "lora_alpha", "above 0", self)
-        rank = self.lora_rank
-        _require(rank is None or rank > 0, "lora_rank", "above 0, or left out", self)
-        if rank is None and (self.quantise != "none" or self.keep_adapter):
-            name = "keep_adapter" if self.quantise == "none" else "quantise"
-            raise ValueError(
-                f"{name} must come with adapters, and lora_rank is not given; give"
-                " --lora_rank=16, or leave it out"
-            )
-        if self.deepspeed is not None and self.sharding != "none":
-            raise ValueError(
-                f"sharding must be none where deepspeed is given, got {self.sharding};"
-                " DeepSpeed's file says how it shards"
-            )
-        if self.deepspeed is not None and self.keep_best:
-            raise ValueError(
-                "keep_best must be left out where deepspeed is given: an earlier"
-                " checkpoint of DeepSpeed's form is not gone back to; give"
-                " --sharding=fsdp instead of --deepspeed"
-            )
-        if self.deepspeed is not None and self.eval_data is not None:
-            raise ValueError(
-                "eval_data must be left out where deepspeed is given, whose engine is"
-                " not asked for logits; evaluate the model afterwards by fusebeam"
-                " evaluate, or give --sharding=fsdp instead of --deepspeed"
-            )
-
-
-def _require(holds: bool, name: str, law: str, config: TrainConfig) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {law}, got {getattr(config, name)!r}")

@@ -19,8 +19,9 @@ from train.rows import Rows
 from train.softmax import Measured
 from train.tensors import Factors, KeptNumbers, Logits, Nats, Targets
 
-_CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 27}
-"""Logits held at once: what fits a CPU's cache; on a GPU, 512 MiB in float32."""
+_CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
+"""What a chunk's logits take at once in all their forms: on a CPU, what fits its cache.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,16 +68,45 @@ def has_kernels(device: torch.device) -> bool:
     """Says whether Triton can run on a device: on CUDA, or in its interpreter."""
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
-    triton = sys.modules.get("triton")
-    return triton is not None and bool(triton.knobs.runtime.interpret)
+    knobs = getattr(sys.modules.get("triton"), "knobs", None)  # since Triton 3.4
+    runtime = getattr(knobs, "runtime", None)
+    return bool(getattr(runtime, "interpret", False))
 
 
-def parts(task: Task, width: int, device: torch.device) -> list[slice]:
-    """Divides the positions, so that no chunk of text is cut."""
+def require_kernels(device: torch.device) -> None:
+    """Refuses a device on which Triton's kernels cannot run.
+
+    Raises:
+      ValueError: naming the device.
+    """
+    if not has_kernels(device):
+        raise ValueError(
+            "kernels must run on CUDA, where Triton is installed, and the device is"
+            f" {device}, or Triton is not; leave --kernels out"
+        )
+
+
+def parts(
+    task: Task,
+    width: int,
+    device: torch.device,
+    given: torch.dtype,
+    *more: torch.dtype,
+) -> list[slice]:
+    """Divides the positions, so that no chunk of text is cut.
+
+    Args:
+      task: what is computed.
+      width: logits of a position.
+      device: where they are.
+      given: type of the logits that `loss_and_gradient` overwrites.
+      more: types of what else is held of each logit at the same time.
+    """
     count = len(task.rows.targets)
-    limit = _CHUNK_ELEMENTS.get(device.type, _CHUNK_ELEMENTS["cuda"])
+    limit = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"])
+    held = given.itemsize * _copies(task, device) + sum(one.itemsize for one in more)
     # A product of a few rows with the whole head would be bound by reading the head.
-    size = min(max(count, 1), max(128, limit // width))
+    size = min(max(count, 1), max(128, limit // (held * width)))
     if task.rows.chunks is None or not task.objective.matches_chunks:
         return [slice(at, min(at + size, count)) for at in range(0, count, size)]
     of = task.rows.chunks.of
@@ -88,6 +118,13 @@ def parts(task: Task, width: int, device: torch.device) -> list[slice]:
         found.append(slice(at, stop))
         at = stop
     return found
+
+
+def _copies(task: Task, device: torch.device) -> int:
+    """Counts what `loss_and_gradient` holds of each logit, in the logits' type."""
+    if task.fast(device):
+        return 1
+    return 1 + (task.cap is not None) + (task.objective.heat != 1)
 
 
 def loss_and_gradient(outputs: Logits, task: Task, part: slice) -> torch.Tensor:

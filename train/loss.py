@@ -40,6 +40,12 @@ from train.objective import Objective as Objective
 from train.rows import Rows as Rows
 from train.tensors import HeadBias, HeadWeight, Hidden, Logits, Scalar
 
+_ROUNDINGS = 8
+"""Terms of a head's gradient that are summed in the head's own type."""
+
+_PRODUCT_ELEMENTS = 1 << 26
+"""Numbers of a product that is held before it is added to a sum of another type."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Losses:
@@ -198,28 +204,31 @@ class _HeadLoss(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, ...]:
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         exact = torch.promote_types(torch.float32, dtype)
-        grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
-        grad_bias = hidden.new_zeros(len(weight), dtype=exact) if wants_bias else None
-        sums = hidden.new_zeros(5, dtype=exact)
         # The kernels leave the products as they are; a bias is added in `exact`.
         given = dtype if bias is None and task.fast(hidden.device) else exact
+        product = [] if given == dtype else [dtype]
+        parts = gradient.parts(task, len(weight), hidden.device, given, *product)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = _sum_like(weight, exact, len(parts)) if wants_weight else None
+        grad_bias = hidden.new_zeros(len(weight), dtype=exact) if wants_bias else None
+        sums = hidden.new_zeros(5, dtype=exact)
         with torch.autocast(hidden.device.type, enabled=False):
             head = weight.to(dtype)
-            for part in gradient.parts(task, len(weight), hidden.device):
+            for part in parts:
                 states = hidden[part].to(dtype)
                 outputs = (states @ head.T).to(given)  # (c, v)
                 if bias is not None:
                     outputs += bias
                 sums += gradient.loss_and_gradient(outputs, task, part)
-                grad = outputs.to(dtype)  # (c, v): overwritten by the call above
-                if grad_hidden is not None:
-                    grad_hidden[part] = (grad @ head).to(hidden.dtype)
-                if grad_weight is not None:
-                    _add_product(grad_weight, grad.T, states)
-                if grad_bias is not None:
+                if grad_bias is not None:  # the outputs are their gradient now
                     grad_bias += outputs.sum(0)
+                outputs = outputs.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[part] = (outputs @ head).to(hidden.dtype)
+                if grad_weight is not None:
+                    _add_product(grad_weight, outputs.T, states)
+                del outputs  # before the next ones are made
         ctx.gradients = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -242,29 +251,34 @@ class _ModuleLoss(torch.autograd.Function):
         ctx.others = 2 + len(named) // 2
         names, values = named[: len(named) // 2], named[len(named) // 2 :]
         leaves = [value.detach().requires_grad_() for value in values]
-        grads = [torch.zeros_like(value) for value in values]
+        like = _outputs_of_nothing(head, hidden)
+        width, made = like.shape[-1], like.dtype
+        exact = torch.promote_types(torch.float32, made)
+        product = [made] if made == exact else [made, made]
+        parts = gradient.parts(task, width, hidden.device, exact, *product)
+        grads = [_sum_like(value, torch.float32, len(parts)) for value in values]
         grad_hidden = torch.empty_like(hidden)
         sums = hidden.new_zeros(
             5, dtype=torch.promote_types(torch.float32, hidden.dtype)
         )
-        width = _width(head, hidden)
-        for part in gradient.parts(task, width, hidden.device):
+        for part in parts:
             states = hidden[part].detach().requires_grad_()
             with torch.enable_grad():
                 outputs = torch.func.functional_call(
                     head, dict(zip(names, leaves, strict=True)), (states,)
                 )
-            exact = torch.promote_types(torch.float32, outputs.dtype)
             chunk = outputs.detach().to(exact, copy=True)
             with torch.autocast(hidden.device.type, enabled=False):
                 sums += gradient.loss_and_gradient(chunk, task, part)
             found = torch.autograd.grad(
-                outputs, [states, *leaves], chunk.to(outputs.dtype), allow_unused=True
+                outputs, [states, *leaves], chunk.to(made), allow_unused=True
             )
+            del outputs, chunk  # before the next ones are made
             grad_hidden[part] = found[0]
             for total, more in zip(grads, found[1:], strict=True):
                 if more is not None:
                     total += more
+        grads = [g.to(v.dtype) for g, v in zip(grads, values, strict=True)]
         ctx.gradients = (grad_hidden, *grads)
         return _finish(ctx, sums, task)
 
@@ -283,7 +297,7 @@ class _LogitsLoss(torch.autograd.Function):
         sums = logits.new_zeros(5, dtype=exact)
         grad = torch.empty_like(logits)
         given = logits.dtype if task.fast(logits.device) else exact
-        for part in gradient.parts(task, logits.shape[1], logits.device):
+        for part in gradient.parts(task, logits.shape[1], logits.device, given):
             chunk = logits[part].to(given, copy=True)
             sums += gradient.loss_and_gradient(chunk, task, part)
             grad[part] = chunk
@@ -295,10 +309,10 @@ class _LogitsLoss(torch.autograd.Function):
         return (*_released(ctx, outer[0]), None)
 
 
-def _width(head: nn.Module, hidden: Tensor) -> int:
-    """Counts a head's logits, by running it on nothing."""
+def _outputs_of_nothing(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Runs a head on no position, to see how wide and of what type its logits are."""
     with torch.no_grad():
-        return int(head(hidden[:0]).shape[-1])
+        return head(hidden[:0])
 
 
 def _finish(ctx: Any, sums: Tensor, task: Task) -> tuple[Tensor, ...]:
@@ -320,9 +334,22 @@ def _released(ctx: Any, outer: Tensor) -> list[Tensor | None]:
     return [None if g is None else g.mul_(outer.to(g.dtype)) for g in gradients]
 
 
+def _sum_like(parameter: Tensor, exact: torch.dtype, terms: int) -> Tensor:
+    """Returns zeros for a sum of gradients: in the parameter's own type, if it can be.
+
+    Each term rounds the sum once. `_ROUNDINGS` of them at random are off by twice what
+    the gradient is rounded by in any case; a sum of more is kept in `exact`.
+    """
+    own = parameter.dtype
+    wide = own if terms <= _ROUNDINGS else torch.promote_types(own, exact)
+    return torch.zeros_like(parameter, dtype=wide)
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds left @ right to `total`, in place where the types allow."""
+    """Adds left @ right to `total`, in place; some rows at a time, if types differ."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
-    else:
-        total += left @ right
+        return
+    size = max(1, _PRODUCT_ELEMENTS // max(1, total.shape[1]))
+    for at in range(0, len(total), size):
+        total[at : at + size] += left[at : at + size] @ right

@@ -18,6 +18,7 @@ segment, beyond which it attends to nothing.
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -72,8 +73,7 @@ def work_of(model: Any) -> Work:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
     parameters = [p for p in model.parameters() if tied or p is not embedding.weight]
-    # DeepSpeed leaves an empty tensor where other processes hold a parameter.
-    sizes = [getattr(p, "ds_numel", p.numel()) for p in parameters]
+    sizes = [_numbers(p) for p in parameters]
     factors = [6 if p.requires_grad else 4 for p in parameters]
     config = model.config.get_text_config()
     layers = getattr(config, "num_hidden_layers", None) or 0
@@ -84,6 +84,18 @@ def work_of(model: Any) -> Work:
         of_token=sum(n * f for n, f in zip(sizes, factors, strict=True)),
         of_pair=12 * layers * d,
     )
+
+
+def _numbers(parameter: Tensor) -> int:
+    """Counts the numbers that a parameter stands for, however it is stored here.
+
+    DeepSpeed leaves an empty tensor where other processes hold it, bitsandbytes several
+    numbers of 4 bits in each element.
+    """
+    packed = getattr(parameter, "quant_state", None)
+    if packed is not None:
+        return math.prod(packed.shape)
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 @functools.cache

@@ -136,6 +136,22 @@ def probe(model: Any) -> Traits:
     return Traits(plain_head=True, keeps_segments=keeps, scale=scale, cap=cap)
 
 
+def probe_exactly(target: Any, source: pathlib.Path) -> Traits:
+    """Probes a target in float32, whatever it is kept in under adapters.
+
+    In fewer bits, segments apart and mixed may differ by less than is rounded. So the
+    stored weights are loaded once more for it, on the CPU, as they are in the end, when
+    adapters are merged into them.
+
+    Args:
+      target: the model that is trained, or a wrapper of peft around it.
+      source: the folder that its weights came from.
+    """
+    bare = _bare(target)
+    narrow = any(p.dtype != torch.float32 for p in bare.parameters())
+    return probe(load(source) if narrow else bare)
+
+
 def _shape_of_head(model: Any, ids: Tensor) -> tuple[float, float | None] | None:
     """Puts known values in place of the head's output: what becomes of them?
 

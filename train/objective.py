@@ -1,7 +1,8 @@
 """What the trainer minimizes, and over what its means are taken."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +15,20 @@ RowLoss = Literal["ce", "kl", "reverse_kl", "jsd", "tv"]
 
 Scales = tuple[Scalar, Scalar, Scalar]
 """What a position's CLM loss, a position's fusion loss, and a chunk weigh in L."""
+
+_RISES = {
+    "linear": ", rising evenly towards 1",
+    "cosine": ", rising towards 1 along half a cosine",
+}
+
+_ROW_LOSSES = {
+    "ce": "cross-entropy to the fused distribution",
+    "kl": "Kullback-Leibler divergence to the fused distribution",
+    "reverse_kl": "Kullback-Leibler divergence of the fused distribution from the"
+    " target's",
+    "jsd": "Jensen-Shannon divergence from the fused distribution",
+    "tv": "total variation from the fused distribution",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,3 +123,48 @@ def teach(rows: Rows, objective: Objective) -> Rows:
         constant = divergences.negentropy(rows.probs, rows.tail)
         rows = dataclasses.replace(rows, negentropies=constant)
     return rows
+
+
+def spoken(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Says in words what a training minimizes.
+
+    Args:
+      settings: a training's, as its manifest names them: some are left out at defaults.
+
+    Returns:
+      Each part of the objective, and all of it that is not as by default.
+    """
+    share = settings["clm_weight"]
+    rise = _RISES.get(settings["clm_schedule"], "") if share < 1 else ""
+    told = {"share of the text's own loss": f"{share:g}{rise}"}
+    if settings["label_smoothing"]:
+        told["label smoothing"] = f"{settings['label_smoothing']:g}"
+    if settings.get("attend_across"):
+        told["documents of a packed row"] = "attend to those before them"
+    if share < 1:
+        told |= _spoken_fusion(settings)
+    return told
+
+
+def _spoken_fusion(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Says what of the objective is not the text's own loss."""
+    told, kind = {}, settings["fusion_loss"]
+    of_chunks = 1.0 if kind == "chunks" else settings.get("chunk_share", 0.0)
+    if kind != "chunks":
+        told["fusion loss"] = _ROW_LOSSES[kind]
+        told["tail of the fused distribution"] = (
+            "none: renormalized over its kept entries"
+            if settings["tail"] == "renormalise"
+            else "one outcome"
+        )
+    if of_chunks:
+        heat = settings.get("chunk_temperature", Objective().chunk_temperature)
+        told["likelihood of chunks"] = (
+            f"{of_chunks:g} of the fusion loss, at temperature {heat:g}"
+        )
+    for name in ("teacher_temperature", "target_temperature", "position_weights"):
+        if name in settings:
+            told[name.replace("_", " ")] = str(settings[name])
+    if settings.get("reference"):
+        told["rounding and masks"] = f"those of {settings['reference']}'s code"
+    return told

@@ -17,7 +17,7 @@ from schemas import copies, files, manifest
 from schemas.errors import SchemaError
 from schemas.manifest import FileEntry, Manifest
 from schemas.version import VERSION
-from train import checkpoints
+from train import checkpoints, objective
 from train import model as models
 from train import results as cards
 from train.results import Results
@@ -203,18 +203,14 @@ def _card(
     made = "\n\n".join(
         _card_of_data(key, *one) for key, one in by_folder(list(shares)).items()
     )
-    share = settings["clm_weight"]
-    how = (
-        "on text alone (causal language modeling, no fusion)"
-        if share == 1
-        else f"on text and on the fused distributions of other models ({share:g} to"
-        f" {1 - share:g})"
+    aims = "\n".join(
+        f"| {part} | {how} |" for part, how in objective.spoken(settings).items()
     )
     return f"""---
 library_name: transformers
 tags: [fusebeam]
 ---
-# {origins["model"]}, continued {how}
+# {origins["model"]}, continued {_teachers(settings)}
 
 Trained with FuseBeam {VERSION} for {counts["steps"]:,} steps,
 {counts["tokens"]:,} tokens. The license of the target model and the terms of the
@@ -226,6 +222,12 @@ sources apply.
 | target's fingerprint | {inputs["model"]} |
 {prints}
 
+## What was minimized
+
+| part | as |
+| --- | --- |
+{aims}
+
 ## How it was trained
 
 | setting | value |
@@ -234,6 +236,21 @@ sources apply.
 
 {made}
 """
+
+
+def _teachers(settings: Mapping[str, Any]) -> str:
+    """Says what the target learned from, and what each share was at first."""
+    share = settings["clm_weight"]
+    if share == 1:
+        return "on text alone (causal language modeling, no fusion)"
+    parts = {
+        "the fused distributions of other models": settings["fusion_loss"] != "chunks",
+        "how likely another model finds its chunks": settings.get("chunk_share", 0) > 0
+        or settings["fusion_loss"] == "chunks",
+    }
+    fused = " and ".join(part for part, there in parts.items() if there)
+    first = "" if settings["clm_schedule"] == "constant" else " at first"
+    return f"on text and on {fused} ({share:g} to {1 - share:g}{first})"
 
 
 def _card_of_data(key: str, data: Manifest, share: float) -> str:

@@ -28,6 +28,7 @@ from train import (
     adapters,
     checkpoints,
     disk,
+    gradient,
     hub,
     interleave,
     loop,
@@ -135,6 +136,8 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
         processes.check(config, args.world_size)
         _check_tokenizer(run)
         _check_trackers(config)
+        if config.kernels:
+            gradient.require_kernels(torch.device(run.settings["device"]))
         with contextlib.ExitStack() as held:
             result = _finish(run, args, held)
         _push(config, run.report)
@@ -313,9 +316,9 @@ def _finish(
         return _skipped(config)
     with processes.loading(config):
         target = _target(run, resume)
-    bare = target if config.lora_rank is None else target.get_base_model()
-    # The first process has the weights, whatever the others have.
-    [traits] = processes.tell(models.probe(bare) if first else None)
+        # The first process has the weights, whatever the others have.
+        traits = models.probe_exactly(target, run.source) if first else None
+    [traits] = processes.tell(traits)
     objective = _objective(config)
     models.give_objective(target, traits, objective, kernels=config.kernels)
     collate = Collator(

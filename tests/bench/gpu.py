@@ -18,28 +18,74 @@ import torch
 import transformers
 
 LIMIT_S = 420.0
-"""No part of a script is begun later than this after its start."""
+"""Nothing is begun later than this after a script's start: it ends within 8 minutes."""
 
 _MATMUL = {"cuda": 8192, "cpu": 512}
 
 
 class Clock:
-    """Says what is begun, and what is not for want of time."""
+    """Shares a script's time among its parts, and notes what there was none for.
 
-    def __init__(self, limit_s: float = LIMIT_S) -> None:
-        self._end = time.monotonic() + limit_s
+    A part gets its share of what is left; what it does not need goes to those behind
+    it. Whoever works asks before each piece, none of which takes long.
+    """
+
+    def __init__(
+        self,
+        parts: int,
+        limit_s: float = LIMIT_S,
+        *,
+        tell: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts.
+
+        Args:
+          parts: how many will be run.
+          limit_s: for all together.
+          tell: tells seconds.
+        """
+        self._tell, self._parts = tell, parts
+        self._start = tell()
+        self._end = self._part_end = self._start + limit_s
+        self._part = "all"
+        self.not_done: list[str] = []
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the start."""
+        return self._tell() - self._start
+
+    @property
+    def over(self) -> bool:
+        """Whether the part's time is over."""
+        return self._tell() >= self._part_end
+
+    def allows(self, piece: str) -> bool:
+        """Says whether a piece of the part may begin; if not, it is noted."""
+        over = self.over
+        if over:
+            self.note(piece)
+        return not over
+
+    def note(self, piece: str) -> None:
+        """Notes a piece of the part that is not done."""
+        self.not_done.append(f"{self._part}: {piece}")
 
     def run(self, name: str, part: Callable[[], Any]) -> Any:
         """Runs a part; what did not run says why, in the part's place.
 
         Out of memory is a finding: it is reported as one, and the next part runs.
         """
-        if time.monotonic() > self._end:
+        now = self._tell()
+        self._part, self._part_end = name, now + (self._end - now) / self._parts
+        self._parts = max(1, self._parts - 1)
+        if not self.allows("all of it"):
             return {"absent": "out of time"}
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         try:
             return part()
         except torch.cuda.OutOfMemoryError as error:
+            self.note("out of memory")
             return {"absent": f"out of memory: {str(error).splitlines()[0]}"}
         finally:
             release()
@@ -81,19 +127,45 @@ def matmul_tflops(on: torch.device) -> float:
 
 
 def seconds(
-    kinds: Mapping[str, Callable[[], Any]], *, rounds: int, warm: int = 3
+    kinds: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warm: int = 3,
+    clock: Clock | None = None,
 ) -> dict[str, float]:
-    """Times calls in turns, so that what drifts meets all; the median of each."""
+    """Times calls in turns, so that what drifts meets all.
+
+    Args:
+      kinds: the calls by name.
+      rounds: timed calls of each.
+      warm: calls of each before those.
+      clock: ends the rounds when the part's time is over.
+
+    Returns:
+      The median of each; of a call that was only warmed up the last time; of one that
+      was never made, nothing.
+    """
     taken: dict[str, list[float]] = {name: [] for name in kinds}
-    for number in range(rounds + warm):
-        for name, call in kinds.items():
-            wait()
-            then = time.perf_counter()
-            call()
-            wait()
-            if number >= warm:
-                taken[name].append(time.perf_counter() - then)
-    return {name: statistics.median(times) for name, times in taken.items()}
+    total = rounds + warm
+    for name, call in [*kinds.items()] * total:
+        if clock is None or not clock.over:
+            taken[name].append(_timed(call))
+    for name, times in taken.items():
+        if clock is not None and len(times) < total:
+            clock.note(f"{total - len(times)} of {total} rounds of {name}")
+    return {
+        name: statistics.median(times[warm:] or times[-1:])
+        for name, times in taken.items()
+        if times
+    }
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    wait()
+    then = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - then
 
 
 def peak_bytes(call: Callable[[], Any]) -> int | None:

@@ -13,6 +13,10 @@ of step take turns on the same model and optimizer:
     kernels  the same by Triton's kernels (`--kernels`), where they can run
 
 The kernel is the loss alone: 8,192 positions of width 4,096, a vocabulary of 131,072.
+`computed_extra_bytes` is what it holds by the shapes alone (`held`), without kernels.
+
+It ends within 8 minutes: what there was no time for is named in `not_done`, and so is
+what there was no memory for.
 """
 
 import argparse
@@ -31,7 +35,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.bench import gpu
+from tests.bench import gpu, held
 from train import gradient, loss, rows
 from train import model as models
 from train.loss import Objective
@@ -207,13 +211,17 @@ def liger_fused() -> Callable[..., Tensor] | None:
     return made
 
 
-def measure_steps(shape: Shape, rounds: int) -> dict[str, Any]:
+def measure_steps(shape: Shape, rounds: int, clock: gpu.Clock) -> dict[str, Any]:
     """Times steps of a shape, and takes the peak of what tensors hold in each."""
     model = build(shape)
     parameters = sum(p.numel() for p in model.parameters())
     kinds = steps_of(shape, model)
-    taken = gpu.seconds(kinds, rounds=rounds, warm=2)
-    peaks = {name: gpu.peak_bytes(call) for name, call in kinds.items()}
+    taken = gpu.seconds(kinds, rounds=rounds, warm=2, clock=clock)
+    peaks = {
+        name: gpu.peak_bytes(call)
+        for name, call in kinds.items()
+        if clock.allows(f"peak of {name}")
+    }
     tokens = shape.rows * shape.tokens
     return {
         "parameters": parameters,
@@ -227,10 +235,10 @@ def measure_steps(shape: Shape, rounds: int) -> dict[str, Any]:
             for name, s in taken.items()
         },
         "peak_bytes": peaks,
-        "time_of_plain": taken["fused"] / taken["plain"],
-        "memory_of_plain": _ratio(peaks["fused"], peaks["plain"]),
-        "time_of_liger": _ratio(taken["fused"], taken.get("liger")),
-        "memory_of_liger": _ratio(peaks["fused"], peaks.get("liger")),
+        "time_of_plain": _ratio(taken, "plain"),
+        "memory_of_plain": _ratio(peaks, "plain"),
+        "time_of_liger": _ratio(taken, "liger"),
+        "memory_of_liger": _ratio(peaks, "liger"),
         "aim": 1.10,
     }
 
@@ -246,7 +254,9 @@ def flop_per_token(shape: Shape, parameters: int) -> float:
     return products + 6 * shape.layers * shape.width * shape.tokens
 
 
-def measure_kernel(size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+def measure_kernel(
+    size: tuple[int, int, int], rounds: int, clock: gpu.Clock
+) -> dict[str, Any]:
     """Times the loss alone with its gradients, and what it holds beyond them."""
     positions, width, vocabulary = size
     on = gpu.device()
@@ -295,8 +305,13 @@ def measure_kernel(size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
         torch.autograd.backward(compute())
 
     calls = {name: functools.partial(differentiate, k) for name, k in kinds.items()}
-    taken = gpu.seconds(calls, rounds=rounds)
-    extra = {name: _beyond(call, hidden, head) for name, call in calls.items()}
+    taken = gpu.seconds(calls, rounds=rounds, clock=clock)
+    extra = {
+        name: _beyond(call, hidden, head)
+        for name, call in calls.items()
+        if clock.allows(f"memory of {name}")
+    }
+    both = "kernels" in calls and clock.allows("what kernels differ by")
     return {
         "positions": positions,
         "width": width,
@@ -304,20 +319,17 @@ def measure_kernel(size: tuple[int, int, int], rounds: int) -> dict[str, Any]:
         "k": K,
         "seconds": taken,
         "extra_bytes": extra,
-        "kernels_differ": _difference(calls, hidden, head),
-        "time_of_plain": taken["fused"] / taken["plain"],
-        "time_of_liger": _ratio(taken["fused"], taken.get("liger")),
+        "computed_extra_bytes": held.loss_extra_bytes(*size, k=K),
+        "kernels_differ": _difference(calls, hidden, head) if both else None,
+        "time_of_plain": _ratio(taken, "plain"),
+        "time_of_liger": _ratio(taken, "liger"),
         "aim_time_of_liger": 1.05,
         "aim_extra_bytes": 2e9,
     }
 
 
-def _difference(
-    calls: Mapping[str, Callable[[], None]], *inputs: Tensor
-) -> float | None:
+def _difference(calls: Mapping[str, Callable[[], None]], *inputs: Tensor) -> float:
     """Returns by how much the kernels' gradients differ, over the greatest gradient."""
-    if "kernels" not in calls:
-        return None
     found = []
     for name in ("fused", "kernels"):
         calls[name]()
@@ -342,8 +354,10 @@ def _beyond(call: Callable[[], None], *inputs: Tensor) -> int | None:
     return peak - before - returned
 
 
-def _ratio(value: float | None, of: float | None) -> float | None:
-    return None if value is None or of is None else value / of
+def _ratio(of: Mapping[str, float | None], to: str) -> float | None:
+    """Returns what `fused` is of another kind; None where one of them is absent."""
+    ours, theirs = of.get("fused"), of.get(to)
+    return None if ours is None or theirs is None else ours / theirs
 
 
 def main(argv: Sequence[str]) -> None:
@@ -356,16 +370,22 @@ def main(argv: Sequence[str]) -> None:
         "--size", choices=("full", "tiny"), default="full" if full else "tiny"
     )
     parser.add_argument("--rounds", type=int, default=8, help="timed steps of a kind")
+    parser.add_argument(
+        "--limit_s", type=float, default=gpu.LIMIT_S, help="nothing begins after it"
+    )
     given = parser.parse_args(argv)
-    clock, found = gpu.Clock(), gpu.about()
+    shapes = SHAPES if given.size == "full" else TINY
+    clock = gpu.Clock(1 + len(shapes), given.limit_s)
+    found = gpu.about()
     found["kernel"] = clock.run(
-        "the loss alone", lambda: measure_kernel(KERNEL[given.size], given.rounds)
+        "the loss alone",
+        lambda: measure_kernel(KERNEL[given.size], given.rounds, clock),
     )
     found["steps"] = {}
-    for name, shape in (SHAPES if given.size == "full" else TINY).items():
-        part = functools.partial(measure_steps, shape, given.rounds)
+    for name, shape in shapes.items():
+        part = functools.partial(measure_steps, shape, given.rounds, clock)
         found["steps"][name] = clock.run(f"steps of {name}", part)
-    gpu.show(found)
+    gpu.show({**found, "not_done": clock.not_done, "wall_s": clock.wall_s})
 
 
 if __name__ == "__main__":

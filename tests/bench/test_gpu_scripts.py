@@ -1,5 +1,7 @@
 """The GPU scripts run from a bare checkout; here, on the CPU, in their tiny sizes."""
 
+import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -7,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.bench import gpu, gpu_train
 
 HERE = Path(__file__).parent
 ABSENT = ("accelerate", "apache_beam", "jaxtyping", "numba", "pyarrow", "zstandard")
@@ -48,3 +52,83 @@ def test_steps_are_measured_without_an_installation(tmp_path: Path) -> None:
         assert part["time_of_plain"] == pytest.approx(
             part["seconds"]["fused"] / part["seconds"]["plain"]
         )
+    assert found["kernel"]["computed_extra_bytes"] > 0
+    assert found["not_done"] == []
+
+
+def test_what_there_is_no_time_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu_train.main(["--size=tiny", "--rounds=1", "--limit_s=0"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["kernel"] == found["steps"]["tiny"] == {"absent": "out of time"}
+    assert found["not_done"] == [
+        "the loss alone: all of it",
+        "steps of tiny: all of it",
+    ]
+
+
+class Time:
+    """A clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_part_that_does_not_fit_is_cut_short_and_keeps_what_it_has() -> None:
+    time = Time()
+    clock = gpu.Clock(2, 100.0, tell=time)
+    calls: list[str] = []
+
+    def call(name: str) -> None:
+        calls.append(name)
+        time.spend(11.0)
+
+    kinds = {name: functools.partial(call, name) for name in ("a", "b")}
+    found = clock.run("slow", lambda: gpu.seconds(kinds, rounds=4, warm=1, clock=clock))
+    assert calls == ["a", "b", "a", "b", "a"]  # half of the time, and one call over
+    assert found.keys() == {"a", "b"}
+    assert clock.not_done == ["slow: 2 of 5 rounds of a", "slow: 3 of 5 rounds of b"]
+    assert clock.wall_s == 55.0
+
+
+def test_a_kind_that_was_never_called_has_no_time_and_no_ratio() -> None:
+    time = Time()
+    clock = gpu.Clock(1, 10.0, tell=time)
+    kinds = {"fused": lambda: time.spend(20.0), "plain": lambda: time.spend(20.0)}
+    found = clock.run("slow", lambda: gpu.seconds(kinds, rounds=1, clock=clock))
+    assert list(found) == ["fused"]
+    assert gpu_train._ratio(found, "plain") is None
+    assert clock.not_done == [
+        "slow: 3 of 4 rounds of fused",
+        "slow: 4 of 4 rounds of plain",
+    ]
+
+
+def test_time_that_a_part_does_not_need_goes_to_those_behind_it() -> None:
+    time = Time()
+    clock = gpu.Clock(2, 100.0, tell=time)
+    clock.run("quick", lambda: time.spend(10.0))
+    clock.run("slow", lambda: time.spend(80.0))
+    assert clock.allows("more")  # it began at 10 and has all that is left
+    time.spend(10.0)
+    assert not clock.allows("too much")
+    assert clock.not_done == ["slow: too much"]
+
+
+@pytest.mark.parametrize("limit", [5, 9])
+def test_parts_cut_in_their_midst_still_print_a_json(
+    limit: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Every question costs a second: both parts come to an end somewhere within.
+    ticks = itertools.count()
+    clock = functools.partial(gpu.Clock, tell=lambda: float(next(ticks)))
+    monkeypatch.setattr(gpu, "Clock", clock)
+    gpu_train.main(["--size=tiny", "--rounds=1", f"--limit_s={limit}"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["not_done"]
+    assert {"kernel", "steps", "wall_s"} <= found.keys()

@@ -92,6 +92,22 @@ def test_an_adapted_head_learns_through_its_adapter(config: TrainConfig) -> None
     assert changed == ["embed_out.weight"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_target_under_adapters_is_probed_in_float32(
+    config: TrainConfig, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe(model: Any) -> models.Traits:
+        probed.append({p.dtype for p in model.parameters()})
+        return original(model)
+
+    probed: list[set[torch.dtype]] = []
+    original = models.probe
+    monkeypatch.setattr(models, "probe", probe)
+    run = dataclasses.replace(config, dtype=dtype, max_steps=1)
+    trainer.train(run, silent)
+    assert probed == [{torch.float32}]
+
+
 def test_a_checkpoint_of_adapters_is_small_and_gone_on_with_to_the_same_bytes(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -166,8 +182,6 @@ def test_a_missing_package_is_named_with_its_extra(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lora_rank": None, "quantise": "4bit"}, "quantise must come with adapters"),
-        ({"lora_rank": None, "keep_adapter": True}, "keep_adapter must come with"),
         ({"lora_rank": 0}, "lora_rank must be above 0"),
         ({"lora_alpha": 0.0}, "lora_alpha must be above 0"),
         ({"lora_dropout": 1.0}, r"lora_dropout must be in \[0, 1\)"),

@@ -64,7 +64,7 @@ def test_gradients_of_several_chunks_equal_the_dense_ones(
     batch = dense.batch_of(rng, 3, 150, 11, 4, distinct=True)
     batch |= dense.chunks_of(rng, batch["loss_mask"])
     case = Case(batch=batch, vocabulary=11)
-    monkeypatch.setitem(gradient._CHUNK_ELEMENTS, device, 1)
+    monkeypatch.setitem(gradient._CHUNK_BYTES, device, 1)
     found = parts_of(batches.select_rows(**batch), objective)
     assert len(found) == 3
     assert found[-1].stop % 128  # the last is shorter
@@ -113,11 +113,11 @@ def test_a_small_batch_of_bfloat16_logits_has_the_float32_gradient_rounded(
 
 def parts_of(rows: Rows, objective: Objective) -> list[slice]:
     task = Task(rows=rows, objective=objective, scales=(one(1), one(1), one(1)))
-    return gradient.parts(task, 11, torch.device("cpu"))
+    return gradient.parts(task, 11, torch.device("cpu"), torch.float64)
 
 
 def test_no_chunk_of_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gradient._CHUNK_ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(gradient._CHUNK_BYTES, "cpu", 1)
     rng = np.random.default_rng(5)
     batch = dense.batch_of(rng, 2, 700, 11, 4, distinct=True)
     batch["loss_mask"][:, :-1] = True
@@ -171,7 +171,7 @@ def test_size_of_chunks_changes_nothing_but_rounding(
     rows = rows_of(torch.randn(300, 50, generator=make), 5, torch.zeros(300).long())
     losses = []
     for elements in (1, 1 << 30):
-        monkeypatch.setitem(gradient._CHUNK_ELEMENTS, "cpu", elements)
+        monkeypatch.setitem(gradient._CHUNK_BYTES, "cpu", elements)
         losses.append(
             loss.head_loss(hidden, weight, None, rows, Objective(), **counts(rows)).loss
         )
@@ -182,7 +182,7 @@ def test_size_of_chunks_changes_nothing_but_rounding(
 def test_loss_under_autocast_is_the_float32_one_within_bfloat16s_rounding(
     states: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(gradient._CHUNK_ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(gradient._CHUNK_BYTES, "cpu", 1)
     make = torch.Generator().manual_seed(3)
     head = [
         torch.randn(shape, generator=make) for shape in [(300, 64), (50, 64), (50,)]

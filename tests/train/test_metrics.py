@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import types
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,24 @@ def test_operations_are_six_a_weight_and_twelve_a_pair(tied: bool) -> None:
     model.model.layers.requires_grad_(False)
     frozen = work.of_token - 2 * 3 * layer
     assert metrics.work_of(model).of_token == frozen
+
+
+def test_weights_packed_in_four_bits_count_as_what_they_stand_for() -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).requires_grad_(False)
+    wanted = metrics.work_of(model)
+    for layer in model.model.layers.modules():
+        if isinstance(layer, torch.nn.Linear):
+            shape = layer.weight.shape
+            # As bitsandbytes has it: two numbers a byte, in a column.
+            packed = torch.zeros(shape.numel() // 2, 1, dtype=torch.uint8)
+            layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+            layer.weight.quant_state = types.SimpleNamespace(shape=shape)
+    assert metrics.work_of(model) == wanted
 
 
 def test_trackers_get_the_names_of_the_file() -> None:

@@ -297,3 +297,17 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
         models.folder_of(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         models.folder_of(str(tmp_path / "nothing"))
+
+
+def test_a_target_is_probed_in_float32_whatever_it_is_kept_in(tmp_path: Path) -> None:
+    # In bfloat16 its segments differ from mixed ones by what is rounded.
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SHAPE | {"initializer_range": 0.01})
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    wide = models.probe(model)
+    narrow = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.bfloat16
+    )
+    assert models.probe(narrow) != wide
+    assert models.probe_exactly(narrow, tmp_path) == wide

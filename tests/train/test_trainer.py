@@ -218,10 +218,17 @@ def test_tied_and_narrow_weights_stay_tied_and_narrow(
 def test_card_and_manifest_name_target_sources_settings_and_data(
     config: TrainConfig, target: Path
 ) -> None:
-    result = trainer.train(config, silent)
+    how = {"clm_schedule": "cosine", "chunk_share": 0.25, "label_smoothing": 0.1}
+    run = dataclasses.replace(config, **how)  # type: ignore[arg-type]
+    result = trainer.train(run, silent)
     card = Path(config.output, "README.md").read_text()
     found = manifest.read(config.output, publish.STAGE)
     for words in (
+        "and how likely another model finds its chunks (0.9 to 0.1 at first)",
+        "| share of the text's own loss | 0.9, rising towards 1 along half a cosine |",
+        "| fusion loss | cross-entropy to the fused distribution |",
+        "| likelihood of chunks | 0.25 of the fusion loss, at temperature 100 |",
+        "| label smoothing | 0.1 |",
         f"| target | {target.name} |",
         found.inputs["model"],
         found.inputs["data"],
@@ -390,6 +397,11 @@ def test_a_run_in_bfloat16_ends_near_the_one_in_float32(config: TrainConfig) -> 
     assert manifest.read(runs[1].output, publish.STAGE).settings["dtype"] == "bfloat16"
     trained = safetensors.torch.load_file(f"{runs[1].output}/model.safetensors")
     assert {value.dtype for value in trained.values()} == {torch.float32}
+
+
+def test_kernels_that_cannot_run_are_refused(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match=r"kernels must run on CUDA.* device is cpu"):
+        trainer.train(dataclasses.replace(config, kernels=True), silent)
 
 
 def test_arguments_keep_the_words_of_the_settings(config: TrainConfig) -> None:
