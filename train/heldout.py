@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from schemas import files
-from train import checkpoints, evaluate
+from schemas.errors import SchemaError
+from train import checkpoints, evaluate, faults
 from train.evaluate import Domains
 from transforms.scorer import Scorer
 from transforms.tokenizer import Tokenizer
@@ -46,13 +47,16 @@ class HeldOut:
         Args:
           model: a whole model; it comes back in the mode it was in.
           share: number of this process, and how many share the windows.
+
+        Raises:
+          OtherFailed: if another process failed.
         """
         target = _bare(model)
         was_training = model.training
         model.eval()
         try:
-            with _own_forward(target):
-                return self._sum(target, share)
+            with faults.shared(), _own_forward(target):
+                return self._sum(target, share, iter)
         finally:
             model.train(was_training)
 
@@ -61,23 +65,29 @@ class HeldOut:
 
         Args:
           model: as its wrapper made it; only a call of the whole gathers weights.
+
+        Raises:
+          OtherFailed: if another process failed to read the windows.
+          SchemaError: if memory does not hold a batch of them.
         """
         was_training = model.training
         model.eval()
         try:
             with _own_forward(_bare(model)):
-                return self._sum(_Whole(model), (0, 1))
+                return self._sum(_Whole(model), (0, 1), faults.each)
         finally:
             model.train(was_training)
             _shard_again(model)
 
-    def _sum(self, model: Any, share: tuple[int, int]) -> Domains:
+    def _sum(self, model: Any, share: tuple[int, int], each: evaluate.Each) -> Domains:
         # A dozen tokens try the model in float32: bfloat16's rounding would look like
         # a model that looks ahead.
         scoring = Scorer(model, self.tokenizer, top_k=0)
         kind = next(model.parameters()).device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
-            return evaluate.measure(scoring, self.folder, _say_nothing, share)
+            return evaluate.measure(
+                scoring, self.folder, _say_nothing, share, each=each
+            )
 
 
 def _say_nothing(_: str) -> None:
@@ -120,9 +130,21 @@ class _Whole:
         yield from self._model.parameters()
 
     def __call__(self, **inputs: Any) -> Any:
-        """Runs the model; what it gathers must be fit for training afterwards."""
-        with torch.inference_mode(False), torch.no_grad():
-            return self._model(**inputs)
+        """Runs the model; what it gathers must be fit for training afterwards.
+
+        Raises:
+          SchemaError: if memory does not hold it. A process that tried again by itself
+            would gather weights that no other one sends.
+        """
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return self._model(**inputs)
+        except torch.OutOfMemoryError as error:
+            raise SchemaError(
+                f"memory must hold {inputs['input_ids'].numel()} tokens of held-out"
+                f" text beside the training, and does not: {error}; leave --eval_data"
+                " out, and evaluate the model afterwards by fusebeam evaluate"
+            ) from error
 
 
 def joined(parts: Sequence[Domains]) -> Domains:

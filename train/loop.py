@@ -1,6 +1,7 @@
 """The training loop: `transformers.Trainer` with our order, loss, checkpoints, logs."""
 
 import contextlib
+import itertools
 import json
 import math
 import pathlib
@@ -17,6 +18,7 @@ from train import (
     adapters,
     checkpoints,
     evaluate,
+    faults,
     heldout,
     metrics,
     offload,
@@ -155,8 +157,13 @@ class FusionTrainer(SavingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """Takes the micro-batches of a step, and counts what its means are over."""
-        batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
+        """Takes the micro-batches of a step, and counts what its means are over.
+
+        Raises:
+          OtherFailed: if another process could not read its rows.
+        """
+        with faults.shared():
+            batches = list(itertools.islice(epoch_iterator, num_batches))
         sums = (
             torch.stack([metrics.counts_of(batch) for batch in batches])
             .sum(0)
@@ -262,10 +269,11 @@ class FusionTrainer(SavingTrainer):
 
     def _write(self, line: Line, spelt: str) -> None:
         """Gives a line to metrics.jsonl, to the trackers and to people."""
-        if self.is_world_process_zero():
-            with (self._work / checkpoints.METRICS).open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            self._report(spelt)
+        with faults.shared():
+            if self.is_world_process_zero():
+                with (self._work / checkpoints.METRICS).open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                self._report(spelt)
         self.last_line = self.last_line | line
         self.state.epoch = line["train/epoch"]
         super().log(metrics.spell(line))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from train import adapters, checkpoints, processes, states
+from train import adapters, checkpoints, faults, processes, states
 
 _SCHEDULE = "scheduler.pt"
 
@@ -53,11 +53,12 @@ class SavingTrainer(transformers.Trainer):
             super().save_model(output_dir, _internal_call)
         elif not self.sharded:
             weights = self.whole_weights()
-            if not hasattr(self.model, "peft_config"):
-                self._save(output_dir, weights)
-            elif self.args.should_save:
-                folder = pathlib.Path(output_dir or self.args.output_dir)
-                adapters.write(self.model, weights, folder)
+            with faults.shared():
+                if not hasattr(self.model, "peft_config"):
+                    self._save(output_dir, weights)
+                elif self.args.should_save:
+                    folder = pathlib.Path(output_dir or self.args.output_dir)
+                    adapters.write(self.model, weights, folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -75,16 +76,16 @@ class SavingTrainer(transformers.Trainer):
             torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULE)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        with faults.shared():
+            super()._save_checkpoint(model, trial)
         folder = pathlib.Path(self.args.output_dir)
         folder = folder / f"checkpoint-{self.state.global_step}"
-        self.accelerator.wait_for_everyone()
-        if self.args.local_process_index == 0:
-            checkpoints.flush(folder)  # what its machine wrote
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.complete(folder)
-        self.accelerator.wait_for_everyone()
+        with faults.shared():
+            if self.args.local_process_index == 0:
+                checkpoints.flush(folder)  # what its machine wrote
+        with faults.shared():
+            if self.args.should_save:
+                checkpoints.complete(folder)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: Any = None

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor
 
 from schemas.errors import SchemaError
+from train import faults
 
 _FOLDER = "states"
 _FILE = "optimizer.safetensors"
@@ -96,9 +97,10 @@ def save(
         return
     whole = {name: _whole(value) for name, value in tensors.items()}
     kept = {name: v.contiguous() for name, v in whole.items() if v is not None}
-    if kept:
-        folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(kept, folder / _FILE)
+    with faults.shared():
+        if kept:
+            folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(kept, folder / _FILE)
 
 
 def load_weights(checkpoint: pathlib.Path, model: nn.Module) -> None:
