@@ -23,6 +23,7 @@ from schemas.errors import SchemaError
 from tests import tiny
 from tests.train import held_out, shards
 from tests.train.runs import curve, silent, weights
+from tests.train.together import stopped
 from train import processes, trainer
 from train.config import TrainConfig
 
@@ -97,15 +98,25 @@ def runs(place: Path) -> Path:
         judged(place, "fsdp-best", sharding="fsdp"),
         judged(place, "sharded-best", **SHARDED),
         judged(place, "fsdp-lora-best", lora_rank=4, sharding="fsdp"),
+        config(place, "two-of-one", sharding="fsdp"),
+        config(place, "checkpointed", gradient_checkpointing=True, sharding="fsdp"),
     ]
-    stopped = [
+    offloaded = config(place, "offloaded", activation_offload=True, sharding="fsdp")
+    both = dataclasses.replace(
+        offloaded, output=str(place / "both"), gradient_checkpointing=True
+    )
+    halted = [
         config(place, "full", sharding="fsdp"),
         config(place, "sharded", **SHARDED),
-        config(place, "regrouped", **SHARDED),
+        config(place, "one-of-whole", sharding="fsdp"),
+        config(place, "one-of-shards", **SHARDED),
     ]
+    with stopped(2):
+        trainer.train(config(place, "two-of-one"), silent)
     made = [dataclasses.asdict(run) for run in plan]
-    made += [dataclasses.asdict(run) | {"stop": 2} for run in stopped]
-    made += [dataclasses.asdict(run) for run in stopped[:2]]
+    made += [dataclasses.asdict(run) | {"least_bytes": 1} for run in (offloaded, both)]
+    made += [dataclasses.asdict(run) | {"stop": 2} for run in halted]
+    made += [dataclasses.asdict(run) for run in halted[:2]]
     (place / "runs.json").write_text(json.dumps(made))
     command = [*TWO, "-m", "tests.train.together", str(place / "runs.json")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=400)
@@ -125,6 +136,8 @@ def runs(place: Path) -> Path:
         ("fsdp-best", "one-best"),
         ("sharded-best", "one-best"),
         ("fsdp-lora-best", "one-lora-best"),
+        ("two-of-one", "one-neox"),
+        ("checkpointed", "one-neox"),
     ],
 )
 def test_two_processes_train_as_one_does(runs: Path, two: str, one: str) -> None:
@@ -156,7 +169,7 @@ def test_a_sharded_run_goes_on_to_the_same_bytes(runs: Path, form: str) -> None:
 def test_a_checkpoint_in_shards_holds_each_weight_once_and_no_pickle(
     runs: Path,
 ) -> None:
-    (folder,) = (runs / "regrouped.partial" / "checkpoints").iterdir()
+    (folder,) = (runs / "one-of-shards.partial" / "checkpoints").iterdir()
     assert not list(folder.glob("*.safetensors"))
     written = list((folder / "states").iterdir())
     assert len(written) == 2
@@ -169,15 +182,27 @@ def test_a_checkpoint_in_shards_holds_each_weight_once_and_no_pickle(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_two_processes_in_shards_is_gone_on_with_by_one(
-    runs: Path,
+@pytest.mark.parametrize("name", ["one-of-whole", "one-of-shards"])
+def test_a_checkpoint_of_two_processes_is_gone_on_with_by_one(
+    runs: Path, name: str
 ) -> None:
-    result = trainer.train(config(runs, "regrouped"), silent)
+    result = trainer.train(config(runs, name), silent)
     assert result.steps == 4
-    found, wanted = curve(runs / "regrouped"), curve(runs / "one-neox")
+    found, wanted = curve(runs / name), curve(runs / "one-neox")
     assert found[:2] == curve(runs / "fsdp")[:2]
     for one, other in zip(found, wanted, strict=True):
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "without"), [("offloaded", "fsdp"), ("both", "checkpointed")]
+)
+def test_activations_that_the_host_keeps_of_a_sharded_model_change_no_byte(
+    runs: Path, name: str, without: str
+) -> None:
+    assert weights(runs / name) == weights(runs / without)
+    assert curve(runs / name) == curve(runs / without)
 
 
 def workers(launcher: int) -> list[int]:
