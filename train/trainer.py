@@ -389,9 +389,7 @@ def _begin(
     return done, resume
 
 
-def _enter(
-    run: _Run, held: contextlib.ExitStack
-) -> tuple[bool, pathlib.Path | None]:
+def _enter(run: _Run, held: contextlib.ExitStack) -> tuple[bool, pathlib.Path | None]:
     """Does what `_begin` says, on the first process."""
     config = run.config
     for folder in run.folders:
