@@ -22,7 +22,7 @@ from torch import distributed
 Value = TypeVar("Value")
 
 
-class OtherFailed(RuntimeError):
+class PeerError(RuntimeError):
     """Another process failed, so this one cannot go on; says which, and with what."""
 
 
@@ -34,7 +34,7 @@ def shared() -> Iterator[None]:
     blocks of their own.
 
     Raises:
-      OtherFailed: if it failed on another process, and not on this one.
+      PeerError: if it failed on another process, and not on this one.
     """
     fault: Exception | None = None
     try:
@@ -51,7 +51,7 @@ def each(values: Iterable[Value]) -> Iterator[Value]:
     """Yields values that every process makes alike, each made in a block of `shared`.
 
     Raises:
-      OtherFailed: if another process could not make the next one.
+      PeerError: if another process could not make the next one.
     """
     made = iter(values)
     while True:
@@ -79,7 +79,7 @@ def _agree(fault: Exception | None) -> None:
     )
     if fault is None:
         number = next(n for n, text in enumerate(told) if text is not None)
-        raise OtherFailed(
+        raise PeerError(
             f"process {number} of {len(told)}, counted from 0, has failed, so all end:"
             f" {told[number]}"
         )

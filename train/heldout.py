@@ -49,7 +49,7 @@ class HeldOut:
           share: number of this process, and how many share the windows.
 
         Raises:
-          OtherFailed: if another process failed.
+          PeerError: if another process failed.
         """
         target = _bare(model)
         was_training = model.training
@@ -67,7 +67,7 @@ class HeldOut:
           model: as its wrapper made it; only a call of the whole gathers weights.
 
         Raises:
-          OtherFailed: if another process failed to read the windows.
+          PeerError: if another process failed to read the windows.
           SchemaError: if memory does not hold a batch of them.
         """
         was_training = model.training

@@ -160,7 +160,7 @@ class FusionTrainer(SavingTrainer):
         """Takes the micro-batches of a step, and counts what its means are over.
 
         Raises:
-          OtherFailed: if another process could not read its rows.
+          PeerError: if another process could not read its rows.
         """
         with faults.shared():
             batches = list(itertools.islice(epoch_iterator, num_batches))

@@ -92,7 +92,7 @@ def test_a_fault_of_one_process_ends_the_other_with_its_error(
     )
     assert own == "OSError: the disk is gone"
     assert others == (
-        f"OtherFailed: process {failed} of 2, counted from 0, has failed, so all end:"
+        f"PeerError: process {failed} of 2, counted from 0, has failed, so all end:"
         " OSError: the disk is gone"
     )
     assert not (ends / "out" / name).exists()

@@ -41,9 +41,11 @@ def stopped(step: int | None) -> Iterator[None]:
             raise Stopped
 
     original = SavingTrainer._save_checkpoint
-    with mock.patch.object(SavingTrainer, "_save_checkpoint", save):
-        with contextlib.suppress(Stopped):
-            yield
+    with (
+        mock.patch.object(SavingTrainer, "_save_checkpoint", save),
+        contextlib.suppress(Stopped),
+    ):
+        yield
 
 
 @contextlib.contextmanager
