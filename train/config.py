@@ -416,18 +416,6 @@ class TrainConfig:
                 f"sharding must be none where deepspeed is given, got {self.sharding};"
                 " DeepSpeed's file says how it shards"
             )
-        if self.deepspeed is not None and self.keep_best:
-            raise ValueError(
-                "keep_best must be left out where deepspeed is given: an earlier"
-                " checkpoint of DeepSpeed's form is not gone back to; give"
-                " --sharding=fsdp instead of --deepspeed"
-            )
-        if self.deepspeed is not None and self.eval_data is not None:
-            raise ValueError(
-                "eval_data must be left out where deepspeed is given, whose engine is"
-                " not asked for logits; evaluate the model afterwards by fusebeam"
-                " evaluate, or give --sharding=fsdp instead of --deepspeed"
-            )
 
 
 def _require(holds: bool, name: str, law: str, config: TrainConfig) -> None:

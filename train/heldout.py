@@ -74,7 +74,7 @@ class HeldOut:
         model.eval()
         try:
             with _own_forward(_bare(model)):
-                return self._sum(_Whole(model), (0, 1), faults.each)
+                return self._sum(_Whole(model, _bare(model)), (0, 1), faults.each)
         finally:
             model.train(was_training)
             _shard_again(model)
@@ -95,8 +95,9 @@ def _say_nothing(_: str) -> None:
 
 
 def _bare(model: Any) -> Any:
-    """Returns the target itself, on which the objective is, out of peft's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Returns the target itself, on which the objective is, out of all wrappers."""
+    inner = getattr(model, "module", model)  # DeepSpeed's engine
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _shard_again(model: nn.Module) -> None:
@@ -120,10 +121,10 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 class _Whole:
     """A model without halves: every call of it is one of the whole."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, target: Any) -> None:
         self._model = model
         self.base_model = self
-        self.config, self.dtype = model.config, model.dtype
+        self.config, self.dtype = target.config, target.dtype
 
     def parameters(self) -> Iterator[Tensor]:
         """Yields the parameters, of which only the device is asked."""

@@ -120,7 +120,8 @@ class FusionTrainer(SavingTrainer):
         every = None if held_out is None else config.eval_steps or args.max_steps
         self.add_callback(StepEnds(every, self._begin))
         processes.settle(self.accelerator, dtype="bfloat16" if args.bf16 else "float32")
-        self.sharded = config.checkpoint_form == "sharded" and config.lora_rank is None
+        whole = config.lora_rank is not None or config.deepspeed is not None
+        self.sharded = config.checkpoint_form == "sharded" and not whole
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
         self._meter = metrics.Meter(
@@ -302,7 +303,7 @@ class FusionTrainer(SavingTrainer):
     def _measure(self) -> Domains:
         """Measures the held-out text with all processes."""
         assert self._held_out is not None, "evaluations are asked for where it is given"
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if processes.cuts_weights(self.accelerator):
             return self._held_out.measure_sharded(self.model_wrapped)
         share = self.args.process_index, self.args.world_size
         return heldout.joined(
@@ -339,7 +340,8 @@ class FusionTrainer(SavingTrainer):
             return adapters.stored(best)
         if not self.is_world_process_zero():
             return {}
-        return dict(models.load(best).state_dict())
+        with processes.loading(self._config):
+            return dict(models.load(best).state_dict())
 
     def _passes(self) -> float:
         """Returns how often the data was gone through."""

@@ -20,7 +20,7 @@ _SCHEDULE = "scheduler.pt"
 class SavingTrainer(transformers.Trainer):
     """A Trainer whose checkpoints are whole or not there, on any number of processes.
 
-    DeepSpeed's own checkpoints are left to DeepSpeed, but for the marker.
+    Under DeepSpeed the optimizer's states, and the weights once more, are left to it.
 
     Attributes:
       sharded: whether each process writes the part of weights and states that it holds.
@@ -41,17 +41,13 @@ class SavingTrainer(transformers.Trainer):
 
         Of a model with adapters it is theirs alone.
         """
-        if self.is_deepspeed_enabled:
-            return self.accelerator.get_state_dict(self.model_wrapped) or {}
         return states.gathered(self.model, trainable=hasattr(self.model, "peft_config"))
 
     def save_model(
         self, output_dir: str | None = None, _internal_call: bool = False
     ) -> None:
         """Writes weights and configuration, unless the weights lie in shards."""
-        if self.is_deepspeed_enabled:
-            super().save_model(output_dir, _internal_call)
-        elif not self.sharded:
+        if not self.sharded:
             weights = self.whole_weights()
             with faults.shared():
                 if not hasattr(self.model, "peft_config"):

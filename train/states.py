@@ -51,7 +51,7 @@ def gathered(model: nn.Module, *, trainable: bool = False) -> dict[str, Tensor]:
     their weights share them in what is returned. One parameter is whole at a time.
 
     Args:
-      model: sharded or not, and not wrapped.
+      model: sharded or not, by FSDP or DeepSpeed, and not wrapped.
       trainable: take the parameters that are trained alone.
     """
     params = dict(model.named_parameters(remove_duplicate=False))
@@ -61,10 +61,11 @@ def gathered(model: nn.Module, *, trainable: bool = False) -> dict[str, Tensor]:
         param = params.get(name)
         if trainable and (param is None or not param.requires_grad):
             continue
-        key = id(value if param is None else param)
-        if key not in done:
-            done[key] = _whole(value)
-        found[name] = done[key]
+        # DeepSpeed keeps things of its own on a parameter, and not on what it holds.
+        held = value if param is None else param
+        if id(held) not in done:
+            done[id(held)] = _whole(held)
+        found[name] = done[id(held)]
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -73,7 +74,20 @@ def _whole(value: Tensor) -> Tensor | None:
     first = not _several() or torch.distributed.get_rank() == 0
     if isinstance(value, DTensor):
         value = value.full_tensor()
+    elif hasattr(value, "ds_id") or hasattr(value, "_hp_mapping"):
+        value = _of_deepspeed(value)
     return value.detach().cpu() if first else None
+
+
+def _of_deepspeed(param: Tensor) -> Tensor:
+    """Gathers a parameter of ZeRO's, in float32 where the optimizer has it so."""
+    import deepspeed
+
+    trained: Tensor | None = deepspeed.utils.safe_get_full_fp32_param(param)
+    if trained is not None:
+        return trained
+    with deepspeed.zero.GatheredParameters([param]):
+        return param.detach().clone()
 
 
 def _several() -> bool:

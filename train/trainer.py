@@ -429,7 +429,8 @@ def _publish(
     folder, adapter = run.made / checkpoints.MODEL, run.made / checkpoints.ADAPTER
     if run.config.lora_rank is not None:
         adapters.write(target, state, adapter)
-        target = adapters.merged(run.source, adapter)
+        with processes.loading(run.config):
+            target = adapters.merged(run.source, adapter)
         state = target.state_dict()
     target.config.use_cache = models.uses_cache(run.source)
     publish.write_model(folder, target, state, source=run.source)
