@@ -74,7 +74,9 @@ class HeldOut:
         model.eval()
         try:
             with _own_forward(_bare(model)):
-                return self._sum(_Whole(model, _bare(model)), (0, 1), faults.each)
+                dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+                whole = _Whole(model, _bare(model).config, dtype)
+                return self._sum(whole, (0, 1), faults.each)
         finally:
             model.train(was_training)
             _shard_again(model)
@@ -121,10 +123,11 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 class _Whole:
     """A model without halves: every call of it is one of the whole."""
 
-    def __init__(self, model: Any, target: Any) -> None:
+    def __init__(self, model: Any, config: Any, dtype: torch.dtype) -> None:
         self._model = model
         self.base_model = self
-        self.config, self.dtype = target.config, target.dtype
+        self.config = config
+        self.dtype = dtype  # of the arithmetic: whoever gathers weights may cast them
 
     def parameters(self) -> Iterator[Tensor]:
         """Yields the parameters, of which only the device is asked."""

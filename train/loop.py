@@ -303,7 +303,7 @@ class FusionTrainer(SavingTrainer):
     def _measure(self) -> Domains:
         """Measures the held-out text with all processes."""
         assert self._held_out is not None, "evaluations are asked for where it is given"
-        if processes.cuts_weights(self.accelerator):
+        if states.is_cut(self.model):
             return self._held_out.measure_sharded(self.model_wrapped)
         share = self.args.process_index, self.args.world_size
         return heldout.joined(

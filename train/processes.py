@@ -109,13 +109,6 @@ def tell(*values: Any) -> list[Any]:
     return list(broadcast_object_list(list(values)))
 
 
-def cuts_weights(accelerator: Any) -> bool:
-    """Says whether each process holds but a part of the weights: FSDP, or ZeRO-3."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return bool(accelerator.state.deepspeed_plugin.zero_stage == 3)
-    return bool(accelerator.distributed_type == DistributedType.FSDP)
-
-
 def shard_on_cpus(accelerator: Any, plugin: dict[str, Any]) -> None:
     """Has accelerate shard over CPU processes, which it else passes over in silence.
 

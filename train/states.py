@@ -38,10 +38,20 @@ _WEIGHT = "weight"
 _STEP = "step"
 """What counts steps: it has no dimension, and what lies in shards has one at least."""
 
+_ZERO_3, _ZERO_2 = "ds_id", "_hp_mapping"
+"""What DeepSpeed puts on a parameter that it holds in parts, or whose master it does."""
+
 
 def is_sharded(checkpoint: pathlib.Path) -> bool:
     """Says whether a checkpoint's weights lie in shards, beside those of its states."""
     return not any(checkpoint.glob("*.safetensors"))
+
+
+def is_cut(model: nn.Module) -> bool:
+    """Says whether a process holds but parts of a model's weights: FSDP, or ZeRO-3."""
+    return any(
+        isinstance(p, DTensor) or hasattr(p, _ZERO_3) for p in model.parameters()
+    )
 
 
 def gathered(model: nn.Module, *, trainable: bool = False) -> dict[str, Tensor]:
@@ -74,7 +84,7 @@ def _whole(value: Tensor) -> Tensor | None:
     first = not _several() or torch.distributed.get_rank() == 0
     if isinstance(value, DTensor):
         value = value.full_tensor()
-    elif hasattr(value, "ds_id") or hasattr(value, "_hp_mapping"):
+    elif hasattr(value, _ZERO_3) or hasattr(value, _ZERO_2):
         value = _of_deepspeed(value)
     return value.detach().cpu() if first else None
 
