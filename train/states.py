@@ -39,7 +39,7 @@ _STEP = "step"
 """What counts steps: it has no dimension, and what lies in shards has one at least."""
 
 _ZERO_3, _ZERO_2 = "ds_id", "_hp_mapping"
-"""What DeepSpeed puts on a parameter that it holds in parts, or whose master it does."""
+"""What DeepSpeed puts on a parameter whose parts, or whose master's, it holds."""
 
 
 def is_sharded(checkpoint: pathlib.Path) -> bool:

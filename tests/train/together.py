@@ -5,7 +5,8 @@
 The file lists settings of the trainer, and beside them what else is done to a run:
 
     stop         step whose checkpoint ends the run, on every process, when it is whole
-    least_bytes  size from which activations are kept by the host
+    least_bytes  size from which activations are kept by the host; how many bytes of
+                 them there were is written to OUTPUT.moved-PROCESS
     fault        process, module, name, after: on that process that function raises an
                  OSError, but for its first calls; the error that each process ends with
                  is written to OUTPUT.ends-PROCESS
@@ -21,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from torch import Tensor
 
 from train import offload, trainer
 from train.config import TrainConfig
@@ -74,16 +77,35 @@ def failing(fault: dict[str, Any] | None, output: str) -> Iterator[None]:
     Path(f"{output}.ends-{process}").write_text(ends)
 
 
+@contextlib.contextmanager
+def moving(least_bytes: int | None, output: str) -> Iterator[None]:
+    """Has activations of a size moved in its block, and counts their bytes."""
+    if least_bytes is None:
+        yield
+        return
+
+    def on_host(value: Tensor) -> Tensor:
+        moved.append(value.nbytes)
+        return original(value)
+
+    original, moved = offload._on_host, list[int]()
+    kept = functools.partial(offload.activations, least_bytes=least_bytes)
+    with (
+        mock.patch.object(offload, "_on_host", on_host),
+        mock.patch.object(offload, "activations", kept),
+    ):
+        yield
+    Path(f"{output}.moved-{os.environ['RANK']}").write_text(str(sum(moved)))
+
+
 def main() -> None:
-    original = offload.activations
     for run in json.loads(Path(sys.argv[1]).read_text()):
         stop, fault = run.pop("stop", None), run.pop("fault", None)
-        moved = {n: run.pop(n) for n in ("least_bytes",) if n in run}
+        least_bytes = run.pop("least_bytes", None)
         lists = {k: tuple(v) for k, v in run.items() if isinstance(v, list)}
         config = TrainConfig(**run | lists)
-        kept = functools.partial(original, **moved)
         with (
-            mock.patch.object(offload, "activations", kept),
+            moving(least_bytes, config.output),
             stopped(stop),
             failing(fault, config.output),
         ):
