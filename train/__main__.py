@@ -8,6 +8,7 @@ from accelerate import PartialState
 from schemas import settings
 from train import trainer
 from train.config import TrainConfig
+from train.faults import PeerError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         result = trainer.train(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, PeerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if not PartialState().is_main_process:

@@ -14,7 +14,7 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from schemas import files, manifest, plan, settings, windows
@@ -31,6 +31,9 @@ ALL = "all"
 
 Domains = dict[str, dict[str, Any]]
 """By domain: nats (float), bytes, windows and failed windows (int)."""
+
+Each = Callable[[Iterable[list[Window]]], Iterator[list[Window]]]
+"""Reads on in groups of windows, as `iter` does."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -182,6 +185,8 @@ def measure(
     folder: str,
     progress: Callable[[str], None],
     share: tuple[int, int] = (0, 1),
+    *,
+    each: Each = iter,
 ) -> Domains:
     """Sums nats and bytes over the windows of a folder, by domain.
 
@@ -191,20 +196,26 @@ def measure(
       progress: is given one line a slice of windows.
       share: the number of this process, and of how many each takes every so manieth
         window.
+      each: reads on in the groups of windows, whose reading may fail.
 
     Raises:
       SchemaError: if the windows are corrupt, or a domain is called `all`.
     """
     domains: Domains = {}
+    for whole in each(_groups(folder, progress)):
+        group = whole[share[0] :: share[1]]
+        scored = scoring.score(group).scores if group else []
+        for window, score in zip(group, scored, strict=True):
+            _add(domains, window, score)
+    return dict(sorted(domains.items()))
+
+
+def _groups(folder: str, progress: Callable[[str], None]) -> Iterator[list[Window]]:
+    """Yields the windows of a folder by row groups; tells when a slice is done."""
     slices = plan.read(folder)
     for number, piece in enumerate(slices, 1):
-        for whole in windows.read_slice(folder, piece):
-            group = whole[share[0] :: share[1]]
-            scored = scoring.score(group).scores if group else []
-            for window, score in zip(group, scored, strict=True):
-                _add(domains, window, score)
+        yield from windows.read_slice(folder, piece)
         progress(f"slice {number}/{len(slices)}")
-    return dict(sorted(domains.items()))
 
 
 def _add(domains: Domains, window: Window, score: Score) -> None:

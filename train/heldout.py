@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from schemas import files
-from train import checkpoints, evaluate
+from schemas.errors import SchemaError
+from train import checkpoints, evaluate, faults
 from train.evaluate import Domains
 from transforms.scorer import Scorer
 from transforms.tokenizer import Tokenizer
@@ -46,13 +47,16 @@ class HeldOut:
         Args:
           model: a whole model; it comes back in the mode it was in.
           share: number of this process, and how many share the windows.
+
+        Raises:
+          PeerError: if another process failed.
         """
         target = _bare(model)
         was_training = model.training
         model.eval()
         try:
-            with _own_forward(target):
-                return self._sum(target, share)
+            with faults.shared(), _own_forward(target):
+                return self._sum(target, share, iter)
         finally:
             model.train(was_training)
 
@@ -61,23 +65,31 @@ class HeldOut:
 
         Args:
           model: as its wrapper made it; only a call of the whole gathers weights.
+
+        Raises:
+          PeerError: if another process failed to read the windows.
+          SchemaError: if memory does not hold a batch of them.
         """
         was_training = model.training
         model.eval()
         try:
             with _own_forward(_bare(model)):
-                return self._sum(_Whole(model), (0, 1))
+                dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+                whole = _Whole(model, _bare(model).config, dtype)
+                return self._sum(whole, (0, 1), faults.each)
         finally:
             model.train(was_training)
             _shard_again(model)
 
-    def _sum(self, model: Any, share: tuple[int, int]) -> Domains:
+    def _sum(self, model: Any, share: tuple[int, int], each: evaluate.Each) -> Domains:
         # A dozen tokens try the model in float32: bfloat16's rounding would look like
         # a model that looks ahead.
         scoring = Scorer(model, self.tokenizer, top_k=0)
         kind = next(model.parameters()).device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.bfloat16):
-            return evaluate.measure(scoring, self.folder, _say_nothing, share)
+            return evaluate.measure(
+                scoring, self.folder, _say_nothing, share, each=each
+            )
 
 
 def _say_nothing(_: str) -> None:
@@ -85,8 +97,9 @@ def _say_nothing(_: str) -> None:
 
 
 def _bare(model: Any) -> Any:
-    """Returns the target itself, on which the objective is, out of peft's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Returns the target itself, on which the objective is, out of all wrappers."""
+    inner = getattr(model, "module", model)  # DeepSpeed's engine
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _shard_again(model: nn.Module) -> None:
@@ -110,19 +123,32 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 class _Whole:
     """A model without halves: every call of it is one of the whole."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, config: Any, dtype: torch.dtype) -> None:
         self._model = model
         self.base_model = self
-        self.config, self.dtype = model.config, model.dtype
+        self.config = config
+        self.dtype = dtype  # of the arithmetic: whoever gathers weights may cast them
 
     def parameters(self) -> Iterator[Tensor]:
         """Yields the parameters, of which only the device is asked."""
         yield from self._model.parameters()
 
     def __call__(self, **inputs: Any) -> Any:
-        """Runs the model; what it gathers must be fit for training afterwards."""
-        with torch.inference_mode(False), torch.no_grad():
-            return self._model(**inputs)
+        """Runs the model; what it gathers must be fit for training afterwards.
+
+        Raises:
+          SchemaError: if memory does not hold it. A process that tried again by itself
+            would gather weights that no other one sends.
+        """
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return self._model(**inputs)
+        except torch.OutOfMemoryError as error:
+            raise SchemaError(
+                f"memory must hold {inputs['input_ids'].numel()} tokens of held-out"
+                f" text beside the training, and does not: {error}; leave --eval_data"
+                " out, and evaluate the model afterwards by fusebeam evaluate"
+            ) from error
 
 
 def joined(parts: Sequence[Domains]) -> Domains:

@@ -219,18 +219,6 @@ def _check_scale(run: "TrainConfig") -> None:
             f"sharding must be none where deepspeed is given, got {run.sharding};"
             " DeepSpeed's file says how it shards"
         )
-    if run.keep_best:
-        raise ValueError(
-            "keep_best must be left out where deepspeed is given: an earlier"
-            " checkpoint of DeepSpeed's form is not gone back to; give"
-            " --sharding=fsdp instead of --deepspeed"
-        )
-    if run.eval_data is not None:
-        raise ValueError(
-            "eval_data must be left out where deepspeed is given, whose engine is"
-            " not asked for logits; evaluate the model afterwards by fusebeam"
-            " evaluate, or give --sharding=fsdp instead of --deepspeed"
-        )
 
 
 def _check_places(run: "TrainConfig") -> None:

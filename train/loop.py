@@ -1,6 +1,7 @@
 """The training loop: `transformers.Trainer` with our order, loss, checkpoints, logs."""
 
 import contextlib
+import itertools
 import json
 import math
 import pathlib
@@ -17,6 +18,7 @@ from train import (
     adapters,
     checkpoints,
     evaluate,
+    faults,
     heldout,
     metrics,
     offload,
@@ -118,7 +120,8 @@ class FusionTrainer(SavingTrainer):
         every = None if held_out is None else config.eval_steps or args.max_steps
         self.add_callback(StepEnds(every, self._begin))
         processes.settle(self.accelerator, dtype="bfloat16" if args.bf16 else "float32")
-        self.sharded = config.checkpoint_form == "sharded" and config.lora_rank is None
+        whole = config.lora_rank is not None or config.deepspeed is not None
+        self.sharded = config.checkpoint_form == "sharded" and not whole
         self.loss_is_scaled_for_ga = True
         self._config, self._work, self._report = config, work, report
         self._meter = metrics.Meter(
@@ -155,8 +158,13 @@ class FusionTrainer(SavingTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """Takes the micro-batches of a step, and counts what its means are over."""
-        batches = [b for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
+        """Takes the micro-batches of a step, and counts what its means are over.
+
+        Raises:
+          PeerError: if another process could not read its rows.
+        """
+        with faults.shared():
+            batches = list(itertools.islice(epoch_iterator, num_batches))
         sums = (
             torch.stack([metrics.counts_of(batch) for batch in batches])
             .sum(0)
@@ -262,10 +270,11 @@ class FusionTrainer(SavingTrainer):
 
     def _write(self, line: Line, spelt: str) -> None:
         """Gives a line to metrics.jsonl, to the trackers and to people."""
-        if self.is_world_process_zero():
-            with (self._work / checkpoints.METRICS).open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            self._report(spelt)
+        with faults.shared():
+            if self.is_world_process_zero():
+                with (self._work / checkpoints.METRICS).open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                self._report(spelt)
         self.last_line = self.last_line | line
         self.state.epoch = line["train/epoch"]
         super().log(metrics.spell(line))
@@ -294,7 +303,7 @@ class FusionTrainer(SavingTrainer):
     def _measure(self) -> Domains:
         """Measures the held-out text with all processes."""
         assert self._held_out is not None, "evaluations are asked for where it is given"
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if states.is_cut(self.model):
             return self._held_out.measure_sharded(self.model_wrapped)
         share = self.args.process_index, self.args.world_size
         return heldout.joined(
@@ -331,7 +340,8 @@ class FusionTrainer(SavingTrainer):
             return adapters.stored(best)
         if not self.is_world_process_zero():
             return {}
-        return dict(models.load(best).state_dict())
+        with processes.loading(self._config):
+            return dict(models.load(best).state_dict())
 
     def _passes(self) -> float:
         """Returns how often the data was gone through."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from train import adapters, checkpoints, processes, states
+from train import adapters, checkpoints, faults, processes, states
 
 _SCHEDULE = "scheduler.pt"
 
@@ -20,7 +20,7 @@ _SCHEDULE = "scheduler.pt"
 class SavingTrainer(transformers.Trainer):
     """A Trainer whose checkpoints are whole or not there, on any number of processes.
 
-    DeepSpeed's own checkpoints are left to DeepSpeed, but for the marker.
+    Under DeepSpeed the optimizer's states, and the weights once more, are left to it.
 
     Attributes:
       sharded: whether each process writes the part of weights and states that it holds.
@@ -41,23 +41,20 @@ class SavingTrainer(transformers.Trainer):
 
         Of a model with adapters it is theirs alone.
         """
-        if self.is_deepspeed_enabled:
-            return self.accelerator.get_state_dict(self.model_wrapped) or {}
         return states.gathered(self.model, trainable=hasattr(self.model, "peft_config"))
 
     def save_model(
         self, output_dir: str | None = None, _internal_call: bool = False
     ) -> None:
         """Writes weights and configuration, unless the weights lie in shards."""
-        if self.is_deepspeed_enabled:
-            super().save_model(output_dir, _internal_call)
-        elif not self.sharded:
+        if not self.sharded:
             weights = self.whole_weights()
-            if not hasattr(self.model, "peft_config"):
-                self._save(output_dir, weights)
-            elif self.args.should_save:
-                folder = pathlib.Path(output_dir or self.args.output_dir)
-                adapters.write(self.model, weights, folder)
+            with faults.shared():
+                if not hasattr(self.model, "peft_config"):
+                    self._save(output_dir, weights)
+                elif self.args.should_save:
+                    folder = pathlib.Path(output_dir or self.args.output_dir)
+                    adapters.write(self.model, weights, folder)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -75,16 +72,16 @@ class SavingTrainer(transformers.Trainer):
             torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULE)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        with faults.shared():
+            super()._save_checkpoint(model, trial)
         folder = pathlib.Path(self.args.output_dir)
         folder = folder / f"checkpoint-{self.state.global_step}"
-        self.accelerator.wait_for_everyone()
-        if self.args.local_process_index == 0:
-            checkpoints.flush(folder)  # what its machine wrote
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.complete(folder)
-        self.accelerator.wait_for_everyone()
+        with faults.shared():
+            if self.args.local_process_index == 0:
+                checkpoints.flush(folder)  # what its machine wrote
+        with faults.shared():
+            if self.args.should_save:
+                checkpoints.complete(folder)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: Any = None

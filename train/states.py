@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.distributed.tensor import DTensor
 
 from schemas.errors import SchemaError
+from train import faults
 
 _FOLDER = "states"
 _FILE = "optimizer.safetensors"
@@ -37,10 +38,20 @@ _WEIGHT = "weight"
 _STEP = "step"
 """What counts steps: it has no dimension, and what lies in shards has one at least."""
 
+_ZERO_3, _ZERO_2 = "ds_id", "_hp_mapping"
+"""What DeepSpeed puts on a parameter whose parts, or whose master's, it holds."""
+
 
 def is_sharded(checkpoint: pathlib.Path) -> bool:
     """Says whether a checkpoint's weights lie in shards, beside those of its states."""
     return not any(checkpoint.glob("*.safetensors"))
+
+
+def is_cut(model: nn.Module) -> bool:
+    """Says whether a process holds but parts of a model's weights: FSDP, or ZeRO-3."""
+    return any(
+        isinstance(p, DTensor) or hasattr(p, _ZERO_3) for p in model.parameters()
+    )
 
 
 def gathered(model: nn.Module, *, trainable: bool = False) -> dict[str, Tensor]:
@@ -50,7 +61,7 @@ def gathered(model: nn.Module, *, trainable: bool = False) -> dict[str, Tensor]:
     their weights share them in what is returned. One parameter is whole at a time.
 
     Args:
-      model: sharded or not, and not wrapped.
+      model: sharded or not, by FSDP or DeepSpeed, and not wrapped.
       trainable: take the parameters that are trained alone.
     """
     params = dict(model.named_parameters(remove_duplicate=False))
@@ -60,10 +71,11 @@ def gathered(model: nn.Module, *, trainable: bool = False) -> dict[str, Tensor]:
         param = params.get(name)
         if trainable and (param is None or not param.requires_grad):
             continue
-        key = id(value if param is None else param)
-        if key not in done:
-            done[key] = _whole(value)
-        found[name] = done[key]
+        # DeepSpeed keeps things of its own on a parameter, and not on what it holds.
+        held = value if param is None else param
+        if id(held) not in done:
+            done[id(held)] = _whole(held)
+        found[name] = done[id(held)]
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -72,7 +84,20 @@ def _whole(value: Tensor) -> Tensor | None:
     first = not _several() or torch.distributed.get_rank() == 0
     if isinstance(value, DTensor):
         value = value.full_tensor()
+    elif hasattr(value, _ZERO_3) or hasattr(value, _ZERO_2):
+        value = _of_deepspeed(value)
     return value.detach().cpu() if first else None
+
+
+def _of_deepspeed(param: Tensor) -> Tensor:
+    """Gathers a parameter of ZeRO's, in float32 where the optimizer has it so."""
+    import deepspeed
+
+    trained: Tensor | None = deepspeed.utils.safe_get_full_fp32_param(param)
+    if trained is not None:
+        return trained
+    with deepspeed.zero.GatheredParameters([param]):
+        return param.detach().clone()
 
 
 def _several() -> bool:
@@ -96,9 +121,10 @@ def save(
         return
     whole = {name: _whole(value) for name, value in tensors.items()}
     kept = {name: v.contiguous() for name, v in whole.items() if v is not None}
-    if kept:
-        folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(kept, folder / _FILE)
+    with faults.shared():
+        if kept:
+            folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(kept, folder / _FILE)
 
 
 def load_weights(checkpoint: pathlib.Path, model: nn.Module) -> None:

@@ -28,6 +28,7 @@ from train import (
     adapters,
     checkpoints,
     disk,
+    faults,
     gradient,
     hub,
     interleave,
@@ -133,11 +134,12 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
         if _finished(run, first=args.process_index == 0):
             _push(config, run.report)
             return _skipped(config)
-        processes.check(config, args.world_size)
-        _check_tokenizer(run)
-        _check_trackers(config)
-        if config.kernels:
-            gradient.require_kernels(torch.device(run.settings["device"]))
+        with faults.shared():
+            processes.check(config, args.world_size)
+            _check_tokenizer(run)
+            _check_trackers(config)
+            if config.kernels:
+                gradient.require_kernels(torch.device(run.settings["device"]))
         with contextlib.ExitStack() as held:
             result = _finish(run, args, held)
         _push(config, run.report)
@@ -162,10 +164,12 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 def _finished(run: _Run, *, first: bool) -> bool:
     """Says whether the run is done, in the words of the first process."""
     config, done = run.config, False
-    if first:
-        done = publish.finished(config.output, run.identity, overwrite=config.overwrite)
-    if first and done:
-        for folder in run.folders:
+    with faults.shared():
+        if first:
+            done = publish.finished(
+                config.output, run.identity, overwrite=config.overwrite
+            )
+        for folder in run.folders if done else ():
             checkpoints.discard_left(folder)
     [done] = processes.tell(done)
     return bool(done)
@@ -314,10 +318,13 @@ def _finish(
         done, resume = _begin(run, held, first=first)
     if done:
         return _skipped(config)
-    with processes.loading(config):
-        target = _target(run, resume)
-        # The first process has the weights, whatever the others have.
-        traits = models.probe_exactly(target, run.source) if first else None
+    traits = None
+    with faults.shared():
+        with processes.loading(config):
+            target = _target(run, resume)
+            if first:  # it has the weights, whatever the others have
+                traits = models.probe_exactly(target, run.source)
+        held_out = _held_out(run)
     [traits] = processes.tell(traits)
     objective = _objective(config)
     models.give_objective(target, traits, objective, kernels=config.kernels)
@@ -336,7 +343,7 @@ def _finish(
         collate,
         work=work,
         report=run.report,
-        held_out=_held_out(run),
+        held_out=held_out,
     )
     with disk.told(work):
         trainer.run(resume)
@@ -377,20 +384,26 @@ def _begin(
       Whether the run is done, and else the checkpoint that it goes on from, if any.
     """
     done, resume = False, None
-    if first:
-        for folder in run.folders:
-            held.enter_context(checkpoints.hold(folder))
-        config = run.config
-        done = publish.finished(config.output, run.identity, overwrite=config.overwrite)
-        if done:
-            for folder in run.folders:
-                checkpoints.discard(folder)
-        else:
-            checkpoints.open_work(run.work, run.identity, anew=config.overwrite)
-            resume = checkpoints.latest(run.work)
-            checkpoints.rewind_metrics(run.work, resume)
-    done, resume = processes.tell(done, resume)  # the others wait for it
+    with faults.shared():  # the others wait for it
+        if first:
+            done, resume = _enter(run, held)
+    done, resume = processes.tell(done, resume)
     return done, resume
+
+
+def _enter(run: _Run, held: contextlib.ExitStack) -> tuple[bool, pathlib.Path | None]:
+    """Does what `_begin` says, on the first process."""
+    config = run.config
+    for folder in run.folders:
+        held.enter_context(checkpoints.hold(folder))
+    if publish.finished(config.output, run.identity, overwrite=config.overwrite):
+        for folder in run.folders:
+            checkpoints.discard(folder)
+        return True, None
+    checkpoints.open_work(run.work, run.identity, anew=config.overwrite)
+    resume = checkpoints.latest(run.work)
+    checkpoints.rewind_metrics(run.work, resume)
+    return False, resume
 
 
 def _objective(config: TrainConfig) -> Objective:
@@ -418,7 +431,8 @@ def _publish(
     folder, adapter = run.made / checkpoints.MODEL, run.made / checkpoints.ADAPTER
     if run.config.lora_rank is not None:
         adapters.write(target, state, adapter)
-        target = adapters.merged(run.source, adapter)
+        with processes.loading(run.config):
+            target = adapters.merged(run.source, adapter)
         state = target.state_dict()
     target.config.use_cache = models.uses_cache(run.source)
     publish.write_model(folder, target, state, source=run.source)

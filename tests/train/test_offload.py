@@ -1,5 +1,6 @@
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train import offload
 
@@ -33,3 +34,25 @@ def test_gradients_are_those_without() -> None:
             net(x).square().sum().backward()
         found.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_of_a_pass_in_bfloat16_the_activations_alone_are_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def on_host(value: Tensor) -> Tensor:
+        moved.append(value)
+        return original(value)
+
+    original, moved = offload._on_host, list[Tensor]()
+    monkeypatch.setattr(offload, "_on_host", on_host)
+    n, d = 6, 16
+    net = nn.Sequential(nn.Linear(d, d, bias=False), nn.GELU(), nn.Linear(d, d))
+    x = torch.randn(n, d, requires_grad=True)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        offload.activations(least_bytes=n * d * 2),
+    ):
+        net(x).float().sum().backward()
+    # What goes into the first layer, into GELU, and into the last: in bfloat16.
+    assert [value.dtype for value in moved] == [torch.bfloat16] * 3
+    assert sum(value.nbytes for value in moved) == 3 * n * d * 2

@@ -7,7 +7,9 @@ they do.
 import dataclasses
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,15 +21,20 @@ import safetensors.torch
 import torch
 import transformers
 
+from schemas import manifest
 from schemas.errors import SchemaError
 from tests import tiny
 from tests.train import held_out, shards
 from tests.train.runs import curve, silent, weights
-from train import processes, trainer
+from tests.train.together import stopped
+from train import processes, publish, trainer
 from train.config import TrainConfig
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TWO += ["--nproc_per_node=2"]
+RISING = {"learning_rate": 0.3, "clip": None, "eval_steps": 1}
+"""Settings under which held-out text is worse and worse predicted."""
+
 SHARDED = {"sharding": "fsdp", "checkpoint_form": "sharded"}
 
 
@@ -77,7 +84,7 @@ def config(place: Path, name: str, model: str = "neox", **changes: Any) -> Train
 def judged(place: Path, name: str, **changes: Any) -> TrainConfig:
     """Returns settings of a run that publishes its best weights."""
     held = {"eval_data": str(place / "windows"), "eval_steps": 2, "keep_best": True}
-    return config(place, name, **held, **changes)
+    return config(place, name, **held | changes)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +95,10 @@ def runs(place: Path) -> Path:
     trainer.train(config(place, "one-lora", lora_rank=4), silent)
     trainer.train(judged(place, "one-best"), silent)
     trainer.train(judged(place, "one-lora-best", lora_rank=4), silent)
+    trainer.train(judged(place, "one-back", **RISING), silent)
     plan = [
         config(place, "ddp"),
+        config(place, "long", max_steps=12),
         config(place, "fsdp", sharding="fsdp"),
         config(place, "fsdp-tied", "tied", **SHARDED),
         config(place, "fsdp-lora", lora_rank=4, sharding="fsdp"),
@@ -97,15 +106,40 @@ def runs(place: Path) -> Path:
         judged(place, "fsdp-best", sharding="fsdp"),
         judged(place, "sharded-best", **SHARDED),
         judged(place, "fsdp-lora-best", lora_rank=4, sharding="fsdp"),
+        judged(place, "fsdp-back", sharding="fsdp", **RISING),
+        judged(place, "sharded-back", **SHARDED, **RISING),
+        config(place, "two-of-one", sharding="fsdp"),
+        config(place, "checkpointed", gradient_checkpointing=True, sharding="fsdp"),
+        judged(place, "narrow", sharding="fsdp", dtype="bfloat16"),
     ]
-    stopped = [
+    offloaded = [
+        judged(
+            place,
+            "narrow-offloaded",
+            sharding="fsdp",
+            dtype="bfloat16",
+            activation_offload=True,
+        ),
+        config(
+            place,
+            "checkpointed-offloaded",
+            sharding="fsdp",
+            gradient_checkpointing=True,
+            activation_offload=True,
+        ),
+    ]
+    halted = [
         config(place, "full", sharding="fsdp"),
         config(place, "sharded", **SHARDED),
-        config(place, "regrouped", **SHARDED),
+        config(place, "one-of-whole", sharding="fsdp"),
+        config(place, "one-of-shards", **SHARDED),
     ]
+    with stopped(2):
+        trainer.train(config(place, "two-of-one"), silent)
     made = [dataclasses.asdict(run) for run in plan]
-    made += [dataclasses.asdict(run) | {"stop": 2} for run in stopped]
-    made += [dataclasses.asdict(run) for run in stopped[:2]]
+    made += [dataclasses.asdict(run) | {"least_bytes": 1} for run in offloaded]
+    made += [dataclasses.asdict(run) | {"stop": 2} for run in halted]
+    made += [dataclasses.asdict(run) for run in halted[:2]]
     (place / "runs.json").write_text(json.dumps(made))
     command = [*TWO, "-m", "tests.train.together", str(place / "runs.json")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=400)
@@ -125,6 +159,8 @@ def runs(place: Path) -> Path:
         ("fsdp-best", "one-best"),
         ("sharded-best", "one-best"),
         ("fsdp-lora-best", "one-lora-best"),
+        ("two-of-one", "one-neox"),
+        ("checkpointed", "one-neox"),
     ],
 )
 def test_two_processes_train_as_one_does(runs: Path, two: str, one: str) -> None:
@@ -156,7 +192,7 @@ def test_a_sharded_run_goes_on_to_the_same_bytes(runs: Path, form: str) -> None:
 def test_a_checkpoint_in_shards_holds_each_weight_once_and_no_pickle(
     runs: Path,
 ) -> None:
-    (folder,) = (runs / "regrouped.partial" / "checkpoints").iterdir()
+    (folder,) = (runs / "one-of-shards.partial" / "checkpoints").iterdir()
     assert not list(folder.glob("*.safetensors"))
     written = list((folder / "states").iterdir())
     assert len(written) == 2
@@ -169,15 +205,48 @@ def test_a_checkpoint_in_shards_holds_each_weight_once_and_no_pickle(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_two_processes_in_shards_is_gone_on_with_by_one(
-    runs: Path,
+@pytest.mark.parametrize("name", ["one-of-whole", "one-of-shards"])
+def test_a_checkpoint_of_two_processes_is_gone_on_with_by_one(
+    runs: Path, name: str
 ) -> None:
-    result = trainer.train(config(runs, "regrouped"), silent)
+    result = trainer.train(config(runs, name), silent)
     assert result.steps == 4
-    found, wanted = curve(runs / "regrouped"), curve(runs / "one-neox")
+    found, wanted = curve(runs / name), curve(runs / "one-neox")
     assert found[:2] == curve(runs / "fsdp")[:2]
     for one, other in zip(found, wanted, strict=True):
         assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["narrow", "checkpointed"])
+def test_activations_that_the_host_keeps_of_a_sharded_model_change_no_byte(
+    runs: Path, name: str
+) -> None:
+    assert weights(runs / f"{name}-offloaded") == weights(runs / name)
+    assert curve(runs / f"{name}-offloaded") == curve(runs / name)
+    moved = [int((runs / f"{name}-offloaded.moved-{n}").read_text()) for n in (0, 1)]
+    assert min(moved) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp-back", "sharded-back"])
+def test_the_best_weights_of_a_sharded_run_are_gone_back_to(
+    runs: Path, name: str
+) -> None:
+    for output in (name, "one-back"):
+        found = manifest.read(str(runs / output), publish.STAGE)
+        assert found.counts["best_step"] == 1
+    assert weights(runs / name) == weights(runs / "one-back")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_in_bfloat16_is_near_one_in_float32(runs: Path) -> None:
+    wide = curve(runs / "one-best")
+    for one, other in zip(curve(runs / "narrow"), wide, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() & {"train/loss", "eval/bits_per_byte/all"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-2)
+            assert one[name] != other[name]
 
 
 def workers(launcher: int) -> list[int]:
@@ -195,22 +264,56 @@ def flags(run: TrainConfig) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [7])
 def test_one_of_two_processes_killed_ends_the_other_and_the_rerun_ends_as_undisturbed(
-    runs: Path,
+    runs: Path, seed: int
 ) -> None:
-    run = config(runs, "killed")
-    command = [*TWO, "-m", "train", *flags(run)]
-    lines = runs / "killed.partial" / "metrics.jsonl"
+    draw = random.Random(seed)
+    command = [*TWO, "-m", "train", *flags(config(runs, "killed", max_steps=12))]
+    folder = runs / "killed.partial"
+    killed, step = draw.randrange(2), draw.randint(1, 9)
+    after = draw.uniform(0, 0.05)  # seconds into what comes after that step
     launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not (lines.exists() and len(lines.read_text().splitlines()) >= 2):
+    while last_step(folder) < step:
         assert launcher.poll() is None
-        time.sleep(0.005)
-    os.kill(workers(launcher.pid)[1], signal.SIGKILL)
+        time.sleep(0.002)
+    time.sleep(after)
+    os.kill(workers(launcher.pid)[killed], signal.SIGKILL)
     assert launcher.wait(timeout=120) != 0
     assert not (runs / "killed").exists()
     subprocess.run(command, check=True, capture_output=True, timeout=400)
-    assert weights(runs / "killed") == weights(runs / "ddp")
-    assert curve(runs / "killed") == curve(runs / "ddp")
+    assert weights(runs / "killed") == weights(runs / "long")
+    assert curve(runs / "killed") == curve(runs / "long")
+
+
+def last_step(folder: Path) -> int:
+    """Returns the step of the last line of metrics that is there; 0 of none."""
+    lines = folder / "metrics.jsonl"
+    return len(lines.read_text().splitlines()) if lines.exists() else 0
+
+
+@pytest.mark.slow
+def test_two_launchers_of_one_process_each_train_as_one_of_two_does(runs: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
+    launch += ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
+    run = flags(config(runs, "machines", **SHARDED))
+    started = [
+        subprocess.Popen(
+            [*launch, f"--node_rank={rank}", "-m", "train", *run],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for one in started:
+        _, said = one.communicate(timeout=400)
+        assert one.returncode == 0, said
+    assert weights(runs / "machines") == weights(runs / "fsdp")
+    assert curve(runs / "machines") == curve(runs / "fsdp")
 
 
 @pytest.mark.slow
