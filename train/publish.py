@@ -193,19 +193,16 @@ def _card(
     counts: Mapping[str, int],
     data: Sequence[Manifest],
 ) -> str:
-    rows = "\n".join(f"| {key} | {settings[key]} |" for key in sorted(settings))
-    prints = "\n".join(
-        f"| fused data's fingerprint{f', {key}' if key != DATA else ''} | {value} |"
-        for key, value in inputs.items()
-        if is_data(key)
+    rows = _table({key: settings[key] for key in sorted(settings)})
+    named = {key: "" if key == DATA else f", {key}" for key in inputs if is_data(key)}
+    prints = _table(
+        {f"fused data's fingerprint{name}": inputs[key] for key, name in named.items()}
     )
     shares = zip(data, _shares(settings, data), strict=True)
     made = "\n\n".join(
         _card_of_data(key, *one) for key, one in by_folder(list(shares)).items()
     )
-    aims = "\n".join(
-        f"| {part} | {how} |" for part, how in objective.spoken(settings).items()
-    )
+    aims = _table(objective.spoken(settings))
     return f"""---
 library_name: transformers
 tags: [fusebeam]
@@ -238,6 +235,11 @@ sources apply.
 """
 
 
+def _table(told: Mapping[str, Any]) -> str:
+    """Writes the rows of a table of two columns."""
+    return "\n".join(f"| {name} | {value} |" for name, value in told.items())
+
+
 def _teachers(settings: Mapping[str, Any]) -> str:
     """Says what the target learned from, and what each share was at first."""
     share = settings["clm_weight"]
@@ -258,7 +260,7 @@ def _card_of_data(key: str, data: Manifest, share: float) -> str:
     sources = _sources(data)
     fused = {**data.settings, **data.inputs}
     told = {"sources", *(_scores_of(name) for name in sources)}
-    made = "\n".join(f"| {k} | {fused[k]} |" for k in sorted(fused) if k not in told)
+    made = _table({k: fused[k] for k in sorted(fused) if k not in told})
     spoken = "\n".join(
         f"| {name} | {model} | {data.inputs.get(_scores_of(name), 'unknown')} |"
         for name, model in sources.items()

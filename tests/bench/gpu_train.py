@@ -254,19 +254,22 @@ def flop_per_token(shape: Shape, parameters: int) -> float:
     return products + 6 * shape.layers * shape.width * shape.tokens
 
 
-def measure_kernel(
-    size: tuple[int, int, int], rounds: int, clock: gpu.Clock
-) -> dict[str, Any]:
-    """Times the loss alone with its gradients, and what it holds beyond them."""
+def head_of(size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Makes hidden states and a head of a size, bfloat16 on a GPU."""
     positions, width, vocabulary = size
     on = gpu.device()
     dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
     make = torch.Generator(device=on).manual_seed(0)
     draw = functools.partial(torch.randn, generator=make, device=on, dtype=dtype)
     hidden = draw(positions, width).requires_grad_()
-    head = (draw(vocabulary, width) * width**-0.5).requires_grad_()
+    return hidden, (draw(vocabulary, width) * width**-0.5).requires_grad_()
+
+
+def losses_of(hidden: Tensor, head: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Returns the kinds of loss, on the same hidden states and head."""
+    on, positions = hidden.device, len(hidden)
     shape = Shape(
-        kind="", vocabulary=vocabulary, width=width, inner=0, layers=0, heads=0,
+        kind="", vocabulary=len(head), width=head.shape[1], inner=0, layers=0, heads=0,
         kv_heads=0, rows=1, tokens=positions,
     )  # fmt: skip
     batch = batch_of(shape)
@@ -299,6 +302,15 @@ def measure_kernel(
         kinds["kernels"] = functools.partial(fused, kernels=True)
     if (liger := liger_fused()) is not None:
         kinds["liger"] = functools.partial(liger, head, hidden, wanted)
+    return kinds
+
+
+def measure_kernel(
+    size: tuple[int, int, int], rounds: int, clock: gpu.Clock
+) -> dict[str, Any]:
+    """Times the loss alone with its gradients, and what it holds beyond them."""
+    hidden, head = head_of(size)
+    kinds = losses_of(hidden, head)
 
     def differentiate(compute: Callable[[], Tensor]) -> None:
         hidden.grad = head.grad = None
@@ -313,9 +325,7 @@ def measure_kernel(
     }
     both = "kernels" in calls and clock.allows("what kernels differ by")
     return {
-        "positions": positions,
-        "width": width,
-        "vocabulary": vocabulary,
+        **dict(zip(("positions", "width", "vocabulary"), size, strict=True)),
         "k": K,
         "seconds": taken,
         "extra_bytes": extra,
@@ -377,10 +387,8 @@ def main(argv: Sequence[str]) -> None:
     shapes = SHAPES if given.size == "full" else TINY
     clock = gpu.Clock(1 + len(shapes), given.limit_s)
     found = gpu.about()
-    found["kernel"] = clock.run(
-        "the loss alone",
-        lambda: measure_kernel(KERNEL[given.size], given.rounds, clock),
-    )
+    kernel = functools.partial(measure_kernel, KERNEL[given.size], given.rounds, clock)
+    found["kernel"] = clock.run("the loss alone", kernel)
     found["steps"] = {}
     for name, shape in shapes.items():
         part = functools.partial(measure_steps, shape, given.rounds, clock)
