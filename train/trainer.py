@@ -14,43 +14,36 @@ import math
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import integrations
 
-from schemas import manifest, settings, windows
-from schemas.errors import SchemaError
+from schemas import manifest
 from train import (
     adapters,
+    arguments,
     checkpoints,
     disk,
     faults,
     gradient,
     hub,
-    interleave,
-    loop,
-    order,
     processes,
     publish,
     results,
+    runs,
     skipped,
     states,
 )
 from train import model as models
 from train.config import TrainConfig
 from train.data import Collator
-from train.heldout import HeldOut
-from train.loop import FusionTrainer, Report
+from train.loop import FusionTrainer
 from train.metrics import Line
-from train.mixture import Mixture
 from train.objective import Objective
-from train.shards import FusedFolder
-from transforms import allocator, causal, scorer, tokenizer
-from transforms.scorer import ScorerSettings
+from train.runs import Report, Run
+from transforms import allocator, causal
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,41 +65,6 @@ class TrainResult:
     metrics: Line
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Run:
-    """A run whose settings are resolved and whose inputs are found.
-
-    Attributes:
-      config: as it was given.
-      source: local folder of the target.
-      dataset: what it is trained on.
-      settings: those that shape the weights, what was left to us made definite.
-      inputs: fingerprints of what the run starts from.
-      work: folder of all that is written on the way, but for the model.
-      made: folder in which the model is made before it is published.
-      report: is given one line a logged step.
-    """
-
-    config: TrainConfig
-    source: pathlib.Path
-    dataset: Mixture
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-    work: pathlib.Path
-    made: pathlib.Path
-    report: Report
-
-    @property
-    def folders(self) -> list[pathlib.Path]:
-        """What no other command may be at work in, each once."""
-        return [self.work, *([self.made] if self.made != self.work else [])]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides the final weights, flat."""
-        return {**self.settings, **self.inputs}
-
-
 def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
     """Trains, resumes, or finds the run finished.
 
@@ -120,11 +78,11 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
       ValueError: if the loss is no number.
       ConnectionError: if the hub does not take the model, which is published by then.
     """
-    if not config.keep_malloc and _resolved(config)["device"] == "cpu":
+    if not config.keep_malloc and runs.resolved(config)["device"] == "cpu":
         allocator.keep_large_blocks()
-    with _threads(config.threads), causal.quiet(), processes.clean_environment():
-        run = _resolve(config, progress or _print_line)
-        args = loop.arguments(  # where several processes meet
+    with runs.threads(config.threads), causal.quiet(), processes.clean_environment():
+        run = runs.resolve(config, progress or _print_line)
+        args = arguments.training(  # where several processes meet
             config,
             run.work,
             steps=_steps(config, len(run.dataset)),
@@ -136,8 +94,8 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
             return _skipped(config)
         with faults.shared():
             processes.check(config, args.world_size)
-            _check_tokenizer(run)
-            _check_trackers(config)
+            runs.check_tokenizer(run)
+            runs.check_trackers(config)
             if config.kernels:
                 gradient.require_kernels(torch.device(run.settings["device"]))
         with contextlib.ExitStack() as held:
@@ -157,11 +115,11 @@ def identity(config: TrainConfig) -> dict[str, Any]:
       SchemaError: if the data are not whole.
       FileNotFoundError: if there is no such model.
     """
-    with _threads(config.threads), causal.quiet():
-        return _resolve(config, _print_line).identity
+    with runs.threads(config.threads), causal.quiet():
+        return runs.resolve(config, _print_line).identity
 
 
-def _finished(run: _Run, *, first: bool) -> bool:
+def _finished(run: Run, *, first: bool) -> bool:
     """Says whether the run is done, in the words of the first process."""
     config, done = run.config, False
     with faults.shared():
@@ -177,74 +135,6 @@ def _finished(run: _Run, *, first: bool) -> bool:
 
 def _print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _resolved(config: TrainConfig) -> dict[str, Any]:
-    """Returns device, dtype and threads, made definite for this machine."""
-    asked = ScorerSettings(
-        model=config.model,
-        device=config.device,
-        dtype=config.dtype,
-        threads=config.threads,
-    )
-    return scorer.resolved(asked)
-
-
-def _resolve(config: TrainConfig, report: Report) -> _Run:
-    source = models.folder_of(config.model)
-    dataset = Mixture(
-        [FusedFolder(folder) for folder in config.folders],
-        seed=config.seed,
-        weights=interleave.exact(config.data_weights),
-        read_ahead=config.read_ahead,
-        skip_bad=config.bad_rows == "skip",
-    )
-    beside = publish.beside(config.output)
-    work = pathlib.Path(config.checkpoints) if config.checkpoints else beside
-    assert work is not None, "TrainConfig wants checkpoints where the output is remote"
-    return _Run(
-        config=config,
-        source=source,
-        dataset=dataset,
-        settings={
-            **settings.shaping(config),
-            **_resolved(config),
-            "order": order.VERSION,
-            **({"eval_steps": config.eval_steps} if _chooses(config) else {}),
-        },
-        inputs={
-            **publish.by_folder([f.fingerprint for f in dataset.folders]),
-            "model": scorer.model_fingerprint(str(source)),
-            **_judges(config),
-        },
-        work=work,
-        made=beside or work,
-        report=report,
-    )
-
-
-def _chooses(config: TrainConfig) -> bool:
-    """Says whether evaluations decide which weights are published."""
-    return config.keep_best or config.patience is not None
-
-
-def _judges(config: TrainConfig) -> dict[str, str]:
-    """Returns the fingerprint of the held-out text, where it shapes the weights."""
-    if not _chooses(config):
-        return {}
-    assert config.eval_data is not None, "TrainConfig wants it"
-    return {"eval_data": manifest.read(config.eval_data, windows.STAGE).fingerprint}
-
-
-def _held_out(run: _Run) -> HeldOut | None:
-    if run.config.eval_data is None:
-        return None
-    manifest.read(run.config.eval_data, windows.STAGE)
-    return HeldOut(
-        folder=run.config.eval_data,
-        tokenizer=tokenizer.load(str(run.source)),
-        bfloat16=run.settings["dtype"] == "bfloat16",
-    )
 
 
 def _skipped(config: TrainConfig) -> TrainResult:
@@ -266,40 +156,13 @@ def _push(config: TrainConfig, report: Report) -> None:
         report(f"sent to {config.push_to_hub} on the hub")
 
 
-def _check_trackers(config: TrainConfig) -> None:
-    """Refuses trackers that are not installed, before anything takes its time."""
-    found = {
-        "tensorboard": integrations.is_tensorboard_available,
-        "wandb": integrations.is_wandb_available,
-    }
-    for name in config.report_to:
-        if name in found and not found[name]():
-            raise ValueError(
-                f"report_to must name trackers that are installed, {name} is not; run"
-                " pip install 'fusebeam[track]'"
-            )
-
-
-def _check_tokenizer(run: _Run) -> None:
-    """Refuses data that was fused for another tokenizer than the target's."""
-    for folder in run.dataset.folders:
-        wanted = folder.manifest.settings.get("target_tokenizer")
-        found = tokenizer.load(str(run.source)).fingerprint if wanted else None
-        if wanted != found:
-            raise SchemaError(
-                f"{folder.folder} must be fused for the tokenizer of"
-                f" {run.config.model} (fingerprint {found}), but is for another"
-                f" ({wanted}); fuse with the scores of this target"
-            )
-
-
 def _steps(config: TrainConfig, rows: int) -> int:
     """Counts the optimizer steps; the last one is full, too."""
     return config.max_steps or math.ceil(config.epochs * rows / config.batch_size)
 
 
 def _finish(
-    run: _Run, args: transformers.TrainingArguments, held: contextlib.ExitStack
+    run: Run, args: transformers.TrainingArguments, held: contextlib.ExitStack
 ) -> TrainResult:
     """Trains from wherever the run stands to its end, and publishes the model.
 
@@ -324,7 +187,7 @@ def _finish(
             target = _target(run, resume)
             if first:  # it has the weights, whatever the others have
                 traits = models.probe_exactly(target, run.source)
-        held_out = _held_out(run)
+        held_out = runs.held_out(run)
     [traits] = processes.tell(traits)
     objective = _objective(config)
     models.give_objective(target, traits, objective, kernels=config.kernels)
@@ -361,7 +224,7 @@ def _finish(
     )
 
 
-def _target(run: _Run, resume: pathlib.Path | None) -> Any:
+def _target(run: Run, resume: pathlib.Path | None) -> Any:
     """Loads the model that is trained, as it stands."""
     if run.config.lora_rank is None:
         whole = resume is not None and not states.is_sharded(resume)
@@ -376,7 +239,7 @@ def _target(run: _Run, resume: pathlib.Path | None) -> Any:
 
 
 def _begin(
-    run: _Run, held: contextlib.ExitStack, *, first: bool
+    run: Run, held: contextlib.ExitStack, *, first: bool
 ) -> tuple[bool, pathlib.Path | None]:
     """Takes the work folder on the first process; tells all where the run stands.
 
@@ -391,7 +254,7 @@ def _begin(
     return done, resume
 
 
-def _enter(run: _Run, held: contextlib.ExitStack) -> tuple[bool, pathlib.Path | None]:
+def _enter(run: Run, held: contextlib.ExitStack) -> tuple[bool, pathlib.Path | None]:
     """Does what `_begin` says, on the first process."""
     config = run.config
     for folder in run.folders:
@@ -421,7 +284,7 @@ def _objective(config: TrainConfig) -> Objective:
 
 
 def _publish(
-    run: _Run,
+    run: Run,
     trainer: FusionTrainer,
     target: Any,
     state: dict[str, torch.Tensor],
@@ -445,7 +308,7 @@ def _publish(
 
 
 def _describe(
-    run: _Run, trainer: FusionTrainer, folder: pathlib.Path, step: int
+    run: Run, trainer: FusionTrainer, folder: pathlib.Path, step: int
 ) -> None:
     shutil.copyfile(run.work / checkpoints.METRICS, folder / checkpoints.METRICS)
     for logs in (run.work / "checkpoints").glob("runs"):  # TensorBoard's
@@ -469,14 +332,3 @@ def _describe(
         results=results.read(folder / checkpoints.METRICS, step),
         data=[folder.manifest for folder in run.dataset.folders],
     )
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Sets torch's threads for the length of a run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -24,6 +24,7 @@ from train.loop import FusionTrainer
 from train.loss import Objective
 from train.model import Traits
 from train.shards import FusedFolder
+from transforms import tokenizer
 
 MADE = [held_out.window(n, ("code", "prose")[n % 2]) for n in range(5)]
 
@@ -242,7 +243,7 @@ def test_a_model_called_whole_is_measured_as_one_in_halves(config: TrainConfig) 
     model.forward = silent  # as training leaves it
     measured = heldout.HeldOut(
         folder=config.eval_data,
-        tokenizer=trainer.tokenizer.load(config.model),
+        tokenizer=tokenizer.load(config.model),
         bfloat16=False,
     )
     model.train()
@@ -291,7 +292,7 @@ def test_a_sharded_model_is_measured_and_then_trained_as_if_it_were_not(
     assert config.eval_data is not None
     measured = heldout.HeldOut(
         folder=config.eval_data,
-        tokenizer=trainer.tokenizer.load(config.model),
+        tokenizer=tokenizer.load(config.model),
         bfloat16=False,
     )
     found, gradients = gradient(config, measured)
@@ -310,7 +311,7 @@ def test_bfloat16_is_measured_near_float32(config: TrainConfig) -> None:
         evaluate.bits_per_byte(
             heldout.HeldOut(
                 folder=config.eval_data,
-                tokenizer=trainer.tokenizer.load(config.model),
+                tokenizer=tokenizer.load(config.model),
                 bfloat16=bfloat16,
             ).measure(model, (0, 1))
         )
@@ -336,3 +337,12 @@ def test_settings_of_evaluations_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(config, **changes)
+
+
+def test_a_batch_that_does_not_fit_is_an_error_where_all_must_call_alike() -> None:
+    def fail(**_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    whole = heldout._Whole(fail, None, torch.float32)
+    with pytest.raises(SchemaError, match="memory must hold 6 tokens of held-out"):
+        whole(input_ids=torch.zeros(2, 3))

@@ -269,8 +269,13 @@ def test_one_of_two_processes_killed_ends_the_other_and_the_rerun_ends_as_undist
     runs: Path, seed: int
 ) -> None:
     draw = random.Random(seed)
-    command = [*TWO, "-m", "train", *flags(config(runs, "killed", max_steps=12))]
-    folder = runs / "killed.partial"
+    command = [
+        *TWO,
+        "-m",
+        "train",
+        *flags(config(runs, f"killed-{seed}", max_steps=12)),
+    ]
+    folder = runs / f"killed-{seed}.partial"
     killed, step = draw.randrange(2), draw.randint(1, 9)
     after = draw.uniform(0, 0.05)  # seconds into what comes after that step
     launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -280,10 +285,10 @@ def test_one_of_two_processes_killed_ends_the_other_and_the_rerun_ends_as_undist
     time.sleep(after)
     os.kill(workers(launcher.pid)[killed], signal.SIGKILL)
     assert launcher.wait(timeout=120) != 0
-    assert not (runs / "killed").exists()
+    assert not (runs / f"killed-{seed}").exists()
     subprocess.run(command, check=True, capture_output=True, timeout=400)
-    assert weights(runs / "killed") == weights(runs / "long")
-    assert curve(runs / "killed") == curve(runs / "long")
+    assert weights(runs / f"killed-{seed}") == weights(runs / "long")
+    assert curve(runs / f"killed-{seed}") == curve(runs / "long")
 
 
 def last_step(folder: Path) -> int:

@@ -15,7 +15,7 @@ from schemas.errors import SchemaError
 from tests import tiny
 from tests.train import shards
 from tests.train.runs import Killed, other, silent, weights
-from train import checkpoints, publish, trainer
+from train import checkpoints, publish, runs, trainer
 from train.config import TrainConfig
 
 
@@ -107,7 +107,7 @@ def test_a_run_that_another_order_began_is_not_gone_on_with(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed_after(monkeypatch, lambda: trainer.train(config, silent))
-    monkeypatch.setattr(trainer.order, "VERSION", 99)
+    monkeypatch.setattr(runs.order, "VERSION", 99)
     with pytest.raises(SchemaError, match="with order = 2, and now it is 99"):
         trainer.train(config, silent)
 

@@ -15,7 +15,7 @@ from schemas.errors import SchemaError
 from tests import tiny
 from tests.train import shards
 from tests.train.runs import other, silent, weights
-from train import loop, publish, trainer
+from train import arguments, publish, runs, trainer
 from train.config import TrainConfig
 from train.loop import FusionTrainer
 
@@ -189,7 +189,7 @@ def test_a_chat_template_goes_along_and_generation_ends_where_nothing_said_so(
 def test_trackers_that_are_not_installed_are_refused_before_any_work(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer.integrations, "is_wandb_available", lambda: False)
+    monkeypatch.setattr(runs.integrations, "is_wandb_available", lambda: False)
     run = dataclasses.replace(config, report_to=("wandb",))
     with pytest.raises(ValueError, match=r"wandb is not; run .*fusebeam\[track\]"):
         trainer.train(run, silent)
@@ -405,7 +405,7 @@ def test_kernels_that_cannot_run_are_refused(config: TrainConfig) -> None:
 
 
 def test_arguments_keep_the_words_of_the_settings(config: TrainConfig) -> None:
-    args = loop.arguments(
+    args = arguments.training(
         config, Path(config.output), steps=200, device="cpu", dtype="float32"
     )
     assert args.warmup_steps == 2
