@@ -200,7 +200,8 @@ class TrainConfig:
     )
     logging_steps: int = setting(
         10,
-        help="optimizer steps between lines of metrics.jsonl; the last has one always",
+        help="optimizer steps between lines of metrics.jsonl; the last, checkpoints and"
+        " evaluations have one always",
         shapes_output=False,
     )
     report_to: tuple[str, ...] = setting(

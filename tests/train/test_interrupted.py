@@ -86,6 +86,21 @@ def test_a_run_killed_at_a_checkpoint_ends_with_the_same_bytes(
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
+def test_lines_of_a_run_that_goes_on_between_two_of_them_are_the_undisturbed_ones(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, save_steps=3, logging_steps=4)
+    whole = other(config, "whole")
+    trainer.train(whole, silent)
+    assert [line["step"] for line in curve(whole.output)] == [3, 4, 6]
+    with monkeypatch.context() as patched:
+        kill_at(3, "after")(patched)
+        with pytest.raises(Killed):
+            trainer.train(config, silent)
+    trainer.train(config, silent)
+    assert curve(config.output) == curve(whole.output)
+
+
 def test_a_resumed_run_reads_only_the_rows_still_to_do(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
