@@ -288,7 +288,8 @@ def _check_tokenizer(run: _Run) -> None:
 
 def _steps(config: TrainConfig, rows: int) -> int:
     """Counts the optimizer steps; the last one is full, too."""
-    return config.max_steps or math.ceil(config.epochs * rows / config.batch_size)
+    [epochs] = interleave.exact([config.epochs])
+    return config.max_steps or math.ceil(epochs * rows / config.batch_size)
 
 
 def _finish(

@@ -400,3 +400,17 @@ def test_arguments_keep_the_words_of_the_settings(config: TrainConfig) -> None:
     assert args.max_grad_norm == 1.0
     assert (args.adam_beta1, args.adam_beta2) == (0.9, 0.95)
     assert not args.bf16
+
+
+def test_shares_of_rows_and_steps_are_those_that_are_written(
+    config: TrainConfig,
+) -> None:
+    # In floating point 1.1 x 100 and 0.07 x 100 are a little above 110 and 7.
+    asked = dataclasses.replace(
+        config, max_steps=None, epochs=1.1, batch_size=10, warmup_ratio=0.07
+    )
+    assert trainer._steps(asked, 100) == 11
+    args = loop.arguments(
+        asked, Path(config.output), steps=100, device="cpu", dtype="float32"
+    )
+    assert args.warmup_steps == 7
