@@ -271,7 +271,7 @@ def test_a_loss_that_is_no_number_ends_the_run(config: TrainConfig) -> None:
 def test_a_run_shorter_than_the_logging_interval_ends_with_its_last_line(
     config: TrainConfig,
 ) -> None:
-    run = dataclasses.replace(config, max_steps=3, logging_steps=10)
+    run = dataclasses.replace(config, max_steps=3, logging_steps=10, save_steps=10)
     result = trainer.train(run, silent)
     (line,) = map(
         json.loads, Path(run.output, "metrics.jsonl").read_text().split("\n")[:-1]
