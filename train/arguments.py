@@ -5,7 +5,7 @@ import pathlib
 
 import transformers
 
-from train import processes
+from train import interleave, processes
 from train.config import TrainConfig
 
 _FIELDS = transformers.TrainingArguments.__dataclass_fields__
@@ -27,11 +27,11 @@ def training(
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=schedules.get(config.schedule, config.schedule),
-        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        warmup_steps=math.ceil(interleave.exact([config.warmup_ratio])[0] * steps),
         weight_decay=config.weight_decay,
         adam_beta1=config.beta1,
         adam_beta2=config.beta2,
-        max_grad_norm=config.clip or 0.0,
+        max_grad_norm=config.clip,
         seed=config.seed,
         bf16=dtype == "bfloat16",
         use_cpu=device == "cpu",

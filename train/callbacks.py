@@ -9,6 +9,8 @@ import transformers
 class StepEnds(transformers.TrainerCallback):
     """Logs the last step, too: a loss that is no number must not be published.
 
+    A line of metrics is of the steps since the line before, so every checkpoint has
+    one: what a run that goes on from it logs is of the same steps as without the break.
     Says when to evaluate.
     """
 
@@ -39,9 +41,9 @@ class StepEnds(transformers.TrainerCallback):
         control: transformers.TrainerControl,
         **_: Any,
     ) -> transformers.TrainerControl:
-        """Asks for a line of metrics after the last step, and with an evaluation."""
+        """Asks for a line after the last step, at evaluations and at checkpoints."""
         last = state.global_step >= state.max_steps
         if self._every is not None and (last or state.global_step % self._every == 0):
             control.should_evaluate = True
-        control.should_log |= last or control.should_evaluate
+        control.should_log |= last or control.should_evaluate or control.should_save
         return control

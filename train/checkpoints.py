@@ -24,7 +24,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from schemas import files, locks
 from schemas.errors import SchemaError
@@ -110,7 +110,8 @@ def open_work(work: pathlib.Path, identity: dict[str, object], *, anew: bool) ->
 
     Args:
       work: the folder, which is held.
-      identity: settings and inputs of the run, flat.
+      identity: settings and inputs of the run, flat. The parts of a step may be others
+        than before.
       anew: whether to remove what a run of other settings left.
 
     Raises:
@@ -120,7 +121,7 @@ def open_work(work: pathlib.Path, identity: dict[str, object], *, anew: bool) ->
     path = work / _SETTINGS
     if path.exists():
         had = dict(files.read_json(str(path)))
-        keys = sorted({*had, *identity})
+        keys = sorted({*had, *identity} - free(identity))
         differing = [key for key in keys if had.get(key) != identity.get(key)]
         if not differing:
             return
@@ -139,6 +140,15 @@ def open_work(work: pathlib.Path, identity: dict[str, object], *, anew: bool) ->
     _clear(work)
     (work / _FOLDER).mkdir(parents=True)
     files.write_json(str(path), identity)
+
+
+def free(identity: Mapping[str, object]) -> set[str]:
+    """Names the settings that may change where a run goes on.
+
+    The parts of a step add up to it, however many: on fewer processes there must be
+    more of them. But under `reference` the means are over each part.
+    """
+    return set() if identity.get("reference") else {"accumulation"}
 
 
 def latest(work: pathlib.Path) -> pathlib.Path | None:

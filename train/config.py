@@ -108,7 +108,7 @@ class TrainConfig:
     weight_decay: float = setting(0.1, help="weight decay of AdamW")
     beta1: float = setting(0.9, help="decay of AdamW's first moment, in [0, 1)")
     beta2: float = setting(0.95, help="decay of AdamW's second moment, in [0, 1)")
-    clip: float | None = setting(1.0, help="largest norm of the gradient")
+    clip: float = setting(1.0, help="largest norm of the gradient; 0: any")
     seed: int = setting(42, help="of the order of the data and of dropout")
     gradient_checkpointing: bool = setting(
         False, help="compute activations twice rather than keep them"
@@ -185,7 +185,8 @@ class TrainConfig:
     )
     logging_steps: int = setting(
         10,
-        help="optimizer steps between lines of metrics.jsonl; the last has one always",
+        help="optimizer steps between lines of metrics.jsonl; the last, checkpoints and"
+        " evaluations have one always",
         shapes_output=False,
     )
     report_to: tuple[str, ...] = setting(

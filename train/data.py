@@ -101,11 +101,39 @@ def decode(row: Mapping[str, Any], table: RankTable) -> Example:
     Raises:
       SchemaError: if it is corrupt. The caller knows which file and row it is.
     """
+    _check(row, table)
+    ids, lengths = row["input_ids"], row["segment_lengths"]
+    mask = row["loss_mask"].copy()
+    mask[np.cumsum(lengths) - 1] = False  # there is no next token
+    return Example(
+        input_ids=ids,
+        segment_lengths=lengths,
+        loss_mask=mask,
+        rows=codec.decode_rows(row["distribution"], ids, table),
+        weights=row["weights"].reshape(len(lengths), -1),
+        chunk_ends=row["chunk_ends"],
+        chunk_logprobs=row["chunk_logprobs"],
+    )
+
+
+def _check(row: Mapping[str, Any], table: RankTable) -> None:
+    """Checks what the codec does not.
+
+    Raises:
+      SchemaError: if columns do not fit each other, or hold what cannot be.
+    """
     ids, lengths, mask = (row[n] for n in ("input_ids", "segment_lengths", "loss_mask"))
-    if not lengths.sum() == len(ids) == len(mask) or (lengths < 1).any():
+    whole = len(lengths) and lengths.sum() == len(ids) == len(mask)
+    if not whole or (lengths < 1).any():
         raise SchemaError(
-            f"segments must sum to the row's {len(ids)} tokens, they sum to"
-            f" {lengths.sum()}, and the loss mask holds {len(mask)}; run fuse again"
+            f"segments must sum to the row's {len(ids)} tokens, at least one, they sum"
+            f" to {lengths.sum()}, and the loss mask holds {len(mask)}; run fuse again"
+        )
+    size = table.order.size
+    if ids.min() < 0 or ids.max() >= size:
+        raise SchemaError(
+            f"input_ids must be in [0, {size}), the ids of the tokenizer that the row"
+            f" was fused for, got {ids.min()} to {ids.max()}; run fuse again"
         )
     if len(row["weights"]) % len(lengths):
         raise SchemaError(
@@ -119,17 +147,11 @@ def decode(row: Mapping[str, Any], table: RankTable) -> Example:
             f"chunk_ends must rise within the row's {len(ids)} tokens, one for each of"
             f" its {len(logprobs)} chunk_logprobs, got {len(ends)}; run fuse again"
         )
-    mask = mask.copy()
-    mask[np.cumsum(lengths) - 1] = False  # there is no next token
-    return Example(
-        input_ids=ids,
-        segment_lengths=lengths,
-        loss_mask=mask,
-        rows=codec.decode_rows(row["distribution"], ids, table),
-        weights=row["weights"].reshape(len(lengths), -1),
-        chunk_ends=ends,
-        chunk_logprobs=logprobs,
-    )
+    if (logprobs > 0).any():
+        raise SchemaError(
+            f"chunk_logprobs must be at most 0, got {np.nanmax(logprobs)}; run fuse"
+            " again"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

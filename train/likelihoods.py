@@ -62,7 +62,9 @@ def match_chunks(
     cut = sums.clamp_max(-CERTAIN) / temperature
     cut = torch.where(here, cut, -1.0)
     other, ours = -torch.expm1(said), -torch.expm1(cut)  # 1 - p, 1 - q
-    values = said.exp() * (said - cut) + torch.xlogy(other, other / ours)
+    # 0 log 0 = 0: a chunk that the source rules out.
+    known = torch.where(said > -torch.inf, said.exp() * (said - cut), 0.0)
+    values = known + torch.xlogy(other, other / ours)
     slopes = torch.where(here & (sums < -CERTAIN), (other - ours) / ours, 0.0)
     total = (temperature * torch.where(here, values, 0.0)).sum()
     return total, torch.where(inside, slopes[place], 0.0)

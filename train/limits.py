@@ -146,9 +146,12 @@ def _check_numbers(run: "TrainConfig") -> None:
         _require(getattr(run, name) > 0, name, "above 0", run)
     for name in ("batch_size", "accumulation", "save_steps", "logging_steps"):
         _require(getattr(run, name) >= 1, name, "at least 1", run)
-    for name in ("readers", "read_ahead", "weight_decay", "seed", "min_delta"):
+    for name in ("readers", "read_ahead", "weight_decay", "seed", "min_delta", "clip"):
         _require(getattr(run, name) >= 0, name, "at least 0", run)
-    optional = ("max_steps", "threads", "clip", "peak_tflops", "lora_rank")
+    for name, value in vars(run).items():
+        if isinstance(value, float):
+            _require(math.isfinite(value), name, "finite", run)
+    optional = ("max_steps", "threads", "peak_tflops", "lora_rank")
     for name in (*optional, "eval_steps", "patience"):
         value = getattr(run, name)
         _require(value is None or value > 0, name, "above 0, or left out", run)

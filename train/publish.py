@@ -61,10 +61,13 @@ def finished(output: str, identity: Mapping[str, Any], *, overwrite: bool) -> bo
             )
         return False
     found = manifest.read(output, STAGE)
-    if {**found.settings, **found.inputs} == dict(identity):
+    had = {**found.settings, **found.inputs}
+    # What may change where a run goes on is as its last command had it.
+    wanted = {**identity, **{key: had.get(key) for key in checkpoints.free(identity)}}
+    if had == wanted:
         return True
     if not overwrite:
-        manifest.refuse_other(output, found, identity)
+        manifest.refuse_other(output, found, wanted)
     return False
 
 

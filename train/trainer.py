@@ -29,6 +29,7 @@ from train import (
     faults,
     gradient,
     hub,
+    interleave,
     processes,
     publish,
     results,
@@ -158,7 +159,8 @@ def _push(config: TrainConfig, report: Report) -> None:
 
 def _steps(config: TrainConfig, rows: int) -> int:
     """Counts the optimizer steps; the last one is full, too."""
-    return config.max_steps or math.ceil(config.epochs * rows / config.batch_size)
+    [epochs] = interleave.exact([config.epochs])
+    return config.max_steps or math.ceil(epochs * rows / config.batch_size)
 
 
 def _finish(

@@ -101,7 +101,8 @@ def chunk_loss(
     spent = torch.log_softmax(logits[row, places], -1)[torch.arange(len(gold)), gold]
     p = (theirs / tau).exp()
     q = (spent.sum().clamp_max(-CERTAIN) / tau).exp()
-    return tau * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
+    entropy = torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)  # 0 log 0 = 0
+    return tau * (entropy - p * q.log() - (1 - p) * (1 - q).log())
 
 
 def batch_of(
@@ -134,7 +135,10 @@ def batch_of(
 def chunks_of(
     rng: np.random.Generator, mask: Tensor, longest: int = 3
 ) -> dict[str, Tensor]:
-    """Cuts rows into chunks; those that the mask cuts, and some others, are none."""
+    """Cuts rows into chunks; those that the mask cuts, and some others, are none.
+
+    Some chunks the source rules out, and of some it is certain.
+    """
     b, t = mask.shape
     of, logprobs = np.full((b, t), -1), np.full((b, t), np.nan)
     for row in range(b):
@@ -144,7 +148,7 @@ def chunks_of(
             inside = place == chunk
             if mask[row].numpy()[inside].all() and rng.random() < 0.8:
                 of[row, inside] = chunk
-                logprobs[row, chunk] = -rng.exponential(3)
+                logprobs[row, chunk] = rng.choice([0, -np.inf, -rng.exponential(3)])
     return {
         "chunk_of": torch.from_numpy(of),
         "chunk_logprobs": torch.from_numpy(logprobs),

@@ -86,6 +86,21 @@ def test_a_run_killed_at_a_checkpoint_ends_with_the_same_bytes(
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
+def test_lines_of_a_run_that_goes_on_between_two_of_them_are_the_undisturbed_ones(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, save_steps=3, logging_steps=4)
+    whole = other(config, "whole")
+    trainer.train(whole, silent)
+    assert [line["step"] for line in curve(whole.output)] == [3, 4, 6]
+    with monkeypatch.context() as patched:
+        kill_at(3, "after")(patched)
+        with pytest.raises(Killed):
+            trainer.train(config, silent)
+    trainer.train(config, silent)
+    assert curve(config.output) == curve(whole.output)
+
+
 def test_a_resumed_run_reads_only_the_rows_still_to_do(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +312,31 @@ def test_other_settings_in_an_unfinished_folder_are_refused_by_name(
         trainer.train(config, silent)
     trainer.train(dataclasses.replace(config, overwrite=True), silent)
     assert weights(config.output) == undisturbed
+
+
+def test_a_run_goes_on_in_other_parts_of_a_step_with_the_same_rows(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = other(config, "whole")
+    trainer.train(whole, silent)
+    with monkeypatch.context() as patched:
+        kill_at(2, "after")(patched)
+        with pytest.raises(Killed):
+            trainer.train(config, silent)
+    trainer.train(dataclasses.replace(config, accumulation=4), silent)
+    lines, wanted = curve(config.output), curve(whole.output)
+    assert lines[:2] == wanted[:2]
+    for name in ("step", "train/tokens", "train/coverage", "train/tail_mass"):
+        found = [line[name] for line in lines]
+        assert found == pytest.approx([line[name] for line in wanted], rel=1e-6)
+    assert trainer.train(config, silent).skipped  # the command that began it
+
+
+def test_parts_of_a_step_stay_where_the_means_are_over_them(tmp_path: Path) -> None:
+    had: dict[str, object] = {"accumulation": 2, "reference": "fusellm"}
+    checkpoints.open_work(tmp_path, had, anew=False)
+    with pytest.raises(SchemaError, match="accumulation = 2, and now it is 4"):
+        checkpoints.open_work(tmp_path, had | {"accumulation": 4}, anew=False)
 
 
 def test_checkpoints_shape_nothing(config: TrainConfig, undisturbed: bytes) -> None:

@@ -32,7 +32,7 @@ from train.config import TrainConfig
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 TWO += ["--nproc_per_node=2"]
-RISING = {"learning_rate": 0.3, "clip": None, "eval_steps": 1}
+RISING = {"learning_rate": 0.3, "clip": 0.0, "eval_steps": 1}
 """Settings under which held-out text is worse and worse predicted."""
 
 SHARDED = {"sharding": "fsdp", "checkpoint_form": "sharded"}

@@ -7,12 +7,15 @@ from schemas import files, fused, manifest
 from schemas.errors import SchemaError
 from schemas.fused import FusedRow
 from tests.train import shards
+from train import data
 from train.data import Example
 from train.order import GROUP_ROWS
 from train.shards import FusedFolder
 from transforms.functional import codec
 
 SIZE = 40
+EMPTY: dict[str, object] = {name: [] for name in data.COLUMNS if name != "distribution"}
+"""A row without tokens."""
 
 
 @pytest.fixture
@@ -84,8 +87,9 @@ def test_groups_come_as_rows_first_need_them(tmp_path: Path) -> None:
         {"distribution": b"no frame"},
         {"segment_lengths": [3]},
         {"loss_mask": [True]},
+        EMPTY,
     ],
-    ids=["frame", "segments", "mask"],
+    ids=["frame", "segments", "mask", "empty"],
 )
 def test_a_corrupt_row_is_named_by_file_and_number(
     folder: str, change: dict[str, object]
@@ -95,6 +99,23 @@ def test_a_corrupt_row_is_named_by_file_and_number(
     example(found, 5)
     with pytest.raises(SchemaError, match=r"slice-000000\.parquet, row 6"):
         example(found, 6)
+
+
+@pytest.mark.parametrize(
+    ("column", "last", "law"),
+    [
+        ("input_ids", -5, rf"must be in \[0, {SIZE}\)"),
+        ("input_ids", SIZE, rf"must be in \[0, {SIZE}\)"),
+        ("chunk_logprobs", 0.5, "must be at most 0"),
+    ],
+)
+def test_a_row_that_holds_what_cannot_be_is_named_by_file_and_number(
+    folder: str, column: str, last: float, law: str
+) -> None:
+    values = getattr(all_rows(FusedFolder(folder))[6], column).tolist()
+    shards.rewrite(folder, {column: [*values[:-1], last]})
+    with pytest.raises(SchemaError, match=rf"000000\.parquet, row 6: .* {law}"):
+        example(FusedFolder(folder), 6)
 
 
 def test_a_flipped_byte_is_named_by_file_and_rows(folder: str) -> None:

@@ -270,7 +270,7 @@ def test_data_fused_for_another_tokenizer_is_refused(
 
 
 def test_a_loss_that_is_no_number_ends_the_run(config: TrainConfig) -> None:
-    run = dataclasses.replace(config, learning_rate=1e30, clip=None)
+    run = dataclasses.replace(config, learning_rate=1e30, clip=0.0)
     with pytest.raises(ValueError, match="must be finite"):
         trainer.train(run, silent)
 
@@ -278,7 +278,7 @@ def test_a_loss_that_is_no_number_ends_the_run(config: TrainConfig) -> None:
 def test_a_run_shorter_than_the_logging_interval_ends_with_its_last_line(
     config: TrainConfig,
 ) -> None:
-    run = dataclasses.replace(config, max_steps=3, logging_steps=10)
+    run = dataclasses.replace(config, max_steps=3, logging_steps=10, save_steps=10)
     result = trainer.train(run, silent)
     (line,) = map(
         json.loads, Path(run.output, "metrics.jsonl").read_text().split("\n")[:-1]
@@ -335,7 +335,9 @@ def test_progress_tells_step_loss_speed_and_time_left(config: TrainConfig) -> No
         ("learning_rate", 0.0),
         ("batch_size", 0),
         ("accumulation", 3),
-        ("clip", 0.0),
+        ("clip", -1.0),
+        ("epochs", float("inf")),
+        ("learning_rate", float("nan")),
         ("threads", 0),
         ("output", "gs://bucket/out"),
         ("chunk_share", 1.0),
@@ -412,3 +414,17 @@ def test_arguments_keep_the_words_of_the_settings(config: TrainConfig) -> None:
     assert args.max_grad_norm == 1.0
     assert (args.adam_beta1, args.adam_beta2) == (0.9, 0.95)
     assert not args.bf16
+
+
+def test_shares_of_rows_and_steps_are_those_that_are_written(
+    config: TrainConfig,
+) -> None:
+    # In floating point 1.1 x 100 and 0.07 x 100 are a little above 110 and 7.
+    asked = dataclasses.replace(
+        config, max_steps=None, epochs=1.1, batch_size=10, warmup_ratio=0.07
+    )
+    assert trainer._steps(asked, 100) == 11
+    args = arguments.training(
+        asked, Path(config.output), steps=100, device="cpu", dtype="float32"
+    )
+    assert args.warmup_steps == 7

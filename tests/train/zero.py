@@ -22,7 +22,7 @@ from train.config import TrainConfig
 
 FILES = Path(__file__).parents[2] / "deploy" / "train"
 JUDGED = {"eval_steps": 2, "keep_best": True}
-RISING = {"eval_steps": 1, "keep_best": True, "learning_rate": 0.3, "clip": None}
+RISING = {"eval_steps": 1, "keep_best": True, "learning_rate": 0.3, "clip": 0.0}
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
     "judged": JUDGED,
