@@ -11,6 +11,7 @@ from lm_eval import tasks
 from pipelines import cli
 from schemas import files
 from schemas.errors import SchemaError
+from tests import twins
 from tests.train import bench_tasks
 from train import benchmarks, harness
 from train.evaluate import EvaluateConfig
@@ -139,6 +140,22 @@ def test_a_result_is_kept_until_settings_or_data_change(
     assert benchmarks.measured_tasks(config, benchmarks.load(config)) == {}
     anew = dataclasses.replace(few, overwrite=True)
     assert benchmarks.evaluate_tasks(anew, silent)["colors"]["items"] == 2
+
+
+def test_prompts_of_a_chat_model_are_dialogues_by_its_template(
+    config: EvaluateConfig, folder: Path, tmp_path: Path
+) -> None:
+    chat = twins.chatty(twins.make(tmp_path / "chat", "llama", 7, twins.byte_level()))
+    model = bench_tasks.Model(chat)
+    question, head = "one and two", "<|im_start|>assistant\n"
+    prompt = f"<|im_start|>user\n{question} =<|im_end|>\n{head}"
+    answers = [model.answer(p, "e", 6) for p in (prompt, f"{question} =")]
+    assert answers[0] != answers[1]
+    bench_tasks.write_answers(folder, [{"question": question, "answer": answers[0]}])
+    asked = dataclasses.replace(config, model=chat, tasks=("sums",), chat_prompts=True)
+    assert benchmarks.evaluate_tasks(asked, silent)["sums"]["exact_match"] == 1
+    plain = dataclasses.replace(asked, name="plain", chat_prompts=False)
+    assert benchmarks.evaluate_tasks(plain, silent)["sums"]["exact_match"] == 0
 
 
 def test_prompts_that_are_too_long_are_counted(
