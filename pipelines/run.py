@@ -49,7 +49,7 @@ def run(
     _refuse_left_alone(runner_flags)
     work = selection.select(plan, only)
     # What benchmarks lack, as their data, must not come to light after hours.
-    tasks = _load_tasks(plan)
+    tasks = _load_tasks(plan) if work.models else []
     _prepare(plan, runner_flags)
     for name in work.scores:
         _score(plan, name, runner_flags)

@@ -89,7 +89,7 @@ def _seeded() -> Iterator[None]:
     random.seed(_SEED)
     np.random.seed(_SEED)  # noqa: NPY002
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[*range(torch.cuda.device_count())]):
             torch.manual_seed(_SEED)
             yield
     finally:

@@ -29,6 +29,8 @@ Metrics = dict[str, dict[str, float]]
 
 _SHOTS_SEED = 1234
 """Of the choice of examples in prompts: the harness's own default."""
+_NOT_KEPT = "Couldn't find cache"
+"""What datasets begins with where another part of the same data set was kept."""
 _DRAWS = 1000
 """Of the bootstrap, for standard errors that no formula gives."""
 
@@ -115,6 +117,10 @@ def _load(name: str, manager: Any, own: set[str], *, run_code: bool) -> Benchmar
         raise ValueError(f"task {name}: {error}") from error.__cause__
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise FileNotFoundError(_lacking(name, error)) from error
+    except ValueError as error:
+        if not str(error).startswith(_NOT_KEPT):
+            raise
+        raise FileNotFoundError(_lacking(name, error)) from error
     for task_name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False) and not run_code:
             raise ValueError(
@@ -173,11 +179,10 @@ def wrap(model: Any, tokenizer: str, *, batch: int) -> Any:
       tokenizer: folder, GGUF file or hub id of its tokenizer.
       batch: requests of a forward pass.
     """
+    import transformers
     from lm_eval.models import huggingface
 
     found = checkpoint.fetch(tokenizer, (checkpoint.CONFIG, *checkpoint.COMPANIONS))
-    import transformers
-
     given = transformers.AutoTokenizer.from_pretrained(
         str(found.folder),
         trust_remote_code=False,

@@ -178,13 +178,18 @@ def test_twins_of_fusellm_s_models_take_its_whole_road(
     pq.write_table(
         pa.table({"text": [t[:400] for t in tiny.texts()[:DOCUMENTS]]}), data
     )
-    table = run(text("fusellm", tmp_path, models, data), tmp_path / "out")
+    path, out = text("fusellm", tmp_path, models, data), tmp_path / "out"
+    table = run(path, out)
     names = {"untouched", "fused", "clm", "source:openllama", "source:mpt"}
     assert table["models"].keys() == names
     assert table["tasks"]["colors"].keys() == names
     assert len({row["all"] for row in table["models"].values()}) == len(names)
     shown = capsys.readouterr().out
     assert "score openllama" in shown
+    assert cli.main(["run", path, f"--output={out}", "--only", "untouched"]) == 0
+    assert files.read_json(f"{out}/evaluation.json") == table
+    assert cli.main(["verify", str(out)]) == 0
+    assert "1 tasks, as in their results" in capsys.readouterr().out
     assert "colors acc_norm" in shown
 
 

@@ -184,6 +184,27 @@ def test_a_preset_without_its_data_says_how_to_come_by_it(
     assert "--task_limit=1" in told
 
 
+def test_a_part_of_a_data_set_that_was_not_kept_is_told_alike(
+    config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise ValueError("Couldn't find cache for ai2_arc for config 'ARC-Challenge'")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(FileNotFoundError, match=r"task arc must have .*'ARC-Chall"):
+        benchmarks.load(dataclasses.replace(config, tasks=("arc",)))
+
+
+def test_broken_data_of_a_local_task_are_named_and_not_quoted(
+    config: EvaluateConfig, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder / "colors.jsonl"
+    path.write_text(path.read_text().replace('"choices"', "marker number", 1))
+    with pytest.raises(FileNotFoundError, match="task colors must have its data"):
+        benchmarks.load(config)
+    assert "marker number" not in caplog.text
+
+
 def test_a_local_task_whose_files_are_gone_is_named(
     config: EvaluateConfig, folder: Path
 ) -> None:
