@@ -29,6 +29,8 @@ Metrics = dict[str, dict[str, float]]
 
 _SHOTS_SEED = 1234
 """Of the choice of examples in prompts: the harness's own default."""
+_NOT_HOW = ("metadata", "dataset_kwargs")
+"""Keys of a task that say where it lies, not how it asks."""
 _NOT_KEPT = "Couldn't find cache"
 """What datasets begins with where another part of the same data set was kept."""
 _DRAWS = 1000
@@ -43,11 +45,13 @@ class Benchmark:
       name: as it was asked for.
       loaded: the harness's tasks and groups.
       digest: of how it asks, and of every item.
+      run_code: whether code of others may run.
     """
 
     name: str
     loaded: Any
     digest: str
+    run_code: bool
 
 
 def version() -> str:
@@ -134,7 +138,8 @@ def _load(name: str, manager: Any, own: set[str], *, run_code: bool) -> Benchmar
             )
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
-    return Benchmark(name=name, loaded=loaded, digest=_digest(loaded["tasks"]))
+    digest = _digest(loaded["tasks"])
+    return Benchmark(name=name, loaded=loaded, digest=digest, run_code=run_code)
 
 
 def _lacking(name: str, error: Exception) -> str:
@@ -153,7 +158,7 @@ def _digest(tasks: Mapping[str, Any]) -> str:
     """Digests how tasks ask, and every item, those shown as examples among them."""
     told = []
     for name, task in tasks.items():
-        how = {k: v for k, v in task.dump_config().items() if k != "metadata"}
+        how = {k: v for k, v in task.dump_config().items() if k not in _NOT_HOW}
         shots = task.get_config("num_fewshot")
         shown = list(task.fewshot_docs() or ()) if shots else []
         told.append([name, _plain(how), _plain(list(task.eval_docs)), _plain(shown)])
@@ -203,7 +208,7 @@ def ask(benchmark: Benchmark, asked: Any, *, limit: int | None, chat: bool) -> M
     """Asks a model all items of a benchmark.
 
     Args:
-      benchmark: what `load` returned, for which it was said whether code may run.
+      benchmark: what `load` returned.
       asked: what `wrap` returned.
       limit: items of each task; None = all.
       chat: whether prompts are put into the model's chat template.
@@ -214,7 +219,7 @@ def ask(benchmark: Benchmark, asked: Any, *, limit: int | None, chat: bool) -> M
     from lm_eval import evaluator
 
     tasks = benchmark.loaded["tasks"]
-    with confinement.confined(run_code=True), causal.quiet():
+    with confinement.confined(run_code=benchmark.run_code), causal.quiet():
         for task in tasks.values():
             _refuse_short(task, asked)
             task.set_fewshot_seed(seed=_SHOTS_SEED)
@@ -226,7 +231,7 @@ def ask(benchmark: Benchmark, asked: Any, *, limit: int | None, chat: bool) -> M
             log_samples=False,
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
-            confirm_run_unsafe_code=True,
+            confirm_run_unsafe_code=benchmark.run_code,
         )
         cut = {
             name: sum(_is_cut(asked, one) for one in task.instances)
@@ -285,7 +290,7 @@ def _is_cut(asked: Any, request: Any) -> bool:
         prompt, told = request.args
         answer = int(told.get("max_gen_toks", asked.max_gen_toks))
         return len(asked.tok_encode(prompt)) > asked.max_length - answer
-    if request.request_type == "loglikelihood":
-        prompt, answer = map(asked.tok_encode, request.args)
+    if request.request_type == "loglikelihood" and request.args[0]:
+        prompt, answer = asked._encode_pair(*request.args)
         return len(prompt) + len(answer) > asked.max_length + 1
     return False

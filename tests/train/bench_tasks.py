@@ -54,6 +54,24 @@ metadata:
 """
 
 
+_CHOSEN = {"choices": {"text": ["red", "blue"], "label": ["A", "B"]}, "answerKey": "B"}
+PUBLIC: dict[str, dict[str, Any]] = {
+    "bbh": {"input": "Is not False True?", "target": "True"},
+    "arc": {"question": "Which is a color?", **_CHOSEN},
+    "boolq": {"passage": "Snow is white.", "question": "is snow blue", "label": 0},
+    "hellaswag": {
+        "ctx_a": "He takes a brush.",
+        "ctx_b": "he",
+        "activity_label": "Painting",
+        "endings": ["paints.", "sings.", "eats.", "sleeps."],
+        "label": "0",
+    },
+    "openbookqa": {"question_stem": "The sky is", **_CHOSEN},
+    "gsm8k": {"question": "What is 2 and 2?", "answer": "2 + 2 = 4\n#### 4"},
+}
+"""An item as each preset's data set has them."""
+
+
 def questions(count: int) -> list[dict[str, Any]]:
     """Makes questions whose text can be looked for in what a command prints."""
     return [

@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import pytest
 from lm_eval import tasks
+from lm_eval.models import huggingface
 
 from pipelines import cli
 from schemas import files
@@ -158,6 +159,15 @@ def test_prompts_of_a_chat_model_are_dialogues_by_its_template(
     assert benchmarks.evaluate_tasks(plain, silent)["sums"]["exact_match"] == 0
 
 
+def test_a_folder_of_tasks_may_be_moved(
+    config: EvaluateConfig, folder: Path, tmp_path: Path
+) -> None:
+    moved = bench_tasks.write_choices(tmp_path / "b", bench_tasks.questions(COUNT))
+    other = dataclasses.replace(config, task_folders=(str(moved),))
+    (before,), (after,) = benchmarks.load(config), benchmarks.load(other)
+    assert before.digest == after.digest
+
+
 def test_prompts_that_are_too_long_are_counted(
     config: EvaluateConfig, folder: Path
 ) -> None:
@@ -182,6 +192,48 @@ def test_a_preset_without_its_data_says_how_to_come_by_it(
     assert told.startswith(f"task {name} must have its data")
     assert "HF_HOME" in told
     assert "--task_limit=1" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("bbh", {"exact_match,get-answer"}),
+        ("arc", {"acc", "acc_norm"}),
+        ("boolq", {"acc"}),
+        ("hellaswag", {"acc", "acc_norm"}),
+        ("openbookqa", {"acc", "acc_norm"}),
+        ("gsm8k", {"exact_match,strict-match", "exact_match,flexible-extract"}),
+    ],
+)
+def test_a_preset_asks_the_items_of_its_data_set(
+    config: EvaluateConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    figures: set[str],
+) -> None:
+    rows = datasets.Dataset.from_list([bench_tasks.PUBLIC[name]] * 8)
+    parts = dict.fromkeys(("train", "validation", "test"), rows)
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda **_: datasets.DatasetDict(parts)
+    )
+    monkeypatch.setattr(huggingface.HFLM, "max_length", 2048)
+    monkeypatch.setattr(huggingface.HFLM, "generate_until", answered)
+    asked = dataclasses.replace(config, tasks=(name,), task_limit=2)
+    found = benchmarks.evaluate_tasks(asked, silent)
+    assert {*harness.PRESETS[name][1]} <= found.keys()
+    assert len(found) == {"bbh": 28, "arc": 2}.get(name, 1)
+    for row in found.values():
+        measured = {key for key in row if "_stderr" not in key}
+        assert measured - {"items", "cut_prompts"} == figures
+    if name in ("bbh", "gsm8k"):
+        assert {row[figure] for row in found.values() for figure in figures} == {1.0}
+
+
+def answered(_: Any, requests: list[Any]) -> list[str]:
+    """Answers what is asked in a way that both kinds of items take for right."""
+    return [
+        "So the answer is True." if "False" in r.args[0] else "#### 4" for r in requests
+    ]
 
 
 def test_a_part_of_a_data_set_that_was_not_kept_is_told_alike(
@@ -233,6 +285,15 @@ def test_a_program_that_a_model_writes_runs_only_where_allowed(
     with pytest.raises(ValueError, match=r"task colors runs what the model has wri"):
         benchmarks.load(config)
     assert benchmarks.load(dataclasses.replace(config, run_code=True))
+
+
+def test_a_task_of_programs_is_refused_before_the_hub_is_asked(
+    config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = Path(tasks.__file__).parent / "humaneval/manager.py"
+    monkeypatch.setattr(tasks.manager, "__file__", str(alone))
+    with pytest.raises(ValueError, match=r"humaneval: code_eval is a program of the h"):
+        benchmarks.load(dataclasses.replace(config, tasks=("humaneval",)))
 
 
 def test_a_metric_that_is_a_program_of_the_hub_is_not_fetched_unasked(
