@@ -33,6 +33,13 @@ CORE = [
 TRAIN = ["accelerate>=1.6,<2"]
 TENSORBOARD = "tensorboard>=2.18,<3"
 LORA = ["peft>=0.17,<1"]
+EVAL = [
+    *TRAIN,
+    "datasets>=4,<6",  # from 4 on no data set may bring a program along
+    "evaluate>=0.4.3,<1",
+    "lm_eval>=0.4.13,<0.5",
+    "PyYAML>=6,<7",
+]
 DEMO = [
     *TRAIN,
     "gguf>=0.17,<1",  # SmolLM2 comes as GGUF
@@ -42,6 +49,7 @@ DEMO = [
 EXTRAS = {
     "train": TRAIN,
     "track": [TENSORBOARD, "wandb>=0.19,<1"],
+    "eval": EVAL,
     "lora": LORA,
     "qlora": [*LORA, "bitsandbytes>=0.46,<1"],
     "deepspeed": ["deepspeed>=0.16,<1"],
@@ -51,6 +59,7 @@ EXTRAS = {
     "demo": DEMO,
     "dev": [
         *DEMO,
+        *EVAL,
         *LORA,
         "beartype>=0.20,<1",
         "duckdb>=1.2,<3",
@@ -64,7 +73,6 @@ EXTRAS = {
         "pytest>=8.3,<10",
         "pytest-timeout>=2.3,<3",
         "pytest-xdist>=3.6,<4",
-        "PyYAML>=6,<7",
         "ruff>=0.15,<0.18",
         "setuptools>=77",
         TENSORBOARD,

@@ -9,6 +9,8 @@ from schemas.errors import SchemaError
 
 FOLDER = "evaluation"
 TABLE = "evaluation.json"
+TASKS = "tasks"
+"""Folder of the results of benchmarks; `train.benchmarks` names it too, with torch."""
 
 Sizes = dict[str, dict[str, int]]
 """By domain: windows, and bytes that count."""
@@ -68,25 +70,56 @@ def check_result(path: str, folders: Mapping[str, str]) -> str | None:
 
 
 def check_table(path: str) -> str | None:
-    """Checks that the table of a run is made of the results of one split.
+    """Checks that the table of a run is made of the results that lie below it.
 
     Returns:
-      What was proved; None if no split has results of all of its models.
+      What was proved; None if neither a split nor benchmarks have results of all of
+      its models.
 
     Raises:
       SchemaError: if a figure of the table is not that of the results.
     """
     table = files.read_json(path)
-    if not isinstance(table, dict) or not table.get("models"):
+    if not isinstance(table, dict):
+        return None
+    proved = [_check_models(path, table), _check_tasks(path, table)]
+    return "; ".join(line for line in proved if line) or None
+
+
+def _check_models(path: str, table: Mapping[str, Any]) -> str | None:
+    """Compares bits per byte with the results of one split."""
+    if not table.get("models"):
         return None
     names = {name: f"{name.replace(':', '.')}.json" for name in table["models"]}
     below = files.join(files.parent(path), FOLDER)
     found = {files.parent(p) for p in files.find(below, min(names.values()))}
+    found = {split for split in found if files.parent(split) == below}
     splits = [f for f in sorted(found) if {*names.values()} <= {*files.names(f)}]
     for split in splits:
         for name, file in names.items():
             _check_row(path, table, name, files.read_json(files.join(split, file)))
     return f"{len(names)} models, as in {splits[0]}" if splits else None
+
+
+def _check_tasks(path: str, table: Mapping[str, Any]) -> str | None:
+    """Compares what benchmarks came to with their results."""
+    stated = table.get(TASKS, {})
+    above = files.parent(path)
+    results: dict[str, dict[str, Any]] = {}
+    for folder in (files.join(above, TASKS), files.join(above, FOLDER, TASKS)):
+        for result in files.tree(folder):
+            if result.endswith(".json"):
+                held = results.setdefault(files.name_of(result), {})
+                held.update(files.read_json(result)["results"])
+    for task, row in stated.items():
+        for name, had in row.items():
+            found = results.get(f"{name.replace(':', '.')}.json", {}).get(task)
+            if found != had:
+                raise SchemaError(
+                    f"{path} must state of {name} on task {task} what its result does,"
+                    f" {found}, it states {had}"
+                )
+    return f"{len(stated)} tasks, as in their results" if stated else None
 
 
 def _check_row(

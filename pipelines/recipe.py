@@ -226,6 +226,21 @@ class Recipe:
         }
         return self._settings(EvaluateConfig, given, "[evaluate]")
 
+    @property
+    def has_tasks(self) -> bool:
+        """Whether models are measured on benchmarks, too."""
+        return bool(self.tables["evaluate"].get("tasks"))
+
+    def benchmark(self, name: str, model: str) -> EvaluateConfig:
+        """Settings of the benchmarks of one model; `[evaluate]` names them."""
+        given = {
+            "name": name.replace(":", "."),
+            "model": model,
+            "output": self.folder("evaluation"),
+            **self.tables["evaluate"],
+        }
+        return self._settings(EvaluateConfig, given, "[evaluate]")
+
 
 def read(path: str, output: str | None = None, overwrite: bool = False) -> Recipe:
     """Reads a recipe and checks all of its tables.

@@ -15,13 +15,14 @@ from typing import Any
 
 from pipelines import fuse, launch, prepare, recipe, score, selection, training
 from pipelines import merge as merging
-from pipelines.branches import ALL_SOURCES, Merge
+from pipelines.branches import ALL_SOURCES, UNTOUCHED, Merge
 from pipelines.progress import Slices, Stage
 from pipelines.recipe import Recipe
 from schemas import files, manifest, settings
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
-from train import evaluate
+from train import benchmarks, evaluate
+from train.harness import Benchmark
 from transforms import rows
 
 RESULT = "evaluation.json"
@@ -38,7 +39,8 @@ def run(
       only: names of what is wanted, as `selection.select` takes them; empty: all.
 
     Returns:
-      What `evaluation.json` holds: bits per byte by model and domain, and bytes.
+      What `evaluation.json` holds: bits per byte by model and domain, and bytes; and
+      benchmarks by task and model, where the recipe names tasks.
 
     Raises:
       ValueError: if a job would be left alone, or `only` names what is not there.
@@ -46,6 +48,8 @@ def run(
     start = time.monotonic()
     _refuse_left_alone(runner_flags)
     work = selection.select(plan, only)
+    # What benchmarks lack, as their data, must not come to light after hours.
+    tasks = _load_tasks(plan) if work.models else []
     _prepare(plan, runner_flags)
     for name in work.scores:
         _score(plan, name, runner_flags)
@@ -57,11 +61,15 @@ def run(
         _merge(plan, merge, runner_flags)
     with Stage("evaluate") as stage:
         result = evaluate_all(plan, work.models, stage)
+        if tasks and work.models:
+            result["tasks"] = ask_all(plan, work.models, tasks, stage)
     for name, made in fused.items():
         print(f"\n{taught_table(made, name)}")
     if result["models"]:
         files.write_json(plan.folder(RESULT), result)
         print(f"\n{evaluate.table(result)}")
+    if result.get("tasks"):
+        print(f"\n{benchmarks.table(result['tasks'])}")
     print(f"\ndone in {launch.clock(time.monotonic() - start)}: {plan.output}")
     return result
 
@@ -149,6 +157,39 @@ def evaluate_all(plan: Recipe, chosen: Collection[str], stage: Stage) -> dict[st
         cost = evaluate.bits_per_byte(found[name])[evaluate.ALL]
         stage.say(f"{name}: {cost:.4f} bits per byte")
     return evaluate.summarize(found)
+
+
+def _load_tasks(plan: Recipe) -> list[Benchmark]:
+    """Loads the benchmarks that a recipe names, with their data."""
+    if not plan.has_tasks:
+        return []
+    with Stage("load benchmarks") as stage:
+        loaded = benchmarks.load(plan.benchmark(UNTOUCHED, plan.target))
+        stage.say(", ".join(benchmark.name for benchmark in loaded))
+    return loaded
+
+
+def ask_all(
+    plan: Recipe, chosen: Collection[str], tasks: Sequence[Benchmark], stage: Stage
+) -> benchmarks.Table:
+    """Measures models on benchmarks.
+
+    Args:
+      plan: the recipe.
+      chosen: names of the models that are measured; of others the results that are
+        there and still hold are taken.
+      tasks: the benchmarks, loaded.
+      stage: is told of each.
+    """
+    found = {}
+    for name, model in plan.models.items():
+        config = plan.benchmark(name, model)
+        if name not in chosen:
+            found[name] = benchmarks.measured_tasks(config, tasks)
+            continue
+        stage.say(f"{name}:")
+        found[name] = benchmarks.evaluate_tasks(config, stage.say, tasks)
+    return benchmarks.side_by_side(found)
 
 
 def taught_of(fused: Manifest) -> dict[str, dict[str, int]]:

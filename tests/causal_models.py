@@ -34,6 +34,8 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {"head_dim": 8, "final_logit_softcapping": 3.0}),
     "cohere": ("cohere", {"logit_scale": 0.3}),
     "granite": ("granite", {"logits_scaling": 3.0}),
+    # its head asks the body for the experts' routing
+    "mixtral": ("mixtral", {"num_local_experts": 3}),
     # its head reaches past the base model, so it cannot be cut
     "opt": ("opt", {"ffn_dim": 24, "word_embed_proj_dim": 16}),
     "bert": ("bert", {}),  # looks ahead

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("schemas", "transforms", "pipelines", "train")
-IMPORTED_AS = {"apache-beam": "apache_beam", "grpcio": "grpc"}
+IMPORTED_AS = {"apache-beam": "apache_beam", "grpcio": "grpc", "PyYAML": "yaml"}
 
 
 def imported(package: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Bits per byte of models on windows that none of them was trained on.
+"""Bits per byte of models on windows that none of them was trained on; benchmarks.
 
     python -m train.evaluate --name=fused --model=runs/demo/models/fused \
         --windows=runs/demo/windows/heldout --output=runs/demo/evaluation
@@ -36,6 +36,8 @@ Each = Callable[[Iterable[list[Window]]], Iterator[list[Window]]]
 """Reads on in groups of windows, as `iter` does."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_TASK = re.compile(r"(?!\.+$)[^/\\]+")
+"""Tasks name folders; the harness has some with brackets."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,10 @@ class EvaluateConfig:
         help="model: folder, .gguf file, or id on the Hugging Face hub",
         shapes_output=False,
     )
-    windows: str = setting(help="windows folder to measure on", shapes_output=False)
     output: str = setting(help="folder of results, NAME.json each", shapes_output=False)
+    windows: str | None = setting(
+        None, help="windows folder to measure bits per byte on", shapes_output=False
+    )
     tokenizer: str | None = setting(
         None, help="whose tokenizer to use (default: the model's)", shapes_output=False
     )
@@ -70,25 +74,68 @@ class EvaluateConfig:
         False, help="replace a result of other settings", shapes_output=False
     )
 
+    # Benchmarks: see train/benchmarks.py, where these have their part in the result.
+    tasks: tuple[str, ...] = setting(
+        (),
+        help="benchmarks: bbh, arc, boolq, hellaswag, openbookqa, gsm8k, or tasks of"
+        " lm-evaluation-harness or of --task_folders by name",
+        shapes_output=False,
+    )
+    task_folders: tuple[str, ...] = setting(
+        (),
+        help="folders of tasks of your own, as lm-evaluation-harness has them",
+        shapes_output=False,
+    )
+    task_batch: int = setting(
+        8, help="requests of a forward pass on a task", shapes_output=False
+    )
+    task_limit: int | None = setting(
+        None,
+        help="items of each task that are asked, the first ones (default: all)",
+        shapes_output=False,
+    )
+    chat_prompts: bool = setting(
+        False,
+        help="put what tasks ask into the model's chat template",
+        shapes_output=False,
+    )
+    run_code: bool = setting(
+        False,
+        help="let tasks run code on this machine: what a model has written, Python of"
+        " --task_folders, metrics that are programs of the hub",
+        shapes_output=False,
+    )
+
     def __post_init__(self) -> None:
         """Refuses values out of range."""
+        if self.windows is None and not self.tasks:
+            raise ValueError(
+                "windows or tasks must be given, to measure bits per byte or benchmarks"
+                " by, got neither; pass --windows=FOLDER, --tasks NAME ..., or both"
+            )
+        for name in ("batch_tokens", "task_batch", "task_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for task in self.tasks:
+            if not _TASK.fullmatch(task):
+                raise ValueError(
+                    f"tasks must be names, without slashes, got {task!r}; folders of"
+                    " tasks stand in task_folders"
+                )
         if not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"name must be of letters, digits, and _.-, got {self.name!r}"
-            )
-        if self.batch_tokens < 1:
-            raise ValueError(
-                f"batch_tokens must be at least 1, got {self.batch_tokens}"
             )
 
 
 def evaluate_model(
     config: EvaluateConfig, progress: Callable[[str], None] | None = None
 ) -> Domains:
-    """Measures a model, unless its result is there already.
+    """Measures a model on windows, unless its result is there already.
 
     Args:
-      config: what to measure.
+      config: what to measure; it names windows.
       progress: is given one line a slice of windows.
 
     Raises:
@@ -96,11 +143,11 @@ def evaluate_model(
     """
     shaping, inputs = _identity(config)
     path = _path(config)
-    found = _done(path, {**shaping, **inputs}, overwrite=config.overwrite)
+    found = kept(path, {**shaping, **inputs}, overwrite=config.overwrite)
     if found is not None:
-        return found
-    asked = scorer.load(_scorer_settings(config))
-    domains = measure(asked, config.windows, progress or _ignore)
+        return found["domains"]
+    asked = scorer.load(scorer_settings(config))
+    domains = measure(asked, _windows(config), progress or _ignore)
     result = {
         "schema_version": VERSION,
         "settings": shaping,
@@ -119,7 +166,13 @@ def measured(config: EvaluateConfig) -> Domains | None:
         shaping, inputs = _identity(config)
     except FileNotFoundError:
         return None  # the model, or what it was measured on, is gone
-    return _done(_path(config), {**shaping, **inputs}, overwrite=True)
+    found = kept(_path(config), {**shaping, **inputs}, overwrite=True)
+    return None if found is None else found["domains"]
+
+
+def _windows(config: EvaluateConfig) -> str:
+    assert config.windows is not None, "the caller asks for windows"
+    return config.windows
 
 
 def _path(config: EvaluateConfig) -> str:
@@ -129,19 +182,27 @@ def _path(config: EvaluateConfig) -> str:
 def _identity(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns the settings that shape a result, and the fingerprints of its inputs."""
     inputs = {
-        "windows": manifest.read(config.windows, windows.STAGE).fingerprint,
+        "windows": manifest.read(_windows(config), windows.STAGE).fingerprint,
+        **fingerprints(config),
+    }
+    resolved = scorer.resolved(scorer_settings(config))
+    return {**settings.shaping(config), **resolved}, inputs
+
+
+def fingerprints(config: EvaluateConfig) -> dict[str, str]:
+    """Returns what tells the model and its tokenizer from others."""
+    return {
         "model": scorer.model_fingerprint(config.model),
         "tokenizer": tokenizer.load(config.tokenizer or config.model).fingerprint,
     }
-    resolved = scorer.resolved(_scorer_settings(config))
-    return {**settings.shaping(config), **resolved}, inputs
 
 
 def _ignore(_: str) -> None:
     pass
 
 
-def _scorer_settings(config: EvaluateConfig) -> ScorerSettings:
+def scorer_settings(config: EvaluateConfig) -> ScorerSettings:
+    """Returns how the model is loaded and run."""
     return ScorerSettings(
         model=config.model,
         tokenizer=config.tokenizer,
@@ -155,8 +216,19 @@ def _scorer_settings(config: EvaluateConfig) -> ScorerSettings:
     )
 
 
-def _done(path: str, identity: Mapping[str, Any], *, overwrite: bool) -> Domains | None:
-    """Returns the result at `path` if it is what we would measure now."""
+def kept(
+    path: str, identity: Mapping[str, Any], *, overwrite: bool
+) -> dict[str, Any] | None:
+    """Returns the result at `path` if it is what we would measure now.
+
+    Args:
+      path: of a result, which need not be there.
+      identity: settings and inputs that shape it, flat.
+      overwrite: whether one of others counts as none.
+
+    Raises:
+      SchemaError: if it is of others, or of an unknown version.
+    """
     if not files.exists(path):
         return None
     found = dict(files.read_json(path))
@@ -169,8 +241,7 @@ def _done(path: str, identity: Mapping[str, Any], *, overwrite: bool) -> Domains
     keys = sorted({*had, *identity})
     differing = [key for key in keys if had.get(key) != identity.get(key)]
     if not differing:
-        domains: Domains = found["domains"]
-        return domains
+        return found
     if overwrite:
         return None
     key = differing[0]
@@ -310,11 +381,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         EvaluateConfig,
         sys.argv[1:] if argv is None else argv,
         prog="fusebeam evaluate",
-        description="Measure the bits per byte of a model on windows.",
+        description="Measure a model: bits per byte on windows, and benchmarks.",
     )
-    found = evaluate_model(config, lambda line: print(line, file=sys.stderr))
-    print(table(summarize({config.name: found})))
+    if config.windows is not None:
+        found = evaluate_model(config, _tell)
+        print(table(summarize({config.name: found})))
+    if config.tasks:
+        from train import benchmarks  # which is built on this module
+
+        benchmarks.evaluate_tasks(config, _tell)
+        print(benchmarks.table(benchmarks.publish(config.output)))
     return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

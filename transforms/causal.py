@@ -173,6 +173,7 @@ class Halves:
         self._body: Any = model.base_model
         self.device: torch.device = next(model.parameters()).device
         self._cut = self._body is not model
+        self._output: Any = None
         with torch.inference_mode():
             self.width = self._probe()
 
@@ -187,7 +188,7 @@ class Halves:
         if not self._cut:
             return features
         ids = torch.zeros(1, len(features), dtype=torch.int64, device=self.device)
-        with _standing_in(self._body, features[None]):
+        with _standing_in(self._body, self._output(last_hidden_state=features[None])):
             return self._model(input_ids=ids, use_cache=False).logits[0]
 
     def _probe(self) -> int:
@@ -206,18 +207,19 @@ class Halves:
                 f"a {type(self._model).__name__} must not look ahead to score text, but"
                 " its logits depend on later tokens; choose a causal language model"
             )
-        self._cut = self._cut and _agree(
-            self.logits(self.features(ids)[0]), whole, self._model.dtype
-        )
+        if self._cut:
+            output = self._body(input_ids=ids, use_cache=False)
+            self._output = type(
+                output
+            )  # heads ask for more than features: routing, say
+            trial = self.logits(output.last_hidden_state[0])
+            self._cut = _agree(trial, whole, self._model.dtype)
         return whole.shape[-1]
 
 
 @contextlib.contextmanager
-def _standing_in(body: nn.Module, features: Float[Tensor, "1 p f"]) -> Iterator[None]:
-    """Makes a body return given features instead of running."""
-    from transformers.modeling_outputs import BaseModelOutputWithPast
-
-    output = BaseModelOutputWithPast(last_hidden_state=features)
+def _standing_in(body: nn.Module, output: Any) -> Iterator[None]:
+    """Makes a body return a given output instead of running."""
     before = vars(body).get("forward")  # a wrapper of accelerate's, if there is one
     vars(body)["forward"] = lambda *_, **__: output
     try:

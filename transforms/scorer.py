@@ -87,14 +87,31 @@ class Scored:
 
 
 def load(settings: ScorerSettings) -> "Scorer":
-    """Loads model and tokenizer; sets the process's threads and allocator.
+    """Loads model and tokenizer as `load_model` does, ready to score.
+
+    Raises:
+      FileNotFoundError: if a path does not exist.
+      ValueError: if the device is not there or taken, or the model has no weights that
+        may be read or is not causal.
+    """
+    return Scorer(
+        load_model(settings),
+        tokenizer.load(settings.tokenizer or settings.model),
+        top_k=settings.top_k,
+        tail_samples=settings.tail_samples,
+        batch_tokens=settings.batch_tokens,
+    )
+
+
+def load_model(settings: ScorerSettings) -> Any:
+    """Loads a model for inference; sets the process's threads and allocator.
 
     A GPU is this process's alone from now on, unless it is to be shared.
 
     Raises:
       FileNotFoundError: if a path does not exist.
       ValueError: if the device is not there or taken, or the model has no weights that
-        may be read or is not causal.
+        may be read.
     """
     device = causal.choose_device(settings.device)
     if not settings.share_device:
@@ -104,18 +121,11 @@ def load(settings: ScorerSettings) -> "Scorer":
             allocator.keep_large_blocks()
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-    model = causal.load_model(
+    return causal.load_model(
         settings.model,
         dtype=causal.choose_dtype(settings.dtype, device),
         device=device,
         revision=settings.revision,
-    )
-    return Scorer(
-        model,
-        tokenizer.load(settings.tokenizer or settings.model),
-        top_k=settings.top_k,
-        tail_samples=settings.tail_samples,
-        batch_tokens=settings.batch_tokens,
     )
 
 

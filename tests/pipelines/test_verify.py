@@ -374,3 +374,22 @@ def test_what_was_measured_on_windows_that_are_away_is_not_called_proved(
     shown = capsys.readouterr().out
     assert "untouched.json was not compared" in shown
     assert shown.endswith("nothing was lost in what is proved above\n")
+
+
+def test_benchmarks_of_a_table_are_those_of_the_results(
+    evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    had = {"acc": 0.5, "items": 4}
+    path = f"{evaluated}/evaluation/tasks/arc/source.b.json"
+    files.write_json(path, {"results": {"arc_easy": had}})
+    table = files.read_json(f"{evaluated}/evaluation.json")
+    table["tasks"] = {"arc_easy": {"source:b": had}}
+    files.write_json(f"{evaluated}/evaluation.json", table)
+    assert verify.main([str(evaluated)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 models, as in" in shown
+    assert "1 tasks, as in their results" in shown
+    table["tasks"]["arc_easy"]["source:b"] = {**had, "acc": 0.75}
+    files.write_json(f"{evaluated}/evaluation.json", table)
+    assert verify.main([str(evaluated)]) == 1
+    assert "must state of source:b on task arc_easy" in capsys.readouterr().err

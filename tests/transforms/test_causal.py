@@ -6,7 +6,7 @@ import transformers
 from tests import causal_models
 from transforms import causal
 
-CUT = (*causal_models.MAIN, "gemma2", "cohere", "granite")
+CUT = (*causal_models.MAIN, "gemma2", "cohere", "granite", "mixtral")
 
 
 def both(name: str) -> tuple[torch.Tensor, torch.Tensor, causal.Halves]:

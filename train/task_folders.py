@@ -1,0 +1,102 @@
+"""Folders of benchmarks of one's own, looked through before the harness reads them.
+
+The harness passes over files that it cannot read, and imports the Python that they
+name. Here neither happens unseen.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import SchemaError
+
+
+def read(folders: Sequence[str], *, run_code: bool) -> set[str]:
+    """Returns the names of the tasks and groups that folders define.
+
+    Args:
+      folders: on this machine; YAML files in them and below.
+      run_code: whether they may name Python, which runs once they are loaded.
+
+    Raises:
+      FileNotFoundError: if there is no such folder, or no YAML in it.
+      SchemaError: if a file is not YAML.
+      ValueError: if one names Python, and may not; or two tasks are called alike.
+    """
+    found: dict[str, Path] = {}
+    for folder in map(Path, folders):
+        paths = sorted(folder.glob("**/*.yaml"))
+        if not paths:
+            raise FileNotFoundError(
+                f"a folder of tasks must hold .yaml files, {folder} holds none, or is"
+                " not there"
+            )
+        for path in paths:
+            told = _read_file(path, run_code=run_code)
+            for name in _names(told):
+                if name in found:
+                    raise ValueError(
+                        f"each task must be called by a name of its own, but"
+                        f" {found[name]} and {path} have {name!r}"
+                    )
+                found[name] = path
+    return set(found)
+
+
+def _names(told: dict[str, Any]) -> list[str]:
+    """Returns what a file defines; one that others include defines nothing."""
+    name = told.get("group", told.get("task"))
+    return [name] if isinstance(name, str) else []
+
+
+def _read_file(
+    path: Path, *, run_code: bool, above: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """Reads one file, and those that it includes, without what they name.
+
+    Args:
+      path: of the file.
+      run_code: whether it may name Python.
+      above: files that include it, the outermost first.
+    """
+    import yaml  # of the extra eval, as the harness is
+
+    if path in above:
+        raise SchemaError(f"{path} must not include itself, by way of {above[-1]}")
+
+    class Loader(yaml.SafeLoader):
+        """YAML in which functions stay names."""
+
+    Loader.add_constructor("!function", lambda loader, node: _Function(node.value))
+    try:
+        told = yaml.load(path.read_bytes(), Loader=Loader)
+    except (OSError, yaml.YAMLError) as error:
+        line = str(getattr(error, "problem_mark", "") or error).strip()
+        raise SchemaError(f"{path} must be YAML, but is not ({line})") from error
+    if not isinstance(told, dict):
+        raise SchemaError(
+            f"{path} must hold keys and values, got {type(told).__name__}"
+        )
+    if not run_code and (names := _python(told)):
+        raise ValueError(
+            f"{path} names Python, {', '.join(names)}, which must be allowed to run;"
+            " pass --run_code where you trust the folder"
+        )
+    included = told.get("include", [])
+    for name in included if isinstance(included, list) else [included]:
+        _read_file(path.parent / name, run_code=run_code, above=(*above, path))
+    return told
+
+
+class _Function(str):
+    """The name of a function, or of a class."""
+
+
+def _python(told: Any) -> list[str]:
+    """Lists the functions and classes that a file names, wherever it does."""
+    if isinstance(told, _Function):
+        return [str(told)]
+    held = told.values() if isinstance(told, dict) else told
+    if not isinstance(told, dict | list):
+        return []
+    return [name for one in held for name in _python(one)]
