@@ -33,6 +33,7 @@ CORE = [
 TRAIN = ["accelerate>=1.6,<2"]
 TENSORBOARD = "tensorboard>=2.18,<3"
 LORA = ["peft>=0.17,<1"]
+SEARCH = ["cmaes>=0.13,<0.14"]  # a state names its fields, which are the library's own
 DEMO = [
     *TRAIN,
     "gguf>=0.17,<1",  # SmolLM2 comes as GGUF
@@ -42,6 +43,7 @@ DEMO = [
 EXTRAS = {
     "train": TRAIN,
     "track": [TENSORBOARD, "wandb>=0.19,<1"],
+    "search": SEARCH,
     "lora": LORA,
     "qlora": [*LORA, "bitsandbytes>=0.46,<1"],
     "deepspeed": ["deepspeed>=0.16,<1"],
@@ -51,6 +53,7 @@ EXTRAS = {
     "demo": DEMO,
     "dev": [
         *DEMO,
+        *SEARCH,
         *LORA,
         "beartype>=0.20,<1",
         "duckdb>=1.2,<3",

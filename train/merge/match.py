@@ -86,10 +86,7 @@ def match(
             " tensors, but the first dimension of none is the vocab_size of its model's"
             " configuration; mend the configurations"
         )
-    tensors = [
-        one.made(chosen, dtype, twins.get(one.key, ()))
-        for one in matched
-    ]
+    tensors = [one.made(chosen, dtype, twins.get(one.key, ())) for one in matched]
     notes += _missing_heads(sources, tensors)
     return tensors, notes
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -13,7 +13,6 @@ from schemas.weights import Place, Stamp
 from train.merge import numbers, vocabulary
 from train.merge.inputs import Input
 from train.merge.plan import Tensor
-
 
 Read = Callable[[int, Place], bytearray | memoryview]
 """Returns the bytes of a tensor of an input, given its number and the place there."""

@@ -192,7 +192,9 @@ def _modules_of(
     listed.append((REST, "*"))
     used = set()
     for key in keys:
-        fits = (at for at, (_, one) in enumerate(listed) if fnmatch.fnmatchcase(key, one))
+        fits = (
+            at for at, (_, one) in enumerate(listed) if fnmatch.fnmatchcase(key, one)
+        )
         used.add(next(fits))
     found: dict[str, tuple[str, ...]] = {}
     for at in sorted(used):

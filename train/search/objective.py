@@ -104,7 +104,9 @@ def refuse_overlap(search: Split, report: Split) -> None:
     mine, theirs = search.items(), report.items()
     seen = {one.prompt.strip(): name for name, many in mine.items() for one in many}
     for name, items in theirs.items():
-        both = [place for place, one in enumerate(items, 1) if one.prompt.strip() in seen]
+        both = [
+            place for place, one in enumerate(items, 1) if one.prompt.strip() in seen
+        ]
         if both:
             first = seen[items[both[0] - 1].prompt.strip()]
             raise SchemaError(

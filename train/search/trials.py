@@ -9,6 +9,7 @@ same bytes.
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -177,12 +178,17 @@ def refuse_other(path: str, told: Any, identity: Mapping[str, Any]) -> None:
         )
     had = told["identity"]
     for key in sorted({*had, *identity}):
-        if had.get(key) != identity.get(key):
+        if had.get(key) != _plain(identity.get(key)):
             raise SchemaError(
                 f"{path} was made with {key} = {had.get(key)!r}, and now it is"
                 f" {identity.get(key)!r}; choose another folder, or pass --overwrite to"
                 " search anew"
             )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as it comes back from JSON."""
+    return json.loads(files.canonical_json(value))
 
 
 def _write(
@@ -200,17 +206,24 @@ def _write(
     files.write_json(path, told)
 
 
+def as_json(found: Found) -> dict[str, Any]:
+    """Writes a result as JSON values; an objective that is no finite number is null."""
+    value = found.objective
+    finite = value if math.isfinite(value) else None
+    return {**dataclasses.asdict(found), "objective": finite}
+
+
+def from_json(told: Mapping[str, Any]) -> Found:
+    """Reads a result."""
+    value = told["objective"]
+    return Found(**{**told, "objective": DEAD if value is None else value})
+
+
 def _entry(trial: Trial) -> dict[str, Any]:
-    """Writes a trial; JSON has no NaN, so an objective that is none is null."""
-    told = dataclasses.asdict(trial.found)
-    value = trial.found.objective
-    told["objective"] = value if math.isfinite(value) else None
-    return {"genes": list(trial.genes), **told}
+    return {"genes": list(trial.genes), **as_json(trial.found)}
 
 
 def _trial(number: int, entry: Mapping[str, Any]) -> Trial:
     told = dict(entry)
     genes = tuple(told.pop("genes"))
-    if told["objective"] is None:
-        told["objective"] = DEAD
-    return Trial(number=number, genes=genes, found=Found(**told))
+    return Trial(number=number, genes=genes, found=from_json(told))

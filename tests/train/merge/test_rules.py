@@ -35,7 +35,9 @@ def test_the_first_rule_that_fits_is_taken() -> None:
 def test_patterns_are_of_whole_keys_and_tell_cases_apart() -> None:
     rule = read([{"pattern": "h.[01].w?"}])[0]
     assert rule.fits("h.1.wq", None)
-    assert not any(rule.fits(key, None) for key in ("h.1.w", "xh.1.wq", "h.2.wq", "H.1.wq"))
+    assert not any(
+        rule.fits(key, None) for key in ("h.1.w", "xh.1.wq", "h.2.wq", "H.1.wq")
+    )
 
 
 def test_a_rule_without_a_method_goes_on_with_the_settings_for_all() -> None:
