@@ -313,26 +313,36 @@ def _found(
 ) -> dict[str, Any]:
     """Returns what was found: the best trial of each arm, measured on the report."""
     told: dict[str, Any] = {}
-    ranks: dict[str, float] = {}
     for name, done in arms.items():
-        best = trials.best(done)
-        made = planned.given.merging(planned.genome, best.x)
-        report = measuring.report(made, f"report of {name} {best.number}")
-        ranks[name] = best.found.rank
         told[name] = {
             "evaluations": len(done),
             "dead": sum(one.found.rank == trials.DEAD for one in done),
             "flat": trials.is_flat(done),
-            "best": {
-                "trial": best.number,
-                "genes": list(best.genes),
-                "settings": planned.genome.settings(best.x),
-                "search": trials.as_json(best.found),
-                "report": trials.as_json(report),
-            },
+            "best": _best(planned, name, done, measuring),
         }
+    living = [name for name, arm in told.items() if arm["best"]]
+    if not living:
+        raise trials.all_dead([trial for done in arms.values() for trial in done])
     # Of equal ones the simplest, which comes first.
-    return {"arms": told, "chosen": min(ranks, key=lambda name: ranks[name])}
+    chosen = min(living, key=lambda name: told[name]["best"]["search"]["objective"])
+    return {"arms": told, "chosen": chosen}
+
+
+def _best(
+    planned: Planned, arm: str, done: Sequence[Trial], measuring: _Measuring
+) -> dict[str, Any] | None:
+    """Returns the best trial of an arm, with what it comes to on the report."""
+    if (best := trials.best(done)) is None:
+        return None
+    merging = planned.given.merging(planned.genome, best.x)
+    report = measuring.report(merging, f"report of {arm} {best.number}")
+    return {
+        "trial": best.number,
+        "genes": list(best.genes),
+        "settings": planned.genome.settings(best.x),
+        "search": trials.as_json(best.found),
+        "report": trials.as_json(report),
+    }
 
 
 def flags_parser() -> argparse.ArgumentParser:

@@ -75,18 +75,13 @@ def table(result: Mapping[str, Any]) -> str:
         (name, "", "", row["search"], row["report"])
         for name, row in result["models"].items()
     ]
+    dead = {"objective": None, "bits": {}, "accuracy": {}}
     for name, arm in result["arms"].items():
-        best = arm["best"]
-        bold = name == result["chosen"]
-        rows.append(
-            (
-                f"**{_SAYS[name]}**" if bold else _SAYS[name],
-                f"{arm['evaluations']:,}",
-                f"{best['trial'] + 1:,}",
-                best["search"],
-                best["report"],
-            )
-        )
+        says = f"**{_SAYS[name]}**" if name == result["chosen"] else _SAYS[name]
+        best = arm["best"] or {"search": dead, "report": dead}
+        at = f"{best['trial'] + 1:,}" if "trial" in best else "none"
+        count = f"{arm['evaluations']:,}"
+        rows.append((says, count, at, best["search"], best["report"]))
     bits, tasks = (list(rows[0][-1][kind]) for kind in ("bits", "accuracy"))
     heads = ["model", "evaluations", "best", "J, search", "J, report"]
     heads += [f"{name}, bits per byte" for name in bits]
@@ -127,10 +122,11 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
 def plot(arms: Mapping[str, Sequence[Trial]]) -> str:
     """Draws the least objective so far against evaluations, an arm a line."""
     last = max(len(done) for done in arms.values())
+    lines = {_SAYS[name]: _falling(done, last) for name, done in arms.items()}
     panel = Panel(
         title="least J so far, on the split searched on",
         below="evaluations",
-        lines={_SAYS[name]: _falling(done, last) for name, done in arms.items()},
+        lines={name: line for name, line in lines.items() if line},
         is_log=False,
         evenly=True,
         closely=True,
@@ -148,7 +144,7 @@ def _falling(done: Sequence[Trial], last: int) -> Line:
                 corners.append((trial.number + 1, least))
             least = trial.found.rank
             corners.append((trial.number + 1, least))
-    return [*corners, (last, least)]
+    return [*corners, (last, least)] if corners else []
 
 
 def genome_lines(genome: Genome) -> Iterator[str]:

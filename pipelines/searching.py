@@ -96,7 +96,7 @@ class SearchConfig:
         for name, least in (
             ("budget", 1),
             ("groups", 1),
-            ("population", 2),
+            ("population", 4),  # of fewer the best half is one, which says no variance
             ("max_new_tokens", 1),
             ("batch_tokens", 1),
             ("threads", 1),

@@ -53,6 +53,7 @@ class Evolution:
         self._cma = cmaes.CMA(
             mean=np.array(start), sigma=sigma, population_size=population
         )
+        self._state = self._updated()
 
     @property
     def population(self) -> int:
@@ -70,9 +71,17 @@ class Evolution:
             return
         told = [(t.x, t.found.rank) for t in found[-self.population :]]
         self._cma.tell(told)
+        self._state = self._updated()
 
     def state(self) -> dict[str, Any]:
-        """Returns the distribution, its paths, and how often it was updated."""
+        """Returns the distribution, its paths, and how often it was updated.
+
+        It is that of the last update: to sample, the library puts the covariance
+        together again of its eigenvectors, which changes last digits.
+        """
+        return self._state
+
+    def _updated(self) -> dict[str, Any]:
         cma = self._cma
         arrays = {name: getattr(cma, own).tolist() for name, own in _ARRAYS.items()}
         return {**arrays, "sigma": float(cma._sigma), "generation": cma.generation}
@@ -93,6 +102,7 @@ class Evolution:
             setattr(self._cma, own, array)
         self._cma._sigma = float(state["sigma"])
         self._cma._g = int(state["generation"])
+        self._state = dict(state)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

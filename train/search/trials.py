@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class Trial:
         return np.array(self.genes)
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """A way to propose trials."""
 
@@ -100,25 +101,29 @@ def seed_of(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(told, digest_size=4).digest(), "big")
 
 
-def best(trials: Sequence[Trial]) -> Trial:
-    """Returns the trial of least objective, the first of equal ones.
+def best(trials: Sequence[Trial]) -> Trial | None:
+    """Returns the trial of least objective, the first of equal ones; None of the dead.
 
-    Raises:
-      SchemaError: if none has an objective; tells why the first has none.
+    That is where no trial has a finite objective.
     """
     found = min(trials, key=lambda trial: trial.found.rank)
-    if found.found.rank == DEAD:
-        why = found.found.error or f"its objective is {found.found.objective}"
-        raise SchemaError(
-            f"one of {len(trials)} trials must have a finite objective, none has; of"
-            f" trial {found.number}: {why}; narrow the ranges of weight and lambda"
-        )
-    return found
+    return None if found.found.rank == DEAD else found
+
+
+def all_dead(trials: Sequence[Trial]) -> SchemaError:
+    """Returns the error of a search of which no trial has an objective."""
+    found = trials[0].found
+    return SchemaError(
+        f"one of {len(trials)} trials must have a finite objective, none has; of the"
+        f" first: {found.error or f'its objective is {found.objective}'}; narrow the"
+        " ranges of weight and lambda"
+    )
 
 
 def is_flat(trials: Sequence[Trial]) -> bool:
     """Says whether several trials all have one objective, so that none is chosen."""
-    return len(trials) > 1 and len({trial.found.rank for trial in trials}) == 1
+    ranks = {trial.found.rank for trial in trials}
+    return len(trials) > 1 and len(ranks) == 1 and DEAD not in ranks
 
 
 def run_arm(
