@@ -176,14 +176,14 @@ def search(given: Searching, say: Callable[[str], None]) -> dict[str, Any]:
 def _make_way(planned: Planned, identity: Mapping[str, Any]) -> None:
     """Removes what another search has left, where it may be."""
     config = planned.given.config
-    paths = [_trials_path(planned.given, name) for name in planned.strategies()]
+    paths = [trials_path(planned.given, name) for name in planned.strategies()]
     paths.append(files.join(config.output, MEASURED))
     if config.overwrite and kept.others(paths, identity):
         for name in (TRIALS, MEASURED, RESULT, *search_page.NAMES):
             files.remove_tree(files.join(config.output, name))
 
 
-def _trials_path(given: Searching, arm: str) -> str:
+def trials_path(given: Searching, arm: str) -> str:
     """Returns the file of an arm; places on a line depend on how many there are."""
     line = arm == searching.ONE_FOR_ALL
     name = f"{arm}-{given.config.budget}" if line else arm
@@ -297,7 +297,7 @@ def _run_arm(
         return measuring.trial(given.merging(planned.genome, x))
 
     return trials.run_arm(
-        _trials_path(given, name),
+        trials_path(given, name),
         identity,
         strategy,
         budget,

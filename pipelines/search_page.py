@@ -17,12 +17,13 @@ from train.search.trials import DEAD, Trial
 RECIPE, TABLE, PLOT = "recipe.toml", "table.md", "search.svg"
 NAMES = (RECIPE, TABLE, PLOT)
 
-_SAYS = {
+SAYS = {
     searching.UNIFORM: "uniform weights",
     searching.ONE_FOR_ALL: "one global value",
     searching.RANDOM: "random search",
     searching.EVOLUTION: "CMA-ES",
 }
+"""What tables and plots call the arms."""
 
 
 def write(
@@ -77,7 +78,7 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     dead = {"objective": None, "bits": {}, "accuracy": {}}
     for name, arm in result["arms"].items():
-        says = f"**{_SAYS[name]}**" if name == result["chosen"] else _SAYS[name]
+        says = f"**{SAYS[name]}**" if name == result["chosen"] else SAYS[name]
         best = arm["best"] or {"search": dead, "report": dead}
         at = f"{best['trial'] + 1:,}" if "trial" in best else "none"
         count = f"{arm['evaluations']:,}"
@@ -108,30 +109,34 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
     for name, arm in result["arms"].items():
         if arm["dead"]:
             yield (
-                f"- {_SAYS[name]}: {arm['dead']:,} of {arm['evaluations']:,} trials had"
+                f"- {SAYS[name]}: {arm['dead']:,} of {arm['evaluations']:,} trials had"
                 " no finite objective, and counted as worse than all others."
             )
         if arm["flat"]:
             yield (
-                f"- {_SAYS[name]}: all trials had the same objective, so the first was"
+                f"- {SAYS[name]}: all trials had the same objective, so the first was"
                 " taken; what is measured does not depend on what is searched."
             )
-    yield f"- Least on the split that was searched on: {_SAYS[result['chosen']]}."
+    yield f"- Least on the split that was searched on: {SAYS[result['chosen']]}."
 
 
 def plot(arms: Mapping[str, Sequence[Trial]]) -> str:
     """Draws the least objective so far against evaluations, an arm a line."""
+    return plots.draw([panel(arms, "least J so far, on the split searched on")])
+
+
+def panel(arms: Mapping[str, Sequence[Trial]], title: str) -> Panel:
+    """Returns the plot of a search; an arm whose trials are all dead has no line."""
     last = max(len(done) for done in arms.values())
-    lines = {_SAYS[name]: _falling(done, last) for name, done in arms.items()}
-    panel = Panel(
-        title="least J so far, on the split searched on",
+    lines = {SAYS[name]: _falling(done, last) for name, done in arms.items()}
+    return Panel(
+        title=title,
         below="evaluations",
         lines={name: line for name, line in lines.items() if line},
         is_log=False,
         evenly=True,
         closely=True,
     )
-    return plots.draw([panel])
 
 
 def _falling(done: Sequence[Trial], last: int) -> Line:

@@ -167,7 +167,13 @@ def _resume(path: str, identity: Mapping[str, Any], strategy: Strategy) -> list[
     told = files.read_json(path)
     refuse_other(path, told, identity)
     strategy.restore(told["strategy"])
-    return [_trial(number, entry) for number, entry in enumerate(told["trials"])]
+    return read(path)
+
+
+def read(path: str) -> list[Trial]:
+    """Reads the trials of an arm's file."""
+    told = files.read_json(path)["trials"]
+    return [_trial(number, entry) for number, entry in enumerate(told)]
 
 
 def refuse_other(path: str, told: Any, identity: Mapping[str, Any]) -> None:
