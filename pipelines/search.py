@@ -302,10 +302,15 @@ def _run_arm(
         strategy,
         budget,
         measure,
-        progress=lambda trial: say(
-            f"{name} {trial.number + 1}/{budget}: {trial.found.rank:.4f}"
-        ),
+        progress=lambda trial: say(_line(name, trial, budget)),
     )
+
+
+def _line(arm: str, trial: Trial, budget: int) -> str:
+    """Says what a trial came to."""
+    rank = trial.found.rank
+    told = "dead" if rank == trials.DEAD else f"{rank:.4f}"
+    return f"{arm} {trial.number + 1}/{budget}: {told}"
 
 
 def _found(

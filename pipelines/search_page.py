@@ -76,7 +76,7 @@ def table(result: Mapping[str, Any]) -> str:
         (name, "", "", row["search"], row["report"])
         for name, row in result["models"].items()
     ]
-    dead = {"objective": None, "bits": {}, "accuracy": {}}
+    dead: dict[str, Any] = {"objective": None, "bits": {}, "accuracy": {}}
     for name, arm in result["arms"].items():
         says = f"**{SAYS[name]}**" if name == result["chosen"] else SAYS[name]
         best = arm["best"] or {"search": dead, "report": dead}

@@ -14,7 +14,10 @@ from tests import tiny
 from tests.train import held_out
 from train.search import objective
 
-MERGE = ("models", "base", "method", "rules", "settings", "dtype", "seed")
+MERGE = (
+    *("models", "base", "method", "rules", "settings", "dtype", "seed"),
+    "embeddings",
+)
 """Keys of [merge]; others are of [search]."""
 
 Made = dict[str, str]
@@ -36,6 +39,15 @@ def make(folder: Path) -> Made:
     found["search"] = held_out.write(folder / "search", made[:4])
     found["report"] = held_out.write(folder / "report", made[4:])
     return found
+
+
+def add_token(made: Made, folder: Path) -> Made:
+    """Returns models of which the second knows one token more."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(made["m2"])
+    known = tiny.byte_level()
+    known.add_special_tokens(["<more>"])
+    model.resize_token_embeddings(known.get_vocab_size())
+    return {**made, "m2": str(tiny.save(folder / "m2", known, model))}
 
 
 def tables(made: Made, out: str, **more: Any) -> dict[str, dict[str, Any]]:

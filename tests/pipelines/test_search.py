@@ -268,9 +268,26 @@ def test_a_model_that_is_broken_is_named_before_any_trial(
     assert not Path(out, "s", "trials").exists()
 
 
+def test_tokens_that_one_model_has_alone_stay_out_where_the_base_says_so(
+    made: Made, out: str, tmp_path: Path
+) -> None:
+    own = small.add_token(made, tmp_path)
+    with pytest.raises(ValueError, match="must have the same vocabulary"):
+        small.run(own, out, **NOTHING)
+    result = small.run(own, out, embeddings="base", **NOTHING)
+    assert list(result["models"]) == ["base"]
+    given = small.given(own, out, embeddings="base", **NOTHING)
+    planned, measuring = bench_of(given)
+    held = measuring.bench.tensors(given.plain(()).rules)
+    key = "model.embed_tokens.weight"
+    assert torch.equal(held[key], plainly.state(made["base"])[key])
+    assert [cell.name for cell in planned.genome.cells][-1] == "outside"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ({"embeddings": "common"}, 'must be "error" or "base" in a search'),
         ({"method": "slerp"}, "method must be one that can be searched"),
         ({"settings": {"weight": 0.5}}, "must leave weight to the search"),
         ({"base": None}, "merges differences from a base"),

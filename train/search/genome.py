@@ -14,14 +14,13 @@ number x of any size, in units of the range and folded at its ends::
     g = low + (high - low) |x - 2 round(x / 2)|
 
 which is continuous, the identity for x in [0, 1], and reaches both ends. So all genes
-have one scale, as CMA-ES wants, and no sample is out of range.
+have one scale, the space that is searched is unbounded, and no sample is out of range.
 
 References:
   Zhang et al. 2024, "Unconstrained Model Merging for Enhanced LLM Reasoning", arXiv
   2410.13699 (weights by layer, found by CMA-ES); Akiba et al. 2024, "Evolutionary
   Optimization of Model Merging Recipes", arXiv 2403.13187 (weights and densities by
-  layer); Hansen 2016, arXiv 1604.00772, on boundaries. Modules, groups and folds are
-  ours.
+  layer). Modules, groups and folds are ours.
 """
 
 import dataclasses
