@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples import corpus, merge_search_page, models, results
+from examples import corpus, demo, merge_search_page, models, results
 from examples.corpus import DOMAINS, Size
 from examples.models import Plan
 from pipelines import card, prepare, search, searching
@@ -30,6 +30,9 @@ from transforms import allocator
 PART, PLOT = "search", "docs/search.svg"
 SPLITS = "base=.5,expert=.42,search=.04,report=.04"
 WINDOW_BYTES = 1000
+EXCERPTS: Mapping[Size, int] = {"full": 14, "tiny": 4}
+"""Windows of each domain that are searched on, and as many that are reported on."""
+
 SEEDS: Mapping[Size, Sequence[int]] = {"full": (0, 1, 2), "tiny": (0,)}
 BUDGET: Mapping[Size, int] = {"full": 60, "tiny": 8}
 
@@ -82,6 +85,7 @@ def make_inputs(output: str, size: Size) -> None:
         "size": size,
         "splits": SPLITS,
         "window_bytes": WINDOW_BYTES,
+        "excerpts": EXCERPTS[size],
         "models": [dataclasses.asdict(plan) for plan in plans],
     }
     if files.exists(mark):
@@ -90,19 +94,8 @@ def make_inputs(output: str, size: Size) -> None:
                 f"error: {output} was made by another version of this; remove it"
             )
         return
-    texts, windows = files.join(output, "corpus"), files.join(output, "windows")
-    corpus.write_corpus(texts, "tiny")
-    prepare.prepare_corpus(
-        PrepareConfig(
-            inputs=tuple(files.join(texts, f"{domain}.jsonl") for domain in DOMAINS),
-            output=windows,
-            id_field="id",
-            domain_field="domain",
-            splits=SPLITS,
-            max_bytes=WINDOW_BYTES,
-        )
-    )
-    place = files.join(output, "models")
+    make_windows(output, size)
+    place, windows = (files.join(output, name) for name in ("models", "prepared"))
     seen = models.read_texts(files.join(windows, "base"))
     nats = models.make_model(base, seen, files.join(place, base.name))
     print(f"── {base.name}: {nats:.3f} nats a token at the end", flush=True)
@@ -114,6 +107,31 @@ def make_inputs(output: str, size: Size) -> None:
         )
         print(f"── {plan.name}: {nats:.3f} nats a token at the end", flush=True)
     files.write_json(mark, wanted)
+
+
+def make_windows(output: str, size: Size) -> None:
+    """Makes text, splits it by document, and cuts down what is measured on."""
+    texts = files.join(output, "corpus")
+    corpus.write_corpus(texts, "tiny")
+    common = {"id_field": "id", "domain_field": "domain", "max_bytes": WINDOW_BYTES}
+    prepare.prepare_corpus(
+        PrepareConfig(
+            inputs=tuple(files.join(texts, f"{domain}.jsonl") for domain in DOMAINS),
+            output=files.join(output, "prepared"),
+            splits=SPLITS,
+            **common,  # type: ignore[arg-type]
+        )
+    )
+    demo.write_excerpts(output, dict.fromkeys(("search", "report"), EXCERPTS[size]))
+    prepare.prepare_corpus(
+        PrepareConfig(
+            inputs=(files.join(output, "inputs", "excerpts.jsonl"),),
+            output=files.join(output, "windows"),
+            split_field="split",
+            splits="search,report",
+            **common,  # type: ignore[arg-type]
+        )
+    )
 
 
 def write_recipe(output: str, method: str, seed: int, size: Size) -> str:
