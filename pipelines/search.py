@@ -19,25 +19,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipelines import merge, merged, search_page, searching
-from pipelines.merging import Merging
+from pipelines import measuring, merge, merged, search_page, searching
+from pipelines.measuring import Measuring
 from pipelines.searching import SearchConfig, Searching
 from schemas import files, settings
 from schemas.arrays import Genes
-from schemas.errors import SchemaError
 from train.merge import layers, match, plan, rules
 from train.merge.match import Sources
 from train.merge.plan import Tensor
-from train.search import bench, genome, kept, objective, strategies, trials
-from train.search.bench import Bench
+from train.search import genome, kept, objective, strategies, trials
 from train.search.genome import Genome
 from train.search.kept import Kept
-from train.search.objective import Split
-from train.search.tasks import Item
 from train.search.trials import Found, Strategy, Trial
-from transforms import causal, devices, scorer
+from transforms import scorer
 from transforms.scorer import ScorerSettings
-from transforms.tokenizer import Tokenizer
 
 TRIALS, MEASURED, RESULT = "trials", "measured.json", "search.json"
 """What the output holds: the trials of each arm, what else was measured, the result."""
@@ -96,7 +91,7 @@ def plan_search(given: Searching) -> Planned:
     """
     sources = merge.gather(given.merge)
     chosen = given.plain(given.tables).rules
-    tensors, _ = match.match(sources, chosen, _stored(given))
+    tensors, _ = match.match(sources, chosen, given.stored)
     known = layers.layers_of(one.key for one in tensors)
     varied = {
         one.key: known[one.key]
@@ -127,10 +122,6 @@ def plan_search(given: Searching) -> Planned:
     )
 
 
-def _stored(given: Searching) -> str | None:
-    return match.DTYPES[given.merge.dtype] if given.merge.dtype else None
-
-
 def search(given: Searching, say: Callable[[str], None]) -> dict[str, Any]:
     """Searches, and writes what was found.
 
@@ -148,21 +139,15 @@ def search(given: Searching, say: Callable[[str], None]) -> dict[str, Any]:
     """
     planned = plan_search(given)
     objective.refuse_overlap(given.search, given.report)
-    identity = _identity(planned)
+    identity = identity_of(planned)
     _make_way(planned, identity)
-    measuring = _measuring(planned, identity)
-    models = {
-        name: {
-            "search": measuring.search(given.take(name), f"search of {name}"),
-            "report": measuring.report(given.take(name), f"report of {name}"),
-        }
-        for name in planned.references
-    }
+    bench = open_measuring(planned, identity)
+    models = {name: bench.reference(name) for name in planned.references}
     arms = {
-        name: _run_arm(planned, name, arm, identity, measuring, say)
+        name: _run_arm(planned, name, arm, identity, bench, say)
         for name, arm in planned.strategies().items()
     }
-    found = _found(planned, arms, measuring)
+    found = _found(planned, arms, bench)
     result = {"schema_version": trials.VERSION, "identity": identity, **found}
     result["models"] = {
         name: {split: trials.as_json(one) for split, one in row.items()}
@@ -190,7 +175,7 @@ def trials_path(given: Searching, arm: str) -> str:
     return files.join(given.config.output, TRIALS, f"{name}.json")
 
 
-def _identity(planned: Planned) -> dict[str, Any]:
+def identity_of(planned: Planned) -> dict[str, Any]:
     """Returns all that shapes what a trial comes to, by name."""
     given, config = planned.given, planned.given.config
     found = plan.part(planned.tensors, given.merge.shard_bytes)
@@ -213,73 +198,10 @@ def _identity(planned: Planned) -> dict[str, Any]:
     return {**told, **{f"input {name}": value for name, value in inputs.items()}}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Measuring:
-    """Merges in memory, and measures what comes out."""
-
-    given: Searching
-    bench: Bench
-    tokenizer: Tokenizer
-    known: Kept
-    items: Mapping[str, Mapping[str, Sequence[Item]]]
-
-    def search(self, merging: Merging, name: str) -> Found:
-        """Measures on the split that is searched on, unless that was done."""
-        return self.known.get(name, lambda: self._on("search", merging))
-
-    def report(self, merging: Merging, name: str) -> Found:
-        """Measures on the split that is reported on, unless that was done."""
-        return self.known.get(name, lambda: self._on("report", merging))
-
-    def trial(self, merging: Merging) -> Found:
-        """Measures a trial; one that is no model, or whose logits are none, is dead."""
-        try:
-            return self._on("search", merging)
-        except SchemaError as error:
-            return objective.dead(error)
-
-    def _on(self, name: str, merging: Merging) -> Found:
-        split: Split = getattr(self.given, name)
-        return objective.measure(
-            self.bench.model(merging.rules),
-            self.tokenizer,
-            split,
-            self.items[name],
-            self.given.objective,
-            batch_tokens=self.given.config.batch_tokens,
-            max_new_tokens=self.given.config.max_new_tokens,
-        )
-
-
-def _measuring(planned: Planned, identity: Mapping[str, Any]) -> _Measuring:
-    given, config = planned.given, planned.given.config
-    lead = planned.sources.models[planned.sources.lead]
-    if (known := lead.tokenizer) is None:
-        raise ValueError(
-            f"{lead.name} ({lead.model}) must have a tokenizer, so that it can be"
-            " measured, it has none"
-        )
-    device = devices.prepare(
-        causal.choose_device(config.device),
-        share=config.share_device,
-        threads=config.threads,
-        tune_allocator=not config.keep_malloc,
-    )
-    opened = bench.open_bench(
-        planned.sources,
-        stored=_stored(given),
-        seed=given.merge.seed,
-        threads=given.merge.threads,
-        dtype=causal.choose_dtype(config.dtype, device),
-        device=device,
-    )
-    return _Measuring(
-        given=given,
-        bench=opened,
-        tokenizer=known,
-        known=Kept(files.join(config.output, MEASURED), identity),
-        items={"search": given.search.items(), "report": given.report.items()},
-    )
+def open_measuring(planned: Planned, identity: Mapping[str, Any]) -> Measuring:
+    """Opens the models, with what was measured before."""
+    path = files.join(planned.given.config.output, MEASURED)
+    return measuring.open_models(planned.given, planned.sources, Kept(path, identity))
 
 
 def _run_arm(
@@ -287,14 +209,14 @@ def _run_arm(
     name: str,
     arm: tuple[Strategy, int],
     identity: Mapping[str, Any],
-    measuring: _Measuring,
+    bench: Measuring,
     say: Callable[[str], None],
 ) -> list[Trial]:
     """Measures the trials of an arm that are not there yet."""
     given, (strategy, budget) = planned.given, arm
 
     def measure(x: Genes) -> Found:
-        return measuring.trial(given.merging(planned.genome, x))
+        return bench.trial(given.search, given.merging(planned.genome, x))
 
     return trials.run_arm(
         trials_path(given, name),
@@ -314,7 +236,7 @@ def _line(arm: str, trial: Trial, budget: int) -> str:
 
 
 def _found(
-    planned: Planned, arms: Mapping[str, Sequence[Trial]], measuring: _Measuring
+    planned: Planned, arms: Mapping[str, Sequence[Trial]], bench: Measuring
 ) -> dict[str, Any]:
     """Returns what was found: the best trial of each arm, measured on the report."""
     told: dict[str, Any] = {}
@@ -323,7 +245,7 @@ def _found(
             "evaluations": len(done),
             "dead": sum(one.found.rank == trials.DEAD for one in done),
             "flat": trials.is_flat(done),
-            "best": _best(planned, name, done, measuring),
+            "best": _best(planned, name, done, bench),
         }
     living = [name for name, arm in told.items() if arm["best"]]
     if not living:
@@ -334,13 +256,13 @@ def _found(
 
 
 def _best(
-    planned: Planned, arm: str, done: Sequence[Trial], measuring: _Measuring
+    planned: Planned, arm: str, done: Sequence[Trial], bench: Measuring
 ) -> dict[str, Any] | None:
     """Returns the best trial of an arm, with what it comes to on the report."""
     if (best := trials.best(done)) is None:
         return None
     merging = planned.given.merging(planned.genome, best.x)
-    report = measuring.report(merging, f"report of {arm} {best.number}")
+    report = bench.best(f"{arm} {best.number}", merging)
     return {
         "trial": best.number,
         "genes": list(best.genes),

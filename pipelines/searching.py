@@ -10,7 +10,7 @@ from pipelines.merging import MergeConfig, Merging
 from schemas import files, settings
 from schemas.arrays import Genes
 from schemas.settings import setting
-from train.merge import methods, rules
+from train.merge import match, methods, rules
 from train.search import genome as genomes
 from train.search.genome import MODULES, Genome, Range
 from train.search.objective import Objective, Split
@@ -203,6 +203,11 @@ class Searching:
         given = {**self.settings, "weight": 1.0}
         settled = methods.settle(self.merge.method, given, len(self.merge.names))
         return bool(settled["normalize"])
+
+    @property
+    def stored(self) -> str | None:
+        """What floats of a merge are stored in, as safetensors calls it, if told."""
+        return match.DTYPES[self.merge.dtype] if self.merge.dtype else None
 
     @property
     def scale(self) -> str:

@@ -19,6 +19,7 @@ from tests.searching import Made
 from train import evaluate
 from train.evaluate import EvaluateConfig
 from train.search import objective, trials
+from transforms import scorer
 
 Contents = Callable[[str], dict[str, str]]
 NOTHING: dict[str, Any] = {"baselines": [], "budget": 1}
@@ -48,7 +49,7 @@ def finished(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def bench_of(given: searching.Searching) -> tuple[search.Planned, Any]:
     planned = search.plan_search(given)
-    return planned, search._measuring(planned, search._identity(planned))
+    return planned, search.open_measuring(planned, search.identity_of(planned))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_trial_is_what_the_merger_writes_to_the_bit(
     planned, measuring = bench_of(given)
     x = np.random.default_rng(0).normal(0.5, 0.5, len(planned.genome.genes))
     merged = given.merging(planned.genome, x)
-    found = measuring.trial(merged)
+    found = measuring.trial(given.search, merged)
     here = dataclasses.replace(merged.config, slices="0-0")  # no runner is started
     assert merge.merge_models(dataclasses.replace(merged, config=here))
     written = plainly.state(merged.config.output)
@@ -102,7 +103,9 @@ def test_the_best_is_written_by_the_merger_from_the_recipe_alone(
     planned, measuring = bench_of(given)
     again = given.merging(planned.genome, np.array(best["genes"]))
     assert plainly.same(measuring.bench.tensors(again.rules), plainly.state(f"{out}/m"))
-    assert measuring.trial(merged).objective == best["search"]["objective"]
+    assert (
+        measuring.trial(given.search, merged).objective == best["search"]["objective"]
+    )
 
 
 def test_a_search_goes_on_after_kills_to_the_same_bytes(
@@ -174,6 +177,28 @@ def test_a_merge_that_is_no_model_is_a_dead_trial(made: Made, out: str) -> None:
     table = Path(f"{out}/s/table.md").read_text()
     assert "one global value: 2 of 3 trials had no finite objective" in table
     assert "| random search | 3 | none | dead | dead | dead | dead |" in table
+
+
+def test_a_trial_whose_logits_are_not_finite_is_dead(
+    made: Made, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = scorer.Scorer._forward
+
+    def spoil(self: Any, *args: Any) -> Any:
+        kept = score(self, *args)
+        return dataclasses.replace(kept, finite=np.zeros_like(kept.finite))
+
+    given = small.given(made, out)
+    planned, measuring = bench_of(given)
+    merged = given.merging(planned.genome, planned.genome.start)
+    assert measuring.trial(given.search, merged).error is None
+    monkeypatch.setattr(scorer.Scorer, "_forward", spoil)
+    found = measuring.trial(given.search, merged)
+    assert found.rank == trials.DEAD
+    assert found.error
+    assert "these failed: 2 of 2 of code, 2 of 2 of prose;" in found.error
+    with pytest.raises(SchemaError, match="base must be a sound model before it is"):
+        measuring.reference("base")
 
 
 def test_a_search_of_dead_trials_says_why(made: Made, out: str) -> None:

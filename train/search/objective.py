@@ -67,7 +67,7 @@ class Objective:
         return value
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     """What is measured on.
 
@@ -162,13 +162,18 @@ def measure(
       batch_tokens: tokens of a forward pass, with padding.
       max_new_tokens: most tokens of an answer.
 
+    Returns:
+      What it came to; it is dead where a window could not be scored.
+
     Raises:
-      SchemaError: if a window could not be scored.
+      SchemaError: if the windows are corrupt.
     """
     bits: dict[str, float] = {}
     if split.windows is not None:
         scoring = Scorer(model, tokenizer, top_k=0, batch_tokens=batch_tokens)
         sums = evaluate.measure(scoring, split.windows, lambda _: None)
+        if any(domain["failed"] for domain in sums.values()):
+            return dead(_failed(sums))
         bits = evaluate.bits_per_byte(sums)
         del bits[evaluate.ALL]  # the objective weighs domains by itself
     accuracy = {
@@ -179,6 +184,18 @@ def measure(
     return Found(objective=value, bits=bits, accuracy=accuracy)
 
 
-def dead(error: SchemaError) -> Found:
+def _failed(sums: evaluate.Domains) -> str:
+    """Says which windows could not be scored."""
+    told = ", ".join(
+        f"{one['failed']:,} of {one['windows']:,} of {name}"
+        for name, one in sums.items()
+    )
+    return (
+        f"every window must be scored, but these failed: {told}; the logits are not"
+        " finite, or the windows do not fit the models' tokenizer and context"
+    )
+
+
+def dead(error: str) -> Found:
     """Returns what a merge came to that could not be made or measured."""
-    return Found(objective=DEAD, error=str(error))
+    return Found(objective=DEAD, error=error)
