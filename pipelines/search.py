@@ -153,7 +153,7 @@ def search(given: Searching, say: Callable[[str], None]) -> dict[str, Any]:
         name: {split: trials.as_json(one) for split, one in row.items()}
         for name, row in models.items()
     }
-    search_page.write(planned.given, planned.genome, result, arms)
+    search_page.write(given, planned.genome, planned.sources.models, result, arms)
     files.write_json(files.join(given.config.output, RESULT), result)
     return result
 

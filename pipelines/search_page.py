@@ -10,6 +10,7 @@ from pipelines.plots import Line, Panel
 from pipelines.searching import Searching
 from schemas import files
 from train.merge import rules
+from train.merge.inputs import Input
 from train.search import genome as genomes
 from train.search.genome import Genome
 from train.search.trials import DEAD, Trial
@@ -29,6 +30,7 @@ SAYS = {
 def write(
     given: Searching,
     genome: Genome,
+    models: Sequence[Input],
     result: Mapping[str, Any],
     arms: Mapping[str, Sequence[Trial]],
 ) -> None:
@@ -37,6 +39,7 @@ def write(
     Args:
       given: what was searched.
       genome: what was varied.
+      models: the inputs.
       result: what was found.
       arms: all trials.
     """
@@ -46,7 +49,7 @@ def write(
     output = given.config.output
     files.write_bytes(files.join(output, TABLE), text.encode())
     files.write_bytes(files.join(output, PLOT), plot(arms).encode())
-    made = recipe(given.merging(genome, best.x))
+    made = recipe(given.merging(genome, best.x), models)
     files.write_bytes(recipe_path(given), made.encode())
 
 
@@ -55,18 +58,20 @@ def recipe_path(given: Searching) -> str:
     return files.join(given.config.output, RECIPE)
 
 
-def recipe(merging: Merging) -> str:
-    """Writes a merge as the recipe that `fusebeam merge` makes it by."""
+def recipe(merging: Merging, models: Sequence[Input]) -> str:
+    """Writes a merge as the recipe that `fusebeam merge` makes it by.
+
+    A model of the hub is written with the commit that was measured.
+    """
     config = merging.config
-    places = {
-        name: place for name, place in config.places.items() if name != rules.BASE
-    }
+    places = {**config.places, **{m.name: m.pinned for m in models if m.commit}}
     told = {
         f.name: getattr(config, f.name)
         for f in dataclasses.fields(config)
-        if getattr(config, f.name) != f.default and f.name != "models"
+        if getattr(config, f.name) != f.default
     }
-    top = {"models": places, **told, "settings": merging.settings}
+    told["base"] = places.pop(rules.BASE)
+    top = {**told, "models": places, "settings": merging.settings}
     return card.merge_table(top, merging.tables)
 
 
@@ -84,7 +89,7 @@ def table(result: Mapping[str, Any]) -> str:
         count = f"{arm['evaluations']:,}"
         rows.append((says, count, at, best["search"], best["report"]))
     bits, tasks = (list(rows[0][-1][kind]) for kind in ("bits", "accuracy"))
-    heads = ["model", "evaluations", "best", "J, search", "J, report"]
+    heads = ["model", "evaluations", "best at", "J, search", "J, report"]
     heads += [f"{name}, bits per byte" for name in bits]
     heads += [f"{name}, answered" for name in tasks]
     lines = [heads, ["---"] * len(heads)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import merge, merging, search, searching
+from pipelines import merge, merging, search, search_page, searching
 from schemas.errors import SchemaError
 from tests import commands
 from tests import merging as plainly
@@ -18,6 +18,7 @@ from tests import searching as small
 from tests.searching import Made
 from train import evaluate
 from train.evaluate import EvaluateConfig
+from train.merge.inputs import Input
 from train.search import objective, trials
 from transforms import scorer
 
@@ -106,6 +107,19 @@ def test_the_best_is_written_by_the_merger_from_the_recipe_alone(
     assert (
         measuring.trial(given.search, merged).objective == best["search"]["objective"]
     )
+
+
+def test_a_recipe_names_the_commit_of_a_model_of_the_hub(made: Made, out: str) -> None:
+    given = small.given(made, out)
+    models = [
+        Input(name="m1", model="org/one", commit="c1"),
+        Input(name="m2", model=made["m2"]),
+        Input(name="base", model="org/base", commit="c0"),
+    ]
+    told = tomllib.loads(search_page.recipe(given.plain(()), models))["merge"]
+    assert told["models"] == {"m1": "org/one@c1", "m2": made["m2"]}
+    assert told["base"] == "org/base@c0"
+    assert merging.read_table(told).settings == given.starts
 
 
 def test_a_search_goes_on_after_kills_to_the_same_bytes(
