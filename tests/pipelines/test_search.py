@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import merge, merging, search, search_page, searching
+from pipelines import cli, merge, merging, search, search_page, searching
 from schemas.errors import SchemaError
 from tests import commands
 from tests import merging as plainly
@@ -378,6 +379,17 @@ def test_the_genome_is_shown_and_nothing_written(
     assert "  density of m2: 0.05 to 1, from 1" in told
     assert "35 genes in 7 cells" in told
     assert not Path(out, "s").exists()
+
+
+def test_a_search_without_its_extra_says_which(
+    made: Made,
+    out: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    assert cli.main(["search", small.recipe(made, out)]) == 1
+    assert "pip install 'fusebeam[search]'" in capsys.readouterr().err
 
 
 def test_flags_take_the_place_of_keys(made: Made, out: str) -> None:
