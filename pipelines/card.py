@@ -88,8 +88,13 @@ def _recipe(named: Mapping[str, str], settings: Mapping[str, Any]) -> str:
         **({rules.BASE: named[rules.BASE]} if rules.BASE in named else {}),
         **plain,
     }
+    return merge_table(given, settings["rules"])
+
+
+def merge_table(given: Mapping[str, Any], tables: Sequence[Mapping[str, Any]]) -> str:
+    """Writes a table `[merge]` and its rules as TOML."""
     lines = ["[merge]", *_lines(given)]
-    for rule in settings["rules"]:
+    for rule in tables:
         lines += ["", "[[merge.rules]]", *_lines(rule)]
     return "\n".join(lines) + "\n"
 

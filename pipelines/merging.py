@@ -170,6 +170,22 @@ def read_table(table: Mapping[str, Any], where: str = "[merge]") -> Merging:
     Raises:
       ValueError: if a key is unknown, missing or wrong; names it.
     """
+    try:
+        config, own, tables = part_table(table, where)
+        return Merging(config=config, settings=own, tables=tables)
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if where in told else f"{where}: {told}") from error
+
+
+def part_table(
+    table: Mapping[str, Any], where: str
+) -> tuple[MergeConfig, Mapping[str, Any], Sequence[Any]]:
+    """Parts a table `[merge]` into flags, settings of the method, and rules.
+
+    Raises:
+      ValueError: if a key is unknown, missing or wrong; names it.
+    """
     given = dict(table)
     own, tables = given.pop("settings", {}), given.pop("rules", [])
     if not isinstance(own, Mapping):
@@ -178,12 +194,7 @@ def read_table(table: Mapping[str, Any], where: str = "[merge]") -> Merging:
         raise ValueError(f"{where}.rules must be a list of tables, got {tables!r}")
     if isinstance(given.get("models"), Mapping):
         given["models"] = [f"{name}={place}" for name, place in given["models"].items()]
-    try:
-        config = settings.from_mapping(MergeConfig, given, where)
-        return Merging(config=config, settings=own, tables=tables)
-    except ValueError as error:
-        told = str(error)
-        raise ValueError(told if where in told else f"{where}: {told}") from error
+    return settings.from_mapping(MergeConfig, given, where), own, tables
 
 
 def is_of_run(path: str) -> bool:
@@ -235,6 +246,28 @@ def _refuse_run(path: str, given: Mapping[str, Any]) -> None:
     )
 
 
+def read_tables(path: str, needed: Mapping[str, str]) -> dict[str, Any]:
+    """Reads a recipe of models by path.
+
+    Args:
+      path: the TOML file.
+      needed: tables that it must hold, and what each says.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not TOML, is a recipe of a run, or lacks a table.
+    """
+    given = _read_toml(path)
+    _refuse_run(path, given)
+    for name, says in needed.items():
+        if not isinstance(given.get(name), dict):
+            raise ValueError(
+                f"{path} must hold a table [{name}] that says {says}, it holds"
+                f" {', '.join(given) or 'nothing'}"
+            )
+    return given
+
+
 def read_recipe(path: str, flags: Mapping[str, Any]) -> Merging:
     """Reads the table `[merge]` of a recipe; flags take the place of keys.
 
@@ -246,13 +279,7 @@ def read_recipe(path: str, flags: Mapping[str, Any]) -> Merging:
       ValueError: if it is not TOML, is a recipe of a run, or has no such table, or a
         key is wrong.
     """
-    given = _read_toml(path)
-    _refuse_run(path, given)
-    if not isinstance(given.get("merge"), dict):
-        raise ValueError(
-            f"{path} must hold a table [merge] that says what is merged, it holds"
-            f" {', '.join(given) or 'nothing'}"
-        )
+    given = read_tables(path, {"merge": "what is merged"})
     folder = given.get("output")
     default = {"output": files.join(folder, "merged")} if folder else {}
     try:

@@ -53,3 +53,6 @@ Bytes = UInt8[np.ndarray, " n"]
 
 Weights = Float64[np.ndarray, " s"]
 """One weight a source, in [0, 1], summing to 1."""
+
+Genes = Float64[np.ndarray, " n"]
+"""One number of any size a gene: its place in the gene's range, in units of that."""

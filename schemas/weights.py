@@ -302,16 +302,7 @@ def read_bytes(folder: str, place: Place, stamp: Stamp) -> bytearray:
     """
     path = files.join(folder, place.file)
     with files.open_input(path) as file:
-        if not stamp.fits(now := _stamp_of(path, file)):
-            sizes = ""
-            if stamp.bytes != now.bytes:
-                sizes = f" ({stamp.bytes} and {now.bytes} bytes)"
-            raise FusionError(
-                f"{path} must be the file that the work was planned with, but has been"
-                f" written anew or is another{sizes};"
-                " let nobody write the model meanwhile, and every worker have the same"
-                " at that place, and repeat the command"
-            )
+        check_version(path, file, stamp)
         file.seek(place.start)
         content = bytearray(place.stop - place.start)
         view, done = memoryview(content), 0
@@ -324,6 +315,25 @@ def read_bytes(folder: str, place: Place, stamp: Stamp) -> bytearray:
                 )
             done += count
     return content
+
+
+def check_version(path: str, file: Any, stamp: Stamp) -> None:
+    """Checks that an open file is of the version that the work was planned with.
+
+    Raises:
+      FusionError: if it is another.
+    """
+    if stamp.fits(now := _stamp_of(path, file)):
+        return
+    sizes = ""
+    if stamp.bytes != now.bytes:
+        sizes = f" ({stamp.bytes} and {now.bytes} bytes)"
+    raise FusionError(
+        f"{path} must be the file that the work was planned with, but has been"
+        f" written anew or is another{sizes};"
+        " let nobody write the model meanwhile, and every worker have the same"
+        " at that place, and repeat the command"
+    )
 
 
 def plan_header(

@@ -9,13 +9,14 @@ from typing import Any
 import apache_beam as beam
 import pytest
 
-from pipelines import cli, launch, merge
+from pipelines import cli, launch, merge, search
 from pipelines.estimate import EstimateConfig
 from pipelines.fuse import FuseConfig
 from pipelines.map import MapConfig
 from pipelines.merging import MergeConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
+from pipelines.searching import SearchConfig
 from schemas import settings
 from train.config import TrainConfig
 from train.evaluate import EvaluateConfig
@@ -76,6 +77,8 @@ def test_the_commands_of_the_page_are_taken(words: list[str]) -> None:
         launch.parse(cls, flags, prog="", description="")
     elif name == "merge":
         launch.refuse_unknown(merge.flags_parser().parse_known_args(flags)[1], [])
+    elif name == "search":
+        assert not search.flags_parser().parse_known_args(flags)[1]
     elif name in OTHERS:
         cls = OTHERS[name]
         settings.parse_flags(cls, flags, prog="", description="")
@@ -89,7 +92,7 @@ def test_the_page_shows_every_stage() -> None:
 def test_the_flags_that_the_page_names_are_there() -> None:
     ours = {
         f"--{field.name}"
-        for cls in (*JOBS.values(), *OTHERS.values(), MergeConfig)
+        for cls in (*JOBS.values(), *OTHERS.values(), MergeConfig, SearchConfig)
         for field in dataclasses.fields(cls)  # type: ignore[arg-type]
     }
     beams = set(launch._beam_parser()._option_string_actions)

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from schemas import locks
+from transforms import allocator
 
 WAIT_S = 60.0
 """How long a process that was killed may take to let go of its GPU."""
@@ -147,6 +148,30 @@ def claim(device: torch.device) -> torch.device:
     if device.type != "cuda":
         return device
     return torch.device("cuda", _CLAIMS.claim(present(), device.index))
+
+
+def prepare(
+    device: torch.device, *, share: bool, threads: int | None, tune_allocator: bool
+) -> torch.device:
+    """Gets a device ready for a model, and this process with it.
+
+    Args:
+      device: `cuda` for any GPU, `cuda:N` for that one, or `cpu`.
+      share: whether other processes may have the same GPU.
+      threads: of the CPU's arithmetic; None = torch's choice.
+      tune_allocator: whether glibc keeps large blocks, which is faster on a CPU.
+
+    Raises:
+      ValueError: if other processes have all that would do; names them.
+    """
+    if not share:
+        device = claim(device)
+    if device.type == "cpu":
+        if tune_allocator:
+            allocator.keep_large_blocks()
+        if threads is not None:
+            torch.set_num_threads(threads)
+    return device
 
 
 def release() -> None:

@@ -21,7 +21,7 @@ from schemas import scores
 from schemas.errors import AlignmentError
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import allocator, causal, checkpoint, devices, logits, tokenizer
+from transforms import causal, checkpoint, devices, logits, tokenizer
 from transforms.causal import Dtype
 from transforms.functional import batches, chances, counted
 from transforms.logits import Kept
@@ -113,14 +113,12 @@ def load_model(settings: ScorerSettings) -> Any:
       ValueError: if the device is not there or taken, or the model has no weights that
         may be read.
     """
-    device = causal.choose_device(settings.device)
-    if not settings.share_device:
-        device = devices.claim(device)
-    if device.type == "cpu":
-        if settings.tune_allocator:
-            allocator.keep_large_blocks()
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+    device = devices.prepare(
+        causal.choose_device(settings.device),
+        share=settings.share_device,
+        threads=settings.threads,
+        tune_allocator=settings.tune_allocator,
+    )
     return causal.load_model(
         settings.model,
         dtype=causal.choose_dtype(settings.dtype, device),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from examples import results
-from tests.bench import scale_plot
-from tests.bench.scale_plot import Panel
+from pipelines import plots
+from pipelines.plots import Panel
 
 PAGE = "docs/results.md"
 PLOT = "docs/scale.svg"
@@ -36,7 +36,7 @@ def write(figures: Sequence[Figure]) -> None:
     slices = points(figures, "documents", LAUNCHES)
     if not corpora:
         raise SystemExit("error: a point must be measured whole to be shown, none is")
-    Path(PLOT).write_text(scale_plot.draw(list(_panels(corpora))))
+    Path(PLOT).write_text(plots.draw(list(_panels(corpora))))
     results.write_page(PAGE, page(corpora, slices), PART)
 
 

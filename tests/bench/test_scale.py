@@ -7,10 +7,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from pipelines import plots
+from pipelines.plots import Panel
 from schemas.windows import Window
-from tests.bench import scale, scale_corpus, scale_page, scale_plot, scale_stub
+from tests.bench import scale, scale_corpus, scale_page, scale_stub
 from tests.bench.scale_corpus import Shape
-from tests.bench.scale_plot import Panel
 from transforms.tokenizer import Encoding
 
 K, SIZE = 10, 500
@@ -178,7 +179,7 @@ def test_a_plot_is_xml_with_every_line_and_its_name() -> None:
         Panel(title="s", below="x", lines=lines, is_log=is_log)
         for is_log in (True, False)
     ]
-    drawn = scale_plot.draw(panels)
+    drawn = plots.draw(panels)
     root = ElementTree.fromstring(drawn)
     texts = [found.text for found in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a", "b < c", "s", "x", "1", "10", "1,000"} <= set(texts)
@@ -192,4 +193,4 @@ def test_a_plot_is_xml_with_every_line_and_its_name() -> None:
 def test_a_plot_of_nothing_is_refused() -> None:
     panel = Panel(title="s", below="x", lines={"a": []}, is_log=True)
     with pytest.raises(ValueError, match="must have a point"):
-        scale_plot.draw([panel])
+        plots.draw([panel])

@@ -80,3 +80,18 @@ def test_domains_are_drawn_by_their_shares():
     drawn = models._draw(plan, BASE, np.random.default_rng(0))
     assert len(drawn) == 80
     assert sum(text in TEXTS for text in drawn) == 60
+
+
+def test_an_expert_goes_on_from_a_base_that_stays_as_it_is(tmp_path):
+    base, expert = str(tmp_path / "base"), str(tmp_path / "expert")
+    models.make_model(small("llama", steps=4), BASE, base)
+    weights = (tmp_path / "base" / "model.safetensors").read_bytes()
+    plan = small("llama", steps=30, mixture={"headers": 1.0})
+    goes_on = models.continue_model(plan, BASE, base, expert)
+    anew = models.make_model(
+        dataclasses.replace(plan, steps=4), BASE, str(tmp_path / "other")
+    )
+    assert goes_on < anew
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == weights
+    prints = {tokenizer.load(folder).fingerprint for folder in (base, expert)}
+    assert len(prints) == 1

@@ -72,10 +72,11 @@ def match(
     held = sources.tensors[sources.lead].places
     own = [key for key in held if key not in dropped]
     found = layers.layers_of(own)
-    if idle := rules.idle(chosen, own):
+    if idle := rules.idle(chosen, found):
         raise ValueError(
             f"every rule must fit a tensor that no rule before it fits, but"
-            f" {weights.some(map(repr, idle))} does not; {_why_idle(idle, dropped)}"
+            f" {weights.some(rule.shown for rule in idle)} does not;"
+            f" {_why_idle([rule.pattern for rule in idle], dropped)}"
         )
     twins, notes = _twins(sources, own)
     matched = [_Match(sources, key, layer) for key, layer in found.items()]
@@ -85,10 +86,7 @@ def match(
             " tensors, but the first dimension of none is the vocab_size of its model's"
             " configuration; mend the configurations"
         )
-    tensors = [
-        one.made(rules.rule_for(chosen, one.key), dtype, twins.get(one.key, ()))
-        for one in matched
-    ]
+    tensors = [one.made(chosen, dtype, twins.get(one.key, ())) for one in matched]
     notes += _missing_heads(sources, tensors)
     return tensors, notes
 
@@ -202,8 +200,9 @@ class _Match:
     def _own(self) -> Place:
         return self.sources.tensors[self.sources.lead].places[self.key]
 
-    def made(self, rule: Rule, dtype: str | None, twins: Twins) -> Tensor:
+    def made(self, chosen: Sequence[Rule], dtype: str | None, twins: Twins) -> Tensor:
         """Settles how the tensor is made."""
+        rule = rules.rule_for(chosen, self.key, self.layer)
         lead, of_tokens = self.sources.lead, self.is_of_tokens()
         if rule.take is not None:
             place = self.sources.place(rule.take)

@@ -25,7 +25,7 @@ TORCH = {
 """Torch's types by the names that safetensors has for them."""
 
 
-def from_bytes(content: bytearray, place: Place) -> Tensor:
+def from_bytes(content: bytearray | memoryview, place: Place) -> Tensor:
     """Returns the tensor whose bytes these are; it shares their memory."""
     if not content:
         return torch.empty(place.shape, dtype=TORCH[place.dtype])

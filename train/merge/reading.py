@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -13,6 +13,9 @@ from schemas.weights import Place, Stamp
 from train.merge import numbers, vocabulary
 from train.merge.inputs import Input
 from train.merge.plan import Tensor
+
+Read = Callable[[int, Place], bytearray | memoryview]
+"""Returns the bytes of a tensor of an input, given its number and the place there."""
 
 
 class _Threads:
@@ -72,8 +75,20 @@ class Reading:
     @contextlib.contextmanager
     def open(self) -> Iterator["Opened"]:
         """Looks where the models lie, and sets torch's threads, while a block runs."""
-        with _threads.set_to(self.threads):
-            yield Opened(self, [one.folder for one in self.models])
+        with self.set_threads():
+            yield Opened(self, self._reader())
+
+    def set_threads(self) -> contextlib.AbstractContextManager[None]:
+        """Sets torch's threads while a block merges tensors."""
+        return _threads.set_to(self.threads)
+
+    def _reader(self) -> Read:
+        folders = [one.folder for one in self.models]
+
+        def read(at: int, place: Place) -> bytearray:
+            return weights.read_bytes(folders[at], place, self.stamps[at][place.file])
+
+        return read
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -94,16 +109,19 @@ class Aligned:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """The models, opened in this process."""
+    """The models, opened in this process.
+
+    Attributes:
+      of: what is known of them.
+      read: returns the bytes of a tensor of an input.
+    """
 
     of: Reading
-    folders: Sequence[str]
+    read: Read
 
     def stored(self, at: int, place: Place) -> torch.Tensor:
         """Reads a tensor of an input as it is stored."""
-        stamp = self.of.stamps[at][place.file]
-        content = weights.read_bytes(self.folders[at], place, stamp)
-        return numbers.from_bytes(content, place)
+        return numbers.from_bytes(self.read(at, place), place)
 
     def number(self, at: int, place: Place, key: str) -> torch.Tensor:
         """Reads a tensor of an input to compute with, in float32 or float64.

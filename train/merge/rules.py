@@ -16,6 +16,11 @@ before it, and the first whose pattern fits is taken::
     method = "linear"                              # begins with its own defaults
 
     [[merge.rules]]
+    pattern = "*.self_attn.*"
+    layers = [0, 3]                                # of layers 0 to 3 of each stack
+    settings.density = 0.2
+
+    [[merge.rules]]
     pattern = "lm_head.*"
     take = "base"                                  # one model's, as it is
 
@@ -31,7 +36,7 @@ A value is one of these, and a bare list is none, as it could mean either of two
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +52,7 @@ ALL = "*"
 BASE = "base"
 """What the base is called where a model is named."""
 
-_KEYS = ("pattern", "method", "settings", "use_base", "take")
+_KEYS = ("pattern", "layers", "method", "settings", "use_base", "take")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,8 @@ class Rule:
       settings: of the method, as they are written.
       use_base: whether a method that can do without a base gets it, if there is one.
       take: the model whose tensor is taken as it is, or "base".
+      layers: the first and the last layer, from 0, that it is for; None: for all
+        tensors, those of no layer too.
     """
 
     pattern: str
@@ -68,10 +75,22 @@ class Rule:
     settings: Mapping[str, Any]
     use_base: bool = True
     take: str | None = None
+    layers: tuple[int, int] | None = None
 
-    def fits(self, key: str) -> bool:
-        """Says whether the rule is for a tensor."""
+    def fits(self, key: str, layer: Layer | None) -> bool:
+        """Says whether the rule is for a tensor, given its key and layer."""
+        if self.layers is not None:
+            first, last = self.layers
+            if layer is None or not first <= layer.index <= last:
+                return False
         return fnmatch.fnmatchcase(key, self.pattern)
+
+    @property
+    def shown(self) -> str:
+        """The rule as messages call it."""
+        if self.layers is None:
+            return repr(self.pattern)
+        return f"{self.pattern!r} of layers {self.layers[0]} to {self.layers[1]}"
 
     def takes_base(self, has_base: bool) -> bool:
         """Says whether the method gets the base."""
@@ -111,7 +130,7 @@ def read_rules(
         if not isinstance(table, Mapping):
             raise ValueError(f"{where} must be a table, got {table!r}")
         found.append(_rule(table, last, where))
-        _check(found[-1], names, f"{where} ({found[-1].pattern!r})", has_base)
+        _check(found[-1], names, f"{where} ({found[-1].shown})", has_base)
     _check(last, names, "[merge]", has_base)
     return (*found, last)
 
@@ -137,20 +156,41 @@ def _rule(table: Mapping[str, Any], last: Rule, where: str) -> Rule:
     use_base = table.get("use_base", last.use_base)
     if not isinstance(use_base, bool):
         raise ValueError(f"{where}: use_base must be true or false, got {use_base!r}")
+    layers = _layers(table.get("layers"), where)
     if take is not None:
-        if len(table) > 2:
+        if not set(table) <= {"pattern", "layers", "take"}:
             raise ValueError(
-                f"{where}: with 'take' nothing is merged, so beside it and the pattern"
-                f" nothing may stand, got {', '.join(table)}"
+                f"{where}: with 'take' nothing is merged, so beside it, the pattern and"
+                f" layers nothing may stand, got {', '.join(table)}"
             )
-        return Rule(pattern=pattern, method=None, settings={}, take=str(take))
+        return Rule(
+            pattern=pattern, method=None, settings={}, take=str(take), layers=layers
+        )
     settings = own if method is not None else {**last.settings, **own}
     return Rule(
         pattern=pattern,
         method=str(method or last.method),
         settings=dict(settings),
         use_base=use_base,
+        layers=layers,
     )
+
+
+def _layers(given: Any, where: str) -> tuple[int, int] | None:
+    """Reads which layers a rule is for."""
+    if given is None:
+        return None
+    if (
+        not isinstance(given, list | tuple)
+        or [type(n) for n in given] != [int, int]
+        or not 0 <= given[0] <= given[1]
+    ):
+        raise ValueError(
+            f"{where}: layers must be the first and the last layer, counted from 0, as"
+            f" [0, 3], got {given!r}"
+        )
+    first, last = given
+    return first, last
 
 
 def _check(rule: Rule, names: Sequence[str], where: str, has_base: bool) -> None:
@@ -193,15 +233,20 @@ def _try(rule: Rule, names: Sequence[str], has_base: bool) -> None:
         raise ValueError(f"{error}{cure * free}") from error
 
 
-def rule_for(rules: Sequence[Rule], key: str) -> Rule:
+def rule_for(rules: Sequence[Rule], key: str, layer: Layer | None) -> Rule:
     """Returns the first rule that fits a tensor; the last one fits all."""
-    return next(rule for rule in rules if rule.fits(key))
+    return next(rule for rule in rules if rule.fits(key, layer))
 
 
-def idle(rules: Sequence[Rule], keys: Iterable[str]) -> list[str]:
-    """Returns the patterns that are never taken: slips, most likely."""
-    used = {id(rule_for(rules, key)) for key in keys}
-    return [rule.pattern for rule in rules[:-1] if id(rule) not in used]
+def idle(rules: Sequence[Rule], found: Mapping[str, Layer | None]) -> list[Rule]:
+    """Returns the rules that are never taken: slips, most likely.
+
+    Args:
+      rules: the rules.
+      found: the layer of each tensor, by key.
+    """
+    used = {id(rule_for(rules, key, layer)) for key, layer in found.items()}
+    return [rule for rule in rules[:-1] if id(rule) not in used]
 
 
 def settle(

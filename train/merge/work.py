@@ -106,45 +106,55 @@ class MergeShards:
         manifest.note_entry(self.output, entry, told)
 
     def _bytes(self, opened: Opened, tensor: Tensor) -> memoryview:
-        """Makes a tensor as it is stored.
+        return numbers.to_bytes(stored(opened, tensor, self.seed))
 
-        Raises:
-          SchemaError: if it cannot be made of what the models hold; names it.
-        """
-        _check_twins(opened, tensor)
-        made = self._made(opened, tensor)
-        stored = made.to(numbers.TORCH[tensor.dtype])
-        if stored.is_floating_point() and not numbers.is_finite(stored):
-            raise SchemaError(
-                f"merged weights must be finite, but {tensor.key} is not in"
-                f" {tensor.dtype}; store it in a type of greater range (dtype ="
-                ' "bfloat16" or "float32"), or merge with less weight'
-            )
-        return numbers.to_bytes(stored)
 
-    def _made(self, opened: Opened, tensor: Tensor) -> torch.Tensor:
-        if tensor.how == plan.MERGE:
-            return self._merged(opened, tensor)
-        if tensor.how == plan.TAKE:
-            return _taken(opened, tensor)
-        return _equal(opened, tensor)
+def stored(opened: Opened, tensor: Tensor, seed: int) -> torch.Tensor:
+    """Makes a tensor of the merged model as it is stored.
 
-    def _merged(self, opened: Opened, tensor: Tensor) -> torch.Tensor:
-        """Merges a tensor, of its rows perhaps only those that all models have."""
-        generator, settings = None, dict(tensor.settings)
-        if methods.METHODS[tensor.method].seeded:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, tensor.key))
-        if sums.needs(tensor):
-            known = sums.weights(self.output, self.reading.identity)
-            settings["weights"] = known[sums.part_of(tensor)]
-        read = opened.aligned(tensor)
-        try:
-            merged = methods.merge_tensors(
-                tensor.method, read.models, read.base, settings, generator, finite=True
-            )
-        except ValueError as error:
-            raise SchemaError(f"{tensor.key}: {error}") from error
-        return read.restore(merged)
+    Args:
+      opened: the models.
+      tensor: what is made.
+      seed: of what is drawn at random.
+
+    Raises:
+      SchemaError: if it cannot be made of what the models hold; names it.
+    """
+    _check_twins(opened, tensor)
+    made = _made(opened, tensor, seed).to(numbers.TORCH[tensor.dtype])
+    if made.is_floating_point() and not numbers.is_finite(made):
+        raise SchemaError(
+            f"merged weights must be finite, but {tensor.key} is not in"
+            f" {tensor.dtype}; store it in a type of greater range (dtype ="
+            ' "bfloat16" or "float32"), or merge with less weight'
+        )
+    return made
+
+
+def _made(opened: Opened, tensor: Tensor, seed: int) -> torch.Tensor:
+    if tensor.how == plan.MERGE:
+        return _merged(opened, tensor, seed)
+    if tensor.how == plan.TAKE:
+        return _taken(opened, tensor)
+    return _equal(opened, tensor)
+
+
+def _merged(opened: Opened, tensor: Tensor, seed: int) -> torch.Tensor:
+    """Merges a tensor, of its rows perhaps only those that all models have."""
+    generator, settings = None, dict(tensor.settings)
+    if methods.METHODS[tensor.method].seeded:
+        generator = torch.Generator().manual_seed(seed_of(seed, tensor.key))
+    if sums.needs(tensor):
+        known = sums.weights(opened.of.output, opened.of.identity)
+        settings["weights"] = known[sums.part_of(tensor)]
+    read = opened.aligned(tensor)
+    try:
+        merged = methods.merge_tensors(
+            tensor.method, read.models, read.base, settings, generator, finite=True
+        )
+    except ValueError as error:
+        raise SchemaError(f"{tensor.key}: {error}") from error
+    return read.restore(merged)
 
 
 def _taken(opened: Opened, tensor: Tensor) -> torch.Tensor:

@@ -27,15 +27,17 @@ def settled(settings: Any, key: str = "h.0.w", count: int = 3) -> dict[str, Any]
 
 def test_the_first_rule_that_fits_is_taken() -> None:
     found = read([{"pattern": "*.mlp.*"}, {"pattern": "*"}], method="linear")
-    assert rules.rule_for(found, "h.0.mlp.up") is found[0]
-    assert rules.rule_for(found, "h.0.norm") is found[1]
-    assert rules.idle(found, ["h.0.norm"]) == ["*.mlp.*"]
+    assert rules.rule_for(found, "h.0.mlp.up", None) is found[0]
+    assert rules.rule_for(found, "h.0.norm", None) is found[1]
+    assert rules.idle(found, {"h.0.norm": None}) == [found[0]]
 
 
 def test_patterns_are_of_whole_keys_and_tell_cases_apart() -> None:
     rule = read([{"pattern": "h.[01].w?"}])[0]
-    assert rule.fits("h.1.wq")
-    assert not any(rule.fits(key) for key in ("h.1.w", "xh.1.wq", "h.2.wq", "H.1.wq"))
+    assert rule.fits("h.1.wq", None)
+    assert not any(
+        rule.fits(key, None) for key in ("h.1.w", "xh.1.wq", "h.2.wq", "H.1.wq")
+    )
 
 
 def test_a_rule_without_a_method_goes_on_with_the_settings_for_all() -> None:
@@ -163,3 +165,21 @@ def test_layers_are_told_by_the_first_number_of_a_key() -> None:
     )
     assert found["vision.0.w"] == Layer(stack="vision", index=0, count=1)
     assert found["norm"] is None
+
+
+def test_a_rule_of_layers_is_for_these_and_no_others() -> None:
+    rule = read([{"pattern": "*.w", "layers": [1, 2]}])[0]
+    found = layers.layers_of(["h.0.w", "h.1.w", "h.2.w", "h.3.w", "h.1.b", "end.w"])
+    fitting = [key for key, layer in found.items() if rule.fits(key, layer)]
+    assert fitting == ["h.1.w", "h.2.w"]
+
+
+@pytest.mark.parametrize("given", [[1], [2, 1], [-1, 0], [0, True], 1, [0.0, 1.0]])
+def test_layers_that_are_no_range_are_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="layers must be the first and the last layer"):
+        read([{"pattern": "*", "layers": given}])
+
+
+def test_one_model_may_be_taken_of_some_layers() -> None:
+    (rule, _) = read([{"pattern": "*", "layers": [0, 0], "take": "chat"}])
+    assert (rule.take, rule.layers) == ("chat", (0, 0))

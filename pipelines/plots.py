@@ -1,11 +1,11 @@
-"""Draws lines over a logarithmic axis as SVG, to be read on light and dark pages.
+"""Draws lines as SVG, to be read on light and dark pages.
 
 Nothing but text is made: a plot of some dozen points needs no library.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from xml.sax import saxutils
 
 Line = Sequence[tuple[float, float]]
@@ -30,13 +30,18 @@ class Panel:
       title: what is drawn, with its unit.
       below: what stands along the lower edge, with its unit.
       lines: the lines by name.
-      is_log: whether heights are drawn by their logarithms; else they begin at 0.
+      is_log: whether heights are drawn by their logarithms.
+      evenly: whether places are drawn as they are and lines without dots, else places
+        by their logarithms.
+      closely: whether heights begin near the least; else they begin at 0.
     """
 
     title: str
     below: str
     lines: Mapping[str, Line]
     is_log: bool
+    evenly: bool = False
+    closely: bool = False
 
 
 def draw(panels: Sequence[Panel]) -> str:
@@ -75,28 +80,14 @@ def _fill(color: str) -> str:
 
 
 def _panel(panel: Panel, colors: Mapping[str, str]) -> list[str]:
-    points = [point for line in panel.lines.values() for point in line]
-    xs = sorted({x for x, _ in points})
-    low, high = _bounds([y for _, y in points], is_log=panel.is_log)
-
-    def across(x: float) -> float:
-        span = math.log(xs[-1] / xs[0]) or 1.0
-        return _LEFT + math.log(x / xs[0]) / span * (_WIDTH - _LEFT - _RIGHT)
-
-    def up(y: float) -> float:
-        share = (
-            math.log(y / low) / math.log(high / low)
-            if panel.is_log
-            else (y - low) / (high - low)
-        )
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
-
+    across, marks = _across(panel)
+    up, ticks = _up(panel)
     parts = [_text(_LEFT, 20, panel.title, "start", ' class="t"')]
     right, floor = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    for tick in _ticks(low, high, is_log=panel.is_log):
+    for tick in ticks:
         parts.append(f'<path class="g" d="M{_LEFT} {up(tick):.1f}H{right}"/>')
         parts.append(_text(_LEFT - 6, up(tick) + 4, f"{tick:,g}", "end"))
-    for x in xs:
+    for x in marks:
         parts.append(f'<path class="g" d="M{across(x):.1f} {_TOP}V{floor}"/>')
         parts.append(_text(across(x), floor + 17, f"{x:,g}", "middle"))
     parts.append(f'<path class="a" d="M{_LEFT} {_TOP}V{floor}H{right}"/>')
@@ -109,26 +100,66 @@ def _panel(panel: Panel, colors: Mapping[str, str]) -> list[str]:
         )
         parts += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"{_fill(colors[name])}/>'
-            for x, y in drawn
+            for x, y in ([] if panel.evenly else drawn)
         ]
     return parts
 
 
-def _bounds(heights: Sequence[float], *, is_log: bool) -> tuple[float, float]:
+def _across(panel: Panel) -> tuple[Callable[[float], float], list[float]]:
+    """Returns where places are drawn, and the places that are marked."""
+    xs = sorted({x for line in panel.lines.values() for x, _ in line})
+    width = _WIDTH - _LEFT - _RIGHT
+
+    def evenly(x: float) -> float:
+        return _LEFT + (x - xs[0]) / ((xs[-1] - xs[0]) or 1.0) * width
+
+    def by_logarithm(x: float) -> float:
+        span = math.log(xs[-1] / xs[0]) or 1.0
+        return _LEFT + math.log(x / xs[0]) / span * width
+
+    if not panel.evenly:
+        return by_logarithm, xs
+    return evenly, [x for x in _ticks(0.0, xs[-1]) if xs[0] <= x <= xs[-1]]
+
+
+def _up(panel: Panel) -> tuple[Callable[[float], float], list[float]]:
+    """Returns where heights are drawn, and the heights that are marked."""
+    heights = [y for line in panel.lines.values() for _, y in line]
+    low, high = _bounds(heights, is_log=panel.is_log, closely=panel.closely)
+
+    def up(y: float) -> float:
+        share = (
+            math.log(y / low) / math.log(high / low)
+            if panel.is_log
+            else (y - low) / (high - low)
+        )
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    if not panel.is_log:
+        return up, _ticks(low, high)
+    return up, [low * 10.0**n for n in range(round(math.log10(high / low)) + 1)]
+
+
+def _bounds(
+    heights: Sequence[float], *, is_log: bool, closely: bool
+) -> tuple[float, float]:
     """Returns round numbers below and above all heights."""
     if is_log:
         low = 10.0 ** math.floor(math.log10(min(heights)))
         high = 10.0 ** math.ceil(math.log10(max(heights)))
         return low, max(high, 10 * low)
+    if closely:
+        step = _step(max(heights) - min(heights) or abs(max(heights)) or 1.0)
+        low = step * math.floor(min(heights) / step)
+        return low, max(step * math.ceil(max(heights) / step), low + step)
     step = _step(max(heights))
     return 0.0, step * math.ceil(max(heights) / step * 1.05)
 
 
-def _ticks(low: float, high: float, *, is_log: bool) -> list[float]:
-    if is_log:
-        return [low * 10.0**n for n in range(round(math.log10(high / low)) + 1)]
-    step = _step(high)
-    return [step * n for n in range(round(high / step) + 1)]
+def _ticks(low: float, high: float) -> list[float]:
+    """Returns round numbers from one to the other, both round themselves or 0."""
+    step = _step(high - low)
+    return [low + step * n for n in range(math.floor((high - low) / step + 1e-9) + 1)]
 
 
 def _step(high: float) -> float:

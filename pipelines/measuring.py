@@ -1,0 +1,118 @@
+"""Measures the merges of a search: each is made in memory, and none is written."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+from pipelines.merging import Merging
+from pipelines.searching import Searching
+from schemas.errors import SchemaError
+from train.merge.match import Sources
+from train.search import bench, objective
+from train.search.bench import Bench
+from train.search.kept import Kept
+from train.search.objective import Split
+from train.search.tasks import Item
+from train.search.trials import Found
+from transforms import causal, devices
+from transforms.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Measuring:
+    """Merges in memory, and measures what comes out.
+
+    Attributes:
+      given: what is searched.
+      bench: the models, opened.
+      tokenizer: of the lead.
+      known: what was measured before, trials apart.
+      items: of the tasks of each split, by name.
+    """
+
+    given: Searching
+    bench: Bench
+    tokenizer: Tokenizer
+    known: Kept
+    items: Mapping[Split, Mapping[str, Sequence[Item]]]
+
+    def trial(self, split: Split, merging: Merging) -> Found:
+        """Measures a trial; it is dead where it cannot be made, or cannot be scored."""
+        try:
+            model = self.bench.model(merging.rules)
+        except SchemaError as error:  # a tensor that is not finite
+            return objective.dead(str(error))
+        return objective.measure(
+            model,
+            self.tokenizer,
+            split,
+            self.items[split],
+            self.given.objective,
+            batch_tokens=self.given.config.batch_tokens,
+            max_new_tokens=self.given.config.max_new_tokens,
+        )
+
+    def best(self, name: str, merging: Merging) -> Found:
+        """Measures the best trial of an arm on the report, unless that was done."""
+        split = self.given.report
+        return self.known.get(f"report of {name}", lambda: self.trial(split, merging))
+
+    def reference(self, name: str) -> dict[str, Found]:
+        """Measures a model as it is on both splits, unless that was done.
+
+        Raises:
+          SchemaError: if it cannot be measured.
+        """
+        found = {}
+        for kind, split in (
+            ("search", self.given.search),
+            ("report", self.given.report),
+        ):
+            own = functools.partial(self.trial, split, self.given.take(name))
+            found[kind] = self.known.get(f"{kind} of {name}", own)
+            if found[kind].error:
+                raise SchemaError(
+                    f"{name} must be a sound model before it is merged, but on the"
+                    f" split of {kind}: {found[kind].error}"
+                )
+        return found
+
+
+def open_models(given: Searching, sources: Sources, known: Kept) -> Measuring:
+    """Opens the models of a search, and gets the device ready.
+
+    Args:
+      given: what is searched.
+      sources: the models.
+      known: what was measured before.
+
+    Raises:
+      ValueError: if the lead has no tokenizer, or the device is not there.
+    """
+    config, lead = given.config, sources.models[sources.lead]
+    if (tokenizer := lead.tokenizer) is None:
+        raise ValueError(
+            f"{lead.name} ({lead.model}) must have a tokenizer, so that it can be"
+            " measured, it has none"
+        )
+    device = devices.prepare(
+        causal.choose_device(config.device),
+        share=config.share_device,
+        threads=config.threads,
+        tune_allocator=not config.keep_malloc,
+    )
+    opened = bench.open_bench(
+        sources,
+        stored=given.stored,
+        seed=given.merge.seed,
+        threads=given.merge.threads,
+        dtype=causal.choose_dtype(config.dtype, device),
+        device=device,
+    )
+    return Measuring(
+        given=given,
+        bench=opened,
+        tokenizer=tokenizer,
+        known=known,
+        items={split: split.items() for split in (given.search, given.report)},
+    )

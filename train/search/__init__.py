@@ -1,0 +1,1 @@
+"""The search for the weights of a merge: what is searched, how, and what is kept."""
