@@ -1,7 +1,7 @@
 """Searches for merges of small experts, and writes what comes out to docs/results.md.
 
-    python -m examples.merge_search --size full    ten minutes on two cores
-    python -m examples.merge_search --size tiny    a minute: no page
+    python -m examples.merge_search --size full    half an hour on two cores
+    python -m examples.merge_search --size tiny    some minutes: no page
 
 A base is trained on three domains and continued on each of them, to an expert of it.
 Then, for every method that can be searched, `fusebeam search` looks for the weights
@@ -13,7 +13,6 @@ same command goes on where it stopped.
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ WINDOW_BYTES = 1000
 EXCERPTS: Mapping[Size, int] = {"full": 14, "tiny": 4}
 """Windows of each domain that are searched on, and as many that are reported on."""
 
-SEEDS: Mapping[Size, Sequence[int]] = {"full": (0, 1, 2), "tiny": (0,)}
 BUDGET: Mapping[Size, int] = {"full": 60, "tiny": 8}
 
 BASE: Mapping[Size, Plan] = {
@@ -134,8 +132,18 @@ def make_windows(output: str, size: Size) -> None:
     )
 
 
-def write_recipe(output: str, method: str, seed: int, size: Size) -> str:
-    """Writes the recipe of a search; returns its path."""
+def write_recipe(
+    output: str, method: str, seed: int, size: Size, *, first: bool
+) -> str:
+    """Writes the recipe of a search; returns its path.
+
+    Args:
+      output: folder of the example.
+      method: of the merge.
+      seed: of the search.
+      size: of the models.
+      first: whether it is of the first seed, and so has all baselines.
+    """
     name = f"{method}-{seed}"
     place = files.join(output, "models")
     merge = {
@@ -153,7 +161,7 @@ def write_recipe(output: str, method: str, seed: int, size: Size) -> str:
         "seed": seed,
         "device": "cpu",
     }
-    if seed:  # the others do not depend on it
+    if not first:  # the others do not depend on the seed
         told["baselines"] = [searching.RANDOM]
     lines = [f"{key} = {card.toml(value)}" for key, value in told.items()]
     text = "\n".join([card.merge_table(merge, ()), "[search]", *lines]) + "\n"
@@ -162,21 +170,25 @@ def write_recipe(output: str, method: str, seed: int, size: Size) -> str:
     return path
 
 
-def search_all(output: str, size: Size) -> dict[str, dict[str, Any]]:
+def search_all(
+    output: str, size: Size, seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
     """Searches with every method and seed; returns the results by both."""
     found: dict[str, dict[str, Any]] = {}
     for method in searching.METHODS:
-        for seed in SEEDS[size]:
-            path = write_recipe(output, method, seed, size)
+        for seed in seeds:
+            path = write_recipe(output, method, seed, size, first=seed == seeds[0])
             print(f"── {path}", flush=True)
             result = search.search(searching.read_recipe(path, {}), lambda _: None)
             found.setdefault(method, {})[str(seed)] = result
     return found
 
 
-def arms_of(output: str, method: str, size: Size) -> dict[str, list[trials.Trial]]:
-    """Reads the trials of a method's first search, by arm."""
-    path = write_recipe(output, method, SEEDS[size][0], size)
+def arms_of(
+    output: str, method: str, size: Size, seed: int
+) -> dict[str, list[trials.Trial]]:
+    """Reads the trials of a method's search of the first seed, by arm."""
+    path = write_recipe(output, method, seed, size, first=True)
     given = searching.read_recipe(path, {})
     names = (*searching.BASELINES, searching.EVOLUTION)
     return {name: trials.read(search.trials_path(given, name)) for name in names}
@@ -191,6 +203,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--size", choices=tuple(BASE), default="full")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", help="folder (runs/search, or runs/search-tiny)")
     parser.add_argument(
         "--page", help="page to write into (full: docs/results.md; tiny: none)"
@@ -201,24 +214,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Makes what is missing, searches, and writes the page."""
     given = parse(argv)
-    full = given.size == "full"
+    full, seeds = given.size == "full", given.seeds
     output = given.output or ("runs/search" if full else "runs/search-tiny")
     page = given.page or ("docs/results.md" if full else None)
     if page is not None and not Path(page).exists():
         raise SystemExit("error: run this from the repository's folder")
-    start = time.monotonic()
     allocator.keep_large_blocks()
     make_inputs(output, given.size)
     found = {
-        "searches": search_all(output, given.size),
+        "searches": search_all(output, given.size, seeds),
         "budget": BUDGET[given.size],
         "run": results.about(argv, "examples.merge_search"),
-        "minutes": (time.monotonic() - start) / 60,
     }
     text = merge_search_page.page(found)
     print(f"\n{text}")
     if page is not None:
-        arms = {m: arms_of(output, m, given.size) for m in searching.METHODS}
+        arms = {m: arms_of(output, m, given.size, seeds[0]) for m in searching.METHODS}
         Path(page).with_name(Path(PLOT).name).write_text(merge_search_page.plot(arms))
         results.write_page(page, text, PART)
         print(f"\n{page} is written")

@@ -25,7 +25,7 @@ def page(found: Mapping[str, Any]) -> str:
     for method, by_seed in found["searches"].items():
         first = next(iter(by_seed.values()))
         parts += [f"`{method}`, the first seed:", search_page.table(first)]
-    parts.append(f"{comparison.made_line(found['run'])}; {found['minutes']:.0f} min.")
+    parts.append(f"{comparison.made_line(found['run'])}.")
     return "\n\n".join(parts)
 
 
