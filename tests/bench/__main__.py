@@ -60,8 +60,8 @@ def page(before: str, measured: list[dict[str, Any]], names: list[str]) -> str:
     whose = made.partition(" on ")[0]
     others = [line for line in old if line.startswith("- ") and names]
     lasting = [line for line in others if line.partition(" on ")[0] != whose]
-    lines = "\n".join([*lasting, made])
-    return f"{comparison.table(HEADS, list(known.values()))}\n\n{lines}"
+    ending = "\n".join([*lasting, made])
+    return f"{comparison.table(HEADS, list(known.values()))}\n\n{ending}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
