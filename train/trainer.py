@@ -90,6 +90,8 @@ def train(config: TrainConfig, progress: Report | None = None) -> TrainResult:
             device=run.settings["device"],
             dtype=run.settings["dtype"],
         )
+        # Where processes meet on CPUs, accelerate takes as many as there are cores.
+        torch.set_num_threads(run.settings["threads"] or torch.get_num_threads())
         if _finished(run, first=args.process_index == 0):
             _push(config, run.report)
             return _skipped(config)

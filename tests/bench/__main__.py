@@ -40,11 +40,15 @@ def main(argv: list[str]) -> None:
         OUTPUT.write_text(json.dumps(measured, indent=1) + "\n")
     print(table(measured))
     if chosen.page:
-        results.write_page(PAGE, page(Path(PAGE).read_text(), measured), "bench")
+        before = Path(PAGE).read_text()
+        results.write_page(PAGE, page(before, measured, chosen.names), "bench")
 
 
-def page(before: str, measured: list[dict[str, Any]]) -> str:
-    """Writes the page's table with new rows, in the places of those of their names."""
+def page(before: str, measured: list[dict[str, Any]], names: list[str]) -> str:
+    """Writes the page's table with new rows, in the places of those of their names.
+
+    Below stands where they were made, after where the others were.
+    """
     first, last = results.markers("bench")
     old = before.partition(first)[2].partition(last)[0].splitlines()
     lines = [line.strip("| ").split(" | ") for line in old if line.startswith("| ")]
@@ -52,8 +56,12 @@ def page(before: str, measured: list[dict[str, Any]]) -> str:
     for row in measured:
         cells = [_cell(row[head]).replace("NO", "**no**") for head in HEADS]
         known[cells[0]] = cells
-    made = comparison.made_line(results.about([], "tests.bench"))
-    return f"{comparison.table(HEADS, list(known.values()))}\n\n{made}"
+    made = comparison.made_line(results.about(names, "tests.bench"))
+    whose = made.partition(" on ")[0]
+    others = [line for line in old if line.startswith("- ") and names]
+    lasting = [line for line in others if line.partition(" on ")[0] != whose]
+    ending = "\n".join([*lasting, made])
+    return f"{comparison.table(HEADS, list(known.values()))}\n\n{ending}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

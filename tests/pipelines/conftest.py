@@ -1,8 +1,10 @@
 """A corpus that went down the road once, for the tests that look at a stage of it."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from schemas import files, manifest
 from tests import merging
 from tests.commands import Commands
 from tests.merging import Made
+from tests.pipelines.flinks import JOB, OVERVIEW, Flink
 
 
 @pytest.fixture(scope="session")
@@ -151,3 +154,24 @@ def spoilt(made: Made, tmp_path: Path) -> Made:
     """Returns models of which m2 may be harmed."""
     copy = shutil.copytree(made["m2"], tmp_path / "m2")
     return {**made, "m2": str(copy)}
+
+
+@pytest.fixture
+def flink() -> Iterator[Callable[..., str]]:
+    """Returns a function that starts such a Flink and returns its address."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(**more: Any) -> str:
+            made = Flink(
+                {
+                    "overview": OVERVIEW,
+                    "jobmanager/config": [],
+                    "jobs/overview": {"jobs": [JOB]},
+                    "jobs/abc/exceptions": {"root-exception": "no slot\nat X.java"},
+                    **more,
+                }
+            )
+            stack.callback(made.close)
+            return made.master
+
+        yield begin

@@ -17,6 +17,24 @@ def silent(_: str) -> None:
     """Takes the lines of progress."""
 
 
+def small(place: Path, name: str, model: str = "neox", **changes: Any) -> TrainConfig:
+    """A run of four steps on the data in a folder, into a folder beside them."""
+    settings = {
+        "data": str(place / "fused"),
+        "model": str(place / model),
+        "output": str(place / name),
+        "batch_size": 8,
+        "accumulation": 2,
+        "max_steps": 4,
+        "save_steps": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "threads": 1,
+        "device": "cpu",
+    }
+    return TrainConfig(**settings | changes)
+
+
 def other(config: TrainConfig, name: str, **changes: Any) -> TrainConfig:
     """The same run into another folder."""
     output = str(Path(config.output).parent / name)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.train import reading
 from train.ahead import Ahead
 
 
@@ -111,15 +112,15 @@ def test_an_error_comes_where_its_value_is_asked_for_and_nowhere_else(
 
 
 def test_threads_end_when_they_are_told_to() -> None:
-    before = threading.active_count()
+    before = reading.threads()
     ahead = Ahead(number, 3)
     ahead.want([1])
-    assert threading.active_count() == before + 3
-    begun = [t for t in threading.enumerate() if t.name.startswith("read ahead")]
+    begun = reading.threads() - before
+    assert len(begun) == 3
     ahead.close()
     for thread in begun:
         thread.join(30)
-    assert threading.active_count() == before
+        assert not thread.is_alive()
     ahead.want([1])  # a closed one may be used again
     assert ahead.get(1) == 10
     ahead.close()
@@ -146,6 +147,7 @@ def _in_child(ahead: "Ahead[int, int]") -> tuple[int, int]:
 def test_a_program_ends_while_a_thread_waits_for_a_bucket() -> None:
     program = """
 import threading
+from tests.train import reading
 from train.ahead import Ahead
 def read(key):
     begun.set()

@@ -1,5 +1,4 @@
 import logging
-import threading
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from schemas.errors import SchemaError
-from tests.train import shards
+from tests.train import reading, shards
 from train import order
 from train.data import Collator
 from train.mixture import Mixture
@@ -273,11 +272,11 @@ def test_a_file_that_is_gone_is_an_error_even_where_rows_may_be_skipped(
 
 def test_threads_end_with_the_mixture(folders: list[FusedFolder]) -> None:
     mixture = Mixture(folders, seed=0, read_ahead=2)
-    before = set(threading.enumerate())
+    before = reading.threads()
     mixture[0], mixture[16]  # one of each folder
-    reading = set(threading.enumerate()) - before
-    assert len(reading) == 8
+    begun = reading.threads() - before
+    assert len(begun) == 8
     mixture.close()
-    for thread in reading:
+    for thread in begun:
         thread.join(30)
         assert not thread.is_alive()

@@ -25,7 +25,7 @@ from schemas import manifest
 from schemas.errors import SchemaError
 from tests import tiny
 from tests.train import held_out, shards
-from tests.train.runs import curve, silent, weights
+from tests.train.runs import curve, silent, small, weights
 from tests.train.together import stopped
 from train import processes, publish, trainer
 from train.config import TrainConfig
@@ -64,52 +64,35 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(place: Path, name: str, model: str = "neox", **changes: Any) -> TrainConfig:
-    settings = {
-        "data": str(place / "fused"),
-        "model": str(place / model),
-        "output": str(place / name),
-        "batch_size": 8,
-        "accumulation": 2,
-        "max_steps": 4,
-        "save_steps": 2,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "threads": 1,
-        "device": "cpu",
-    }
-    return TrainConfig(**settings | changes)
-
-
 def judged(place: Path, name: str, **changes: Any) -> TrainConfig:
     """Returns settings of a run that publishes its best weights."""
     held = {"eval_data": str(place / "windows"), "eval_steps": 2, "keep_best": True}
-    return config(place, name, **held | changes)
+    return small(place, name, **held | changes)
 
 
 @pytest.fixture(scope="module")
 def runs(place: Path) -> Path:
     """The folder of all runs: those of one process, and those of two."""
     for model in ("neox", "tied"):
-        trainer.train(config(place, f"one-{model}", model), silent)
-    trainer.train(config(place, "one-lora", lora_rank=4), silent)
+        trainer.train(small(place, f"one-{model}", model), silent)
+    trainer.train(small(place, "one-lora", lora_rank=4), silent)
     trainer.train(judged(place, "one-best"), silent)
     trainer.train(judged(place, "one-lora-best", lora_rank=4), silent)
     trainer.train(judged(place, "one-back", **RISING), silent)
     plan = [
-        config(place, "ddp"),
-        config(place, "long", max_steps=12),
-        config(place, "fsdp", sharding="fsdp"),
-        config(place, "fsdp-tied", "tied", **SHARDED),
-        config(place, "fsdp-lora", lora_rank=4, sharding="fsdp"),
+        small(place, "ddp"),
+        small(place, "long", max_steps=12),
+        small(place, "fsdp", sharding="fsdp"),
+        small(place, "fsdp-tied", "tied", **SHARDED),
+        small(place, "fsdp-lora", lora_rank=4, sharding="fsdp"),
         judged(place, "ddp-best"),
         judged(place, "fsdp-best", sharding="fsdp"),
         judged(place, "sharded-best", **SHARDED),
         judged(place, "fsdp-lora-best", lora_rank=4, sharding="fsdp"),
         judged(place, "fsdp-back", sharding="fsdp", **RISING),
         judged(place, "sharded-back", **SHARDED, **RISING),
-        config(place, "two-of-one", sharding="fsdp"),
-        config(place, "checkpointed", gradient_checkpointing=True, sharding="fsdp"),
+        small(place, "two-of-one", sharding="fsdp"),
+        small(place, "checkpointed", gradient_checkpointing=True, sharding="fsdp"),
         judged(place, "narrow", sharding="fsdp", dtype="bfloat16"),
     ]
     offloaded = [
@@ -120,7 +103,7 @@ def runs(place: Path) -> Path:
             dtype="bfloat16",
             activation_offload=True,
         ),
-        config(
+        small(
             place,
             "checkpointed-offloaded",
             sharding="fsdp",
@@ -129,13 +112,13 @@ def runs(place: Path) -> Path:
         ),
     ]
     halted = [
-        config(place, "full", sharding="fsdp"),
-        config(place, "sharded", **SHARDED),
-        config(place, "one-of-whole", sharding="fsdp"),
-        config(place, "one-of-shards", **SHARDED),
+        small(place, "full", sharding="fsdp"),
+        small(place, "sharded", **SHARDED),
+        small(place, "one-of-whole", sharding="fsdp"),
+        small(place, "one-of-shards", **SHARDED),
     ]
     with stopped(2):
-        trainer.train(config(place, "two-of-one"), silent)
+        trainer.train(small(place, "two-of-one"), silent)
     made = [dataclasses.asdict(run) for run in plan]
     made += [dataclasses.asdict(run) | {"least_bytes": 1} for run in offloaded]
     made += [dataclasses.asdict(run) | {"stop": 2} for run in halted]
@@ -209,7 +192,7 @@ def test_a_checkpoint_in_shards_holds_each_weight_once_and_no_pickle(
 def test_a_checkpoint_of_two_processes_is_gone_on_with_by_one(
     runs: Path, name: str
 ) -> None:
-    result = trainer.train(config(runs, name), silent)
+    result = trainer.train(small(runs, name), silent)
     assert result.steps == 4
     found, wanted = curve(runs / name), curve(runs / "one-neox")
     assert found[:2] == curve(runs / "fsdp")[:2]
@@ -273,7 +256,7 @@ def test_one_of_two_processes_killed_ends_the_other_and_the_rerun_ends_as_undist
         *TWO,
         "-m",
         "train",
-        *flags(config(runs, f"killed-{seed}", max_steps=12)),
+        *flags(small(runs, f"killed-{seed}", max_steps=12)),
     ]
     folder = runs / f"killed-{seed}.partial"
     killed, step = draw.randrange(2), draw.randint(1, 9)
@@ -304,7 +287,7 @@ def test_two_launchers_of_one_process_each_train_as_one_of_two_does(runs: Path) 
         port = found.getsockname()[1]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
     launch += ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
-    run = flags(config(runs, "machines", **SHARDED))
+    run = flags(small(runs, "machines", **SHARDED))
     started = [
         subprocess.Popen(
             [*launch, f"--node_rank={rank}", "-m", "train", *run],
@@ -323,7 +306,7 @@ def test_two_launchers_of_one_process_each_train_as_one_of_two_does(runs: Path) 
 
 @pytest.mark.slow
 def test_accelerate_launch_takes_the_same_flags(runs: Path) -> None:
-    run = config(runs, "launched")
+    run = small(runs, "launched")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
     command += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
     command += ["--dynamo_backend=no", "-m", "train", *flags(run)]
@@ -337,9 +320,9 @@ def test_rows_that_do_not_fit_the_processes_are_refused_with_what_would(
     place: Path,
 ) -> None:
     with pytest.raises(SchemaError, match=r"2 x 3 = 6, got 8; give --batch_size=6 or"):
-        processes.check(config(place, "out"), 3)
+        processes.check(small(place, "out"), 3)
 
 
 def test_sharding_over_one_process_is_refused_with_the_cure(place: Path) -> None:
     with pytest.raises(SchemaError, match="torchrun --nproc_per_node=N -m train"):
-        trainer.train(config(place, "out", sharding="fsdp"), silent)
+        trainer.train(small(place, "out", sharding="fsdp"), silent)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests import tiny
 from tests.train import held_out, shards
-from tests.train.runs import curve, silent, weights
+from tests.train.runs import curve, silent, small, weights
 from train import trainer
 from train.config import TrainConfig
 
@@ -33,22 +33,8 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def config(place: Path, name: str, **changes: Any) -> TrainConfig:
-    settings = {
-        "data": str(place / "fused"),
-        "model": str(place / "neox"),
-        "output": str(place / name),
-        "batch_size": 8,
-        "accumulation": 2,
-        "max_steps": 4,
-        "save_steps": 2,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "threads": 1,
-        "device": "cpu",
-    }
-    if "eval_steps" in changes:
-        settings["eval_data"] = str(place / "windows")
-    return TrainConfig(**settings | changes)
+    judged = {"eval_data": str(place / "windows")} if "eval_steps" in changes else {}
+    return small(place, name, **judged | changes)
 
 
 def plan(place: Path, stage: int) -> list[dict[str, Any]]:
