@@ -17,10 +17,10 @@ modules, bytecode made by hand.
 
 This keeps out mistakes, and what small models write: endless loops, too much memory, a
 file removed. It is no wall against a hostile program. Python does not report all that
-it does (as the state of a file, or a pipe made by name), a fault of the interpreter is
-open to whoever finds it, root heeds no limit on processes, and a process that leaves
-its group outlives it. Programs of people or models that may mean harm need a container
-or a virtual machine around this.
+it does (a file's state, a pipe made by name, a module built into it), a fault of the
+interpreter is open to whoever finds it, root heeds no limit on processes, and a process
+that leaves its group outlives it. Programs of people or models that may mean harm need
+a container or a virtual machine around this.
 """
 
 import contextlib
