@@ -10,6 +10,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,13 @@ def confined(*, run_code: bool) -> Iterator[None]:
     import datasets
     import evaluate
     from lm_eval import utils
+    from lm_eval.tasks import _yaml_loader
+
+    def import_function(name: str, folder: Path) -> Any:
+        own = Path(_yaml_loader.__file__).parent
+        if not (run_code or folder.resolve().is_relative_to(own)):
+            raise Refused(f"{name} beside {folder} is Python of somebody's; {ALLOW}")
+        return imported(name, folder)
 
     def program(name: str, *given: Any, **more: Any) -> Any:
         if not run_code:
@@ -46,6 +54,7 @@ def confined(*, run_code: bool) -> Iterator[None]:
                 f" ({type(error).__name__}); fetch it where there is a way to the hub"
             ) from error
 
+    imported = _yaml_loader._import_func_in_yml
     fetch, plain = evaluate.load, utils.env
     safe = sandbox.SandboxedEnvironment(
         undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline
@@ -54,11 +63,13 @@ def confined(*, run_code: bool) -> Iterator[None]:
     counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     with _silence(), _seeded(), _code_allowed(run_code):
         evaluate.load, utils.env = program, safe
+        _yaml_loader._import_func_in_yml = import_function
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # tells the hub of each load
         try:
             yield
         finally:
             evaluate.load, utils.env = fetch, plain
+            _yaml_loader._import_func_in_yml = imported
             datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
 
 

@@ -61,13 +61,20 @@ def _read_file(
     """
     import yaml  # of the extra eval, as the harness is
 
+    path = path.resolve()  # a link's includes lie beside what it leads to
     if path in above:
         raise SchemaError(f"{path} must not include itself, by way of {above[-1]}")
+    names: list[str] = []
 
     class Loader(yaml.SafeLoader):
         """YAML in which functions stay names."""
 
-    Loader.add_constructor("!function", lambda loader, node: _Function(node.value))
+    # Whatever becomes of them: of a key that is given twice the first goes unseen.
+    def note(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+        names.append(str(loader.construct_scalar(node)))
+        return names[-1]
+
+    Loader.add_constructor("!function", note)
     try:
         told = yaml.load(path.read_bytes(), Loader=Loader)
     except (OSError, yaml.YAMLError) as error:
@@ -77,7 +84,7 @@ def _read_file(
         raise SchemaError(
             f"{path} must hold keys and values, got {type(told).__name__}"
         )
-    if not run_code and (names := _python(told)):
+    if names and not run_code:
         raise ValueError(
             f"{path} names Python, {', '.join(names)}, which must be allowed to run;"
             " pass --run_code where you trust the folder"
@@ -86,17 +93,3 @@ def _read_file(
     for name in included if isinstance(included, list) else [included]:
         _read_file(path.parent / name, run_code=run_code, above=(*above, path))
     return told
-
-
-class _Function(str):
-    """The name of a function, or of a class."""
-
-
-def _python(told: Any) -> list[str]:
-    """Lists the functions and classes that a file names, wherever it does."""
-    if isinstance(told, _Function):
-        return [str(told)]
-    held = told.values() if isinstance(told, dict) else told
-    if not isinstance(told, dict | list):
-        return []
-    return [name for one in held for name in _python(one)]
