@@ -11,8 +11,8 @@ from typing import Any
 from schemas.errors import SchemaError
 
 
-def read(folders: Sequence[str], *, run_code: bool) -> set[str]:
-    """Returns the names of the tasks and groups that folders define.
+def read(folders: Sequence[str], *, run_code: bool) -> dict[str, tuple[str, ...]]:
+    """Returns the tasks and groups that folders define, each with what a group names.
 
     Args:
       folders: on this machine; YAML files in them and below.
@@ -23,7 +23,8 @@ def read(folders: Sequence[str], *, run_code: bool) -> set[str]:
       SchemaError: if a file is not YAML.
       ValueError: if one names Python, and may not; or two tasks are called alike.
     """
-    found: dict[str, Path] = {}
+    places: dict[str, Path] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for folder in map(Path, folders):
         paths = sorted(folder.glob("**/*.yaml"))
         if not paths:
@@ -34,19 +35,27 @@ def read(folders: Sequence[str], *, run_code: bool) -> set[str]:
         for path in paths:
             told = _read_file(path, run_code=run_code)
             for name in _names(told):
-                if name in found:
+                if name in places:
                     raise ValueError(
                         f"each task must be called by a name of its own, but"
-                        f" {found[name]} and {path} have {name!r}"
+                        f" {places[name]} and {path} have {name!r}"
                     )
-                found[name] = path
-    return set(found)
+                places[name], found[name] = path, _members(told)
+    return found
 
 
 def _names(told: dict[str, Any]) -> list[str]:
     """Returns what a file defines; one that others include defines nothing."""
     name = told.get("group", told.get("task"))
     return [name] if isinstance(name, str) else []
+
+
+def _members(told: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what a group is of by name; what it defines itself has none elsewhere."""
+    listed = told.get("task")
+    if not isinstance(listed, list):
+        return ()
+    return tuple(one for one in listed if isinstance(one, str))
 
 
 def _read_file(

@@ -367,9 +367,41 @@ def test_the_harness_imports_no_python_of_others_unasked(
 ) -> None:
     (folder / "own.py").write_text("raise RuntimeError('imported')\n")
     add_line(folder, NAMED)
-    monkeypatch.setattr(task_folders, "read", lambda *_, **__: {"colors"})
+    monkeypatch.setattr(task_folders, "read", lambda *_, **__: {"colors": ()})
     with pytest.raises(ValueError, match=r"task colors: own\.touch beside .*run_code"):
         benchmarks.load(config)
+
+
+SHUFFLED = """import random
+def shuffled(items):
+    return items.select(random.sample(range(len(items)), len(items)))
+"""
+
+
+def test_what_a_task_leaves_to_chance_does_not_depend_on_others(
+    config: EvaluateConfig, folder: Path
+) -> None:
+    (folder / "own.py").write_text(SHUFFLED)
+    add_line(folder, "process_docs: !function own.shuffled\n")
+    bench_tasks.write_answers(folder, [{"question": "1 and 1", "answer": "2"}] * 9)
+    sums = folder / "sums.yaml"
+    sums.write_text(sums.read_text() + "process_docs: !function own.shuffled\n")
+
+    def digest(*names: str) -> str:
+        asked = dataclasses.replace(config, tasks=names, run_code=True)
+        (found,) = [b for b in benchmarks.load(asked) if b.name == "colors"]
+        return found.digest
+
+    assert digest("colors") == digest("sums", "colors") == digest("colors", "sums")
+
+
+def test_a_group_of_ones_own_may_name_tasks_of_the_harness(
+    config: EvaluateConfig, folder: Path
+) -> None:
+    (folder / "mine.yaml").write_text("group: mine\ntask: [colors, arc_easy]\n")
+    asked = dataclasses.replace(config, tasks=("mine",))
+    with pytest.raises(FileNotFoundError, match="task mine must have its data"):
+        benchmarks.load(asked)
 
 
 def test_a_template_of_a_task_cannot_reach_out_of_its_sandbox(
