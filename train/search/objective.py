@@ -204,8 +204,9 @@ class _Scorer(Scorer):
         if found.too_large:
             raise FusionError(
                 "memory must hold a window at a time, but did not hold"
-                f" {found.too_large} of {len(windows)}; end what else takes it, or choose a"
-                " smaller dtype, and repeat the command, which goes on from here"
+                f" {found.too_large} of {len(windows)}; end what else takes it, or"
+                " choose a smaller dtype, and repeat the command, which goes on from"
+                " here"
             )
         return found
 
