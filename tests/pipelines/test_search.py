@@ -417,6 +417,20 @@ def test_flags_take_the_place_of_keys(made: Made, out: str) -> None:
     assert dataclasses.asdict(given.config)["groups"] == 2
 
 
+def test_a_rule_of_ones_own_has_nothing_of_the_genes(made: Made, out: str) -> None:
+    rules = [{"pattern": "*.mlp.*", "settings": {"normalize": False}}]
+    given = small.given(made, out, method="ties", rules=rules)
+    planned, measuring = bench_of(given)
+
+    def tensors(x: Any) -> dict[str, torch.Tensor]:
+        return measuring.bench.tensors(given.merging(planned.genome, x).rules)
+
+    start = planned.genome.start
+    here, there = tensors(start), tensors(start + 0.25)
+    same = {key for key in here if torch.equal(here[key], there[key])}
+    assert same == {key for key in here if ".mlp." in key}
+
+
 def test_what_rules_settle_is_not_searched(made: Made, out: str) -> None:
     rules = [{"pattern": "*.mlp.*", "take": "m1"}]
     given = small.given(made, out, rules=rules)
