@@ -282,8 +282,7 @@ def test_an_unknown_task_is_refused_with_the_nearest_name(
 def test_a_program_that_a_model_writes_runs_only_where_allowed(
     config: EvaluateConfig, folder: Path
 ) -> None:
-    path = folder / "colors.yaml"
-    path.write_text(path.read_text() + "unsafe_code: true\n")
+    add_line(folder, "unsafe_code: true\n")
     with pytest.raises(ValueError, match=r"task colors runs what the model has wri"):
         benchmarks.load(config)
     assert benchmarks.load(dataclasses.replace(config, run_code=True))
