@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import recipe
+from pipelines.tables import TABLES_AND_KEYS
 
 GOOD = """
 output = "runs/x"
@@ -169,7 +170,7 @@ def test_the_recipes_of_the_documentation_are_some_and_hold_every_table(
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     plans = [read(tmp_path, block) for block in blocks if "[corpus]" in block]
     assert plans[0].needed_splits == ("fusion", "dev", "heldout")
-    for name in recipe.TABLES_AND_KEYS:
+    for name in TABLES_AND_KEYS:
         assert any(plan.tables[name] for plan in plans), name
 
 
