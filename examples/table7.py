@@ -25,7 +25,6 @@ from examples.corpus import DOMAINS
 from examples.models import Plan
 from pipelines import prepare, recipe, run
 from pipelines.prepare import PrepareConfig
-from pipelines.recipe import Recipe
 from schemas import files
 from transforms import allocator
 
@@ -195,7 +194,7 @@ def write_recipe(size: Size, seed: int, output: str) -> str:
     return path
 
 
-def run_seed(size: Size, seed: int, output: str) -> tuple[Recipe, dict[str, Any]]:
+def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
     """Makes and runs all of one seed, but for what is done; returns its figures."""
     start = time.monotonic()
     plan = recipe.read(write_recipe(size, seed, output))
@@ -206,7 +205,7 @@ def run_seed(size: Size, seed: int, output: str) -> tuple[Recipe, dict[str, Any]
         if arm.rates
     }
     minutes = (time.monotonic() - start) / 60
-    return plan, {**table, "chosen": chosen, "minutes": minutes}
+    return {**table, "chosen": chosen, "minutes": minutes}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -236,9 +235,8 @@ def main(argv: Sequence[str]) -> None:
     seeds: dict[str, Any] = {}
     for seed in given.seeds:
         print(f"── seed {seed}", flush=True)
-        _, seeds[str(seed)] = run_seed(
-            given.size, seed, files.join(output, f"seed-{seed}")
-        )
+        below = files.join(output, f"seed-{seed}")
+        seeds[str(seed)] = run_seed(given.size, seed, below)
     found = {"seeds": seeds, "run": results.about(argv, "examples.table7")}
     files.write_json(files.join(output, "table7.json"), found)
     text = table7_page.page(found)

@@ -80,13 +80,12 @@ def make(inputs: Inputs) -> None:
       SystemExit: if inputs of other settings are there.
     """
     path = ROOT.joinpath(*inputs.made_by.split(".")).with_suffix(".py")
-    checkout = (ROOT / "pyproject.toml").exists() and Path.cwd() == ROOT
-    if not (checkout and path.exists()):
+    if not ((ROOT / "pyproject.toml").exists() and path.exists()):
         raise FileNotFoundError(
-            f"[inputs].made_by = {inputs.made_by!r} must be run in the checkout that"
-            f" fusebeam is installed from, which must hold {path.relative_to(ROOT)};"
-            f" this is {Path.cwd()}, and fusebeam is of {ROOT}; run it in a checkout, or"
-            " make what the recipe names yourself and leave [inputs] out"
+            f"[inputs].made_by = {inputs.made_by!r} must be of a checkout that fusebeam"
+            f" runs from, but {ROOT} has no {path.relative_to(ROOT)} of FuseBeam's; run"
+            " the fusebeam of a checkout (make install), or make what the recipe names"
+            " yourself and leave [inputs] out"
         )
     _open_package()
     module = importlib.import_module(inputs.made_by)
