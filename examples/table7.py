@@ -94,7 +94,7 @@ SCALES: Mapping[Size, Scale] = {
         excerpts={"fusion": 96, "dev": 32, "heldout": 48},
         base=_base(width=128, layers=4, vocabulary=1024, steps=300, batch=4),
         expert_steps=120,
-        expert_rate=6e-4,
+        expert_rate=4e-4,
     ),
     "tiny": Scale(
         text="tiny",
