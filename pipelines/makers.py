@@ -15,7 +15,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,16 @@ def make(inputs: Inputs) -> None:
       ValueError: if the example takes no such settings.
       SystemExit: if inputs of other settings are there.
     """
+    find(inputs)(inputs.output, **inputs.given)
+
+
+def find(inputs: Inputs) -> Callable[..., None]:
+    """Finds what makes the inputs, and sees that it takes what the recipe tells it.
+
+    Raises:
+      FileNotFoundError: if the examples are not there.
+      ValueError: if the example makes no inputs, or takes no such settings.
+    """
     path = ROOT.joinpath(*inputs.made_by.split(".")).with_suffix(".py")
     if not ((ROOT / "pyproject.toml").exists() and path.exists()):
         raise FileNotFoundError(
@@ -88,15 +98,16 @@ def make(inputs: Inputs) -> None:
             " yourself and leave [inputs] out"
         )
     _open_package()
-    module = importlib.import_module(inputs.made_by)
-    work = getattr(module, _MAKES, None)
+    work: Callable[..., None] | None = getattr(
+        importlib.import_module(inputs.made_by), _MAKES, None
+    )
     if work is None:
         raise ValueError(
             f"[inputs].made_by must name an example with inputs of its own, but"
             f" {inputs.made_by} has no {_MAKES}"
         )
     _check(inputs, inspect.signature(work), typing.get_type_hints(work))
-    work(inputs.output, **inputs.given)
+    return work
 
 
 def _open_package() -> None:

@@ -189,6 +189,9 @@ def test_one_command_makes_trains_merges_and_measures_all(done: str) -> None:
         assert bits["ensemble:mean"][domain] <= statistics.fmean(members)
         assert bits[f"source:{domain}"][domain] < bits["untouched"][domain]
     assert verify.verify([plan.output])
+    proved, left = verify.between([plan.output])
+    assert any("ensemble.mean.json" in line for line in proved)
+    assert not left
 
 
 def test_a_second_run_makes_nothing_again_and_another_seed_is_refused(

@@ -63,6 +63,28 @@ def test_an_example_is_told_the_recipes_own_folder_and_settings(
     assert asked == [(made, "tiny", 3), (made, "tiny", 0)]
 
 
+def recipes() -> list[Path]:
+    """Returns the recipes of the examples that have their inputs made."""
+    found = sorted((ROOT / "examples").glob("*.toml"))
+    return [path for path in found if "[inputs]" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", recipes(), ids=lambda path: path.stem)
+def test_examples_make_what_their_recipes_name(path: Path) -> None:
+    plan = recipe.read(str(path))
+    assert plan.inputs is not None
+    assert plan.inputs.output == plan.output
+    assert makers.find(plan.inputs).__module__ == plan.inputs.made_by
+    named = [plan.target, *plan.sources.values(), *plan.prepare.inputs]
+    assert all(place.startswith(f"{plan.output}/inputs/") for place in named)
+
+
+def test_there_are_examples_that_make_their_inputs() -> None:
+    names = ["demo", "tiny", "fusechat", "fusechat_tiny"]
+    names += ["table7", "table7_tiny", "table7_gpu"]
+    assert {path.stem for path in recipes()} == {*names}
+
+
 def test_inputs_are_made_before_anything_else(
     tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

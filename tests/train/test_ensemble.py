@@ -133,6 +133,19 @@ def test_a_result_is_of_all_members_and_what_they_weigh(
     assert evaluate.measured(same) == first
 
 
+def test_the_command_takes_the_members_and_what_they_weigh(
+    config: EvaluateConfig, trio: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--{name}={getattr(config, name)}" for name in ("windows", "output")]
+    words += ["--name=all", f"--model={trio[0]}", "--device=cpu", "--threads=1"]
+    words += ["--ensemble", *trio[1:], "--ensemble_weights", "2", "1", "1"]
+    assert evaluate.main(words) == 0
+    weighted = EvaluateConfig(**{**vars(config), "ensemble_weights": (0.5, 0.25, 0.25)})
+    found = evaluate.measured(weighted)
+    assert found is not None
+    assert f"{evaluate.bits_per_byte(found)['all']:.4f}" in capsys.readouterr().out
+
+
 def test_models_of_other_tokens_are_refused(
     config: EvaluateConfig, models: dict[str, str]
 ) -> None:
