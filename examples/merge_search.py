@@ -34,29 +34,20 @@ EXCERPTS: Mapping[Size, int] = {"full": 14, "tiny": 4}
 
 BUDGET: Mapping[Size, int] = {"full": 60, "tiny": 8}
 
+_BASE = Plan(
+    name="base",
+    architecture="llama",
+    vocabulary=1024,
+    mixture=dict.fromkeys(DOMAINS, 1 / 3),
+    width=96,
+    layers=4,
+    steps=150,
+    batch=4,
+    learning_rate=4e-3,
+)
 BASE: Mapping[Size, Plan] = {
-    "full": Plan(
-        name="base",
-        architecture="llama",
-        vocabulary=1024,
-        mixture=dict.fromkeys(DOMAINS, 1 / 3),
-        width=96,
-        layers=4,
-        steps=150,
-        batch=4,
-        learning_rate=4e-3,
-    ),
-    "tiny": Plan(
-        name="base",
-        architecture="llama",
-        vocabulary=512,
-        mixture=dict.fromkeys(DOMAINS, 1 / 3),
-        width=32,
-        layers=2,
-        steps=20,
-        batch=4,
-        learning_rate=4e-3,
-    ),
+    "full": _BASE,
+    "tiny": dataclasses.replace(_BASE, vocabulary=512, width=32, layers=2, steps=20),
 }
 
 

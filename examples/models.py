@@ -175,12 +175,7 @@ def make_model(
         tokenizer.chat_template = template
     torch.manual_seed(seed)
     model = _model(made, tokenizer).to(device)
-    drawn = _draw(made, texts, np.random.default_rng(seed))
-    losses = _train(made, model, _batches(made, drawn, tokenizer))
-    with causal.quiet():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return float(np.mean(losses[-max(1, made.steps // 10) :]))
+    return _train_and_save(made, texts, model, tokenizer, folder, seed)
 
 
 def continue_model(
@@ -208,6 +203,18 @@ def continue_model(
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     with causal.quiet():
         model = transformers.AutoModelForCausalLM.from_pretrained(base).to(device)
+    return _train_and_save(made, texts, model, tokenizer, folder, seed)
+
+
+def _train_and_save(
+    made: Plan,
+    texts: Texts,
+    model: transformers.PreTrainedModel,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    folder: str,
+    seed: int,
+) -> float:
+    """Trains a model and saves it; returns the last losses' mean, in nats a token."""
     drawn = _draw(made, texts, np.random.default_rng(seed))
     losses = _train(made, model, _batches(made, drawn, tokenizer))
     with causal.quiet():

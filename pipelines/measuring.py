@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.merging import Merging
 from pipelines.searching import Searching
-from schemas.errors import SchemaError
+from schemas.errors import NotFiniteError, SchemaError
 from train.merge.match import Sources
 from train.search import bench, objective
 from train.search.bench import Bench
@@ -37,10 +37,14 @@ class Measuring:
     items: Mapping[Split, Mapping[str, Sequence[Item]]]
 
     def trial(self, split: Split, merging: Merging) -> Found:
-        """Measures a trial; it is dead where it cannot be made, or cannot be scored."""
+        """Measures a trial; it is dead where its weights or its logits are not finite.
+
+        Raises:
+          FusionError: if a model is not what it was, or memory does not hold it.
+        """
         try:
             model = self.bench.model(merging.rules)
-        except SchemaError as error:  # a tensor that is not finite
+        except NotFiniteError as error:
             return objective.dead(str(error))
         return objective.measure(
             model,
@@ -68,13 +72,17 @@ class Measuring:
             ("search", self.given.search),
             ("report", self.given.report),
         ):
-            own = functools.partial(self.trial, split, self.given.take(name))
+            own = functools.partial(self._sound, name, kind, split)
             found[kind] = self.known.get(f"{kind} of {name}", own)
-            if found[kind].error:
-                raise SchemaError(
-                    f"{name} must be a sound model before it is merged, but on the"
-                    f" split of {kind}: {found[kind].error}"
-                )
+        return found
+
+    def _sound(self, name: str, kind: str, split: Split) -> Found:
+        found = self.trial(split, self.given.take(name))
+        if found.error:
+            raise SchemaError(
+                f"{name} must be a sound model before it is merged, but on the split of"
+                f" {kind}: {found.error}"
+            )
         return found
 
 

@@ -224,25 +224,21 @@ class Searching:
         return self.plain([{"pattern": rules.ALL, "take": name}])
 
     def merging(self, genome: Genome, x: Genes) -> Merging:
-        """Returns the merge that genes make: one rule for each pattern of a cell."""
+        """Returns the merge that genes make: one rule for each pattern of a cell.
+
+        They stand behind the given rules, which so have nothing of the genes.
+        """
         found = genome.settings(x)
-        own = {
-            **self.settings,
-            **self.starts,
-            **found[genomes.ALL],
-            **found.get(genomes.OUTSIDE, {}),
-        }
         tables = [
             {
                 "pattern": pattern,
-                "layers": list(cell.layers),
-                "settings": found[cell.name],
+                "settings": found[genomes.ALL] | found[cell.name],
+                **({"layers": list(cell.layers)} if cell.layers else {}),
             }
             for cell in genome.cells
-            if cell.layers is not None
             for pattern in cell.patterns
         ]
-        return Merging(config=self.merge, settings=own, tables=[*self.tables, *tables])
+        return self.plain([*self.tables, *tables])
 
     @property
     def shaping(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ with data has a tree of its own::
 
     FusionError (ValueError)
       SchemaError       a file, folder or record is not what its reader expects
+        NotFiniteError  numbers are NaN or infinite
       AlignmentError    two tokenizations do not describe the same text
 """
 
@@ -15,6 +16,10 @@ class FusionError(ValueError):
 
 class SchemaError(FusionError):
     """A file, folder or record breaks its format, or belongs to another run."""
+
+
+class NotFiniteError(SchemaError):
+    """Numbers that something was made of or came to are NaN or infinite."""
 
 
 class AlignmentError(FusionError):

@@ -2,10 +2,15 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from deploy.flink.cluster import JOB_SERVER, Cluster
 from tests import tiny
+
+# Laws are not timed: machines are slow, and a process's first example may compile.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

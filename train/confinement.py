@@ -10,6 +10,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from jinja2 import sandbox
 
 ALLOW = "pass --run_code where you trust it, in a container at best"
 
-_SEED = 1234
-"""Of what tasks leave to chance."""
+_SEED, _OTHER_SEED = 0, 1234
+"""Of Python's generator and of numpy's and torch's: the harness's own defaults."""
 
 
 class Refused(BaseException):
@@ -32,6 +33,13 @@ def confined(*, run_code: bool) -> Iterator[None]:
     import datasets
     import evaluate
     from lm_eval import utils
+    from lm_eval.tasks import _yaml_loader
+
+    def import_function(name: str, folder: Path) -> Any:
+        own = Path(_yaml_loader.__file__).parent
+        if not (run_code or folder.resolve().is_relative_to(own)):
+            raise Refused(f"{name} beside {folder} is Python of somebody's; {ALLOW}")
+        return imported(name, folder)
 
     def program(name: str, *given: Any, **more: Any) -> Any:
         if not run_code:
@@ -46,19 +54,22 @@ def confined(*, run_code: bool) -> Iterator[None]:
                 f" ({type(error).__name__}); fetch it where there is a way to the hub"
             ) from error
 
+    imported = _yaml_loader._import_func_in_yml
     fetch, plain = evaluate.load, utils.env
     safe = sandbox.SandboxedEnvironment(
         undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline
     )
     safe.filters.update(plain.filters)
     counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    with _silence(), _seeded(), _code_allowed(run_code):
+    with _silence(), seeded(), _code_allowed(run_code):
         evaluate.load, utils.env = program, safe
+        _yaml_loader._import_func_in_yml = import_function
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # tells the hub of each load
         try:
             yield
         finally:
             evaluate.load, utils.env = fetch, plain
+            _yaml_loader._import_func_in_yml = imported
             datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
 
 
@@ -83,14 +94,14 @@ def _silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _seeded() -> Iterator[None]:
+def seeded() -> Iterator[None]:
     """Makes what tasks leave to chance the same each time; our own state comes back."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the harness's
     random.seed(_SEED)
-    np.random.seed(_SEED)  # noqa: NPY002
+    np.random.seed(_OTHER_SEED)  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[*range(torch.cuda.device_count())]):
-            torch.manual_seed(_SEED)
+            torch.manual_seed(_OTHER_SEED)
             yield
     finally:
         random.setstate(states[0])

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def load(
         and may not.
     """
     own = task_folders.read(folders, run_code=run_code)
-    if clash := sorted(own & _reserved()):
+    if clash := sorted(own.keys() & _reserved()):
         raise ValueError(
             f"tasks of {', '.join(folders)} must not be called as those of presets,"
             f" which {', '.join(clash)} {'is' if len(clash) == 1 else 'are'}; give them"
@@ -92,18 +92,25 @@ def _reserved() -> set[str]:
     return {*PRESETS, *(task for _, tasks in PRESETS.values() for task in tasks)}
 
 
-def _manager(names: Sequence[str], folders: Sequence[str], own: set[str]) -> Any:
+def _manager(
+    names: Sequence[str], folders: Sequence[str], own: Mapping[str, Sequence[str]]
+) -> Any:
     """Indexes the tasks that names may mean, no more of the harness's than needed."""
     from lm_eval import tasks  # takes seconds
 
-    if any(name not in own and name not in PRESETS for name in names):
+    members = [member for name in own for member in own[name]]
+    if any(n not in own for n in members) or any(
+        n not in own and n not in PRESETS for n in names
+    ):
         return tasks.TaskManager(include_path=[*folders])
     root = Path(tasks.__file__).parent
     places = [root / PRESETS[name][0] for name in names if name in PRESETS]
     return tasks.TaskManager(include_defaults=False, include_path=[*places, *folders])
 
 
-def _load(name: str, manager: Any, own: set[str], *, run_code: bool) -> Benchmark:
+def _load(
+    name: str, manager: Any, own: Collection[str], *, run_code: bool
+) -> Benchmark:
     import datasets  # takes seconds
 
     members = PRESETS[name][1] if name in PRESETS and name not in own else (name,)
@@ -116,7 +123,8 @@ def _load(name: str, manager: Any, own: set[str], *, run_code: bool) -> Benchmar
                 f"{settings.suggestion(name, known)}"
             )
     try:
-        loaded = manager.load([*members])
+        with confinement.seeded():  # so no task depends on those that are asked beside
+            loaded = manager.load([*members])
     except confinement.Refused as error:
         raise ValueError(f"task {name}: {error}") from error.__cause__
     except (OSError, datasets.exceptions.DatasetsError) as error:
@@ -138,6 +146,8 @@ def _load(name: str, manager: Any, own: set[str], *, run_code: bool) -> Benchmar
             )
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
+        if made := task.get_config("process_docs"):  # the harness calls it every time
+            task.set_config("process_docs", confinement.seeded()(made))
     digest = _digest(loaded["tasks"])
     return Benchmark(name=name, loaded=loaded, digest=digest, run_code=run_code)
 

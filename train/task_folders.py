@@ -11,8 +11,8 @@ from typing import Any
 from schemas.errors import SchemaError
 
 
-def read(folders: Sequence[str], *, run_code: bool) -> set[str]:
-    """Returns the names of the tasks and groups that folders define.
+def read(folders: Sequence[str], *, run_code: bool) -> dict[str, tuple[str, ...]]:
+    """Returns the tasks and groups that folders define, each with what a group names.
 
     Args:
       folders: on this machine; YAML files in them and below.
@@ -23,7 +23,8 @@ def read(folders: Sequence[str], *, run_code: bool) -> set[str]:
       SchemaError: if a file is not YAML.
       ValueError: if one names Python, and may not; or two tasks are called alike.
     """
-    found: dict[str, Path] = {}
+    places: dict[str, Path] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for folder in map(Path, folders):
         paths = sorted(folder.glob("**/*.yaml"))
         if not paths:
@@ -34,19 +35,27 @@ def read(folders: Sequence[str], *, run_code: bool) -> set[str]:
         for path in paths:
             told = _read_file(path, run_code=run_code)
             for name in _names(told):
-                if name in found:
+                if name in places:
                     raise ValueError(
                         f"each task must be called by a name of its own, but"
-                        f" {found[name]} and {path} have {name!r}"
+                        f" {places[name]} and {path} have {name!r}"
                     )
-                found[name] = path
-    return set(found)
+                places[name], found[name] = path, _members(told)
+    return found
 
 
 def _names(told: dict[str, Any]) -> list[str]:
     """Returns what a file defines; one that others include defines nothing."""
     name = told.get("group", told.get("task"))
     return [name] if isinstance(name, str) else []
+
+
+def _members(told: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what a group is of by name; what it defines itself has none elsewhere."""
+    listed = told.get("task")
+    if not isinstance(listed, list):
+        return ()
+    return tuple(one for one in listed if isinstance(one, str))
 
 
 def _read_file(
@@ -61,13 +70,20 @@ def _read_file(
     """
     import yaml  # of the extra eval, as the harness is
 
+    path = path.resolve()  # a link's includes lie beside what it leads to
     if path in above:
         raise SchemaError(f"{path} must not include itself, by way of {above[-1]}")
+    names: list[str] = []
 
     class Loader(yaml.SafeLoader):
         """YAML in which functions stay names."""
 
-    Loader.add_constructor("!function", lambda loader, node: _Function(node.value))
+    # Whatever becomes of them: of a key that is given twice the first goes unseen.
+    def note(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+        names.append(str(loader.construct_scalar(node)))
+        return names[-1]
+
+    Loader.add_constructor("!function", note)
     try:
         told = yaml.load(path.read_bytes(), Loader=Loader)
     except (OSError, yaml.YAMLError) as error:
@@ -77,7 +93,7 @@ def _read_file(
         raise SchemaError(
             f"{path} must hold keys and values, got {type(told).__name__}"
         )
-    if not run_code and (names := _python(told)):
+    if names and not run_code:
         raise ValueError(
             f"{path} names Python, {', '.join(names)}, which must be allowed to run;"
             " pass --run_code where you trust the folder"
@@ -86,17 +102,3 @@ def _read_file(
     for name in included if isinstance(included, list) else [included]:
         _read_file(path.parent / name, run_code=run_code, above=(*above, path))
     return told
-
-
-class _Function(str):
-    """The name of a function, or of a class."""
-
-
-def _python(told: Any) -> list[str]:
-    """Lists the functions and classes that a file names, wherever it does."""
-    if isinstance(told, _Function):
-        return [str(told)]
-    held = told.values() if isinstance(told, dict) else told
-    if not isinstance(told, dict | list):
-        return []
-    return [name for one in held for name in _python(one)]

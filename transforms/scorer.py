@@ -80,10 +80,12 @@ class Scored:
       scores: one for each window; one that failed has an error.
       halved_batches: how often memory ran out and a batch was cut in two. Equal
         windows give equal bytes only where it is 0.
+      too_large: windows that failed because memory did not hold them alone.
     """
 
     scores: list[Score]
     halved_batches: int
+    too_large: int = 0
 
 
 def load(settings: ScorerSettings) -> "Scorer":
@@ -215,11 +217,12 @@ class Scorer:
         found = [self._checked(encoding) for encoding in encodings]
         sound = {p: e for p, e in enumerate(found) if isinstance(e, Encoding)}
         kept, halved = self._run(windows, sound)
+        too_large = sum(isinstance(one, str) for one in kept.values())
         made = [
             self._record(window, found[place], kept.get(place))
             for place, window in enumerate(windows)
         ]
-        return Scored(scores=made, halved_batches=halved)
+        return Scored(scores=made, halved_batches=halved, too_large=too_large)
 
     def _checked(self, encoding: Encoding | str) -> Encoding | str:
         """Returns the tokens of a window, or why the model cannot read them."""

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from examples import information
@@ -13,10 +13,6 @@ from tests.transforms.functional.test_project import Case, random_case
 from transforms.functional import project
 
 seeds = st.integers(0, 2**32 - 1)
-
-# the first example of a process waits for numba to compile
-settings.register_profile("compiled", deadline=None)
-settings.load_profile("compiled")
 
 
 def measure(case: Case, *, rows=None, used=None) -> Figures:

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import cli, merging, recipe
+from pipelines import cli, recipe, searching
 from schemas import files
 from tests import tiny, twins
 from tests.train import bench_tasks
 from train import harness
 
 PAPER = "examples/paper"
+SEARCHED = {"windows": "search", "report": "heldout"}
 LLAMA, MPT = "meta-llama/Llama-2-7b-hf", "mosaicml/mpt-7b"
 DOCUMENTS = 8
 
@@ -130,13 +131,14 @@ def test_fusechat_merges_a_target_of_each_source_as_the_authors_do() -> None:
 
 def test_what_umm_fuses_is_merged_with_an_expert_of_its_own_make() -> None:
     plan = read("umm")
-    told = merging.read_recipe(f"{PAPER}/umm_merge.toml", {})
+    told = searching.read_recipe(f"{PAPER}/umm_search.toml", {})
     (arm,) = [arm for arm in plan.arms if arm.name == "fused"]
-    assert told.config.places["fused"] == plan.train(arm).output
+    assert told.merge.places["fused"] == plan.train(arm).output
     makers = {place.partition("/")[0] for place in plan.sources.values()}
     assert plan.target.partition("/")[0] not in makers
-    weights = [rule.settings["weight"] for rule in told.rules[:2]]
-    assert weights[0] == weights[1]
+    searched, reported = told.config.windows, told.config.report
+    assert searched == plan.folder("windows", "search") != plan.fusion_windows
+    assert reported == plan.evaluate("fused", "model", "heldout").windows
 
 
 def text(
@@ -250,21 +252,26 @@ def test_twins_of_umm_s_experts_teach_one_which_is_merged_with_its_own_make(
     twins.chatty(models["deepseek-ai/deepseek-coder-7b-instruct-v1.5"])
     asked = [
         {"prompt": f"What is {n} times 3?", "response": f"{n} times 3 is {3 * n}."}
-        for n in range(DOCUMENTS)
+        for n in range(2 * DOCUMENTS)
     ]
     out = tmp_path / "out"
-    path = text("umm", tmp_path, models, write_lines(tmp_path / "q.jsonl", asked))
+    data = write_lines(tmp_path / "q.jsonl", asked)
+    splits = {"splits": "fusion=.4,search=.3,heldout=.3"}
+    path = text("umm", tmp_path, models, data, prepare=splits)
     assert run(path, out, "fused")["models"].keys() == {"fused"}
-    given = tomllib.loads(Path(f"{PAPER}/umm_merge.toml").read_text())
+    given = tomllib.loads(Path(f"{PAPER}/umm_search.toml").read_text())
     table = given["merge"]
     table["models"] = {
         "fused": f"{out}/models/fused",
         "math": models[table["models"]["math"]],
     }
     table["base"] = models[table["base"]]
-    merge = tmp_path / "merge.toml"
-    merge.write_text(twins.dumped({**given, "output": str(out)}))
-    assert cli.main(["merge", str(merge), "--show"]) == 0
-    assert "self_attn" in capsys.readouterr().out
-    assert cli.main(["merge", str(merge)]) == 0
+    here = {name: f"{out}/windows/{split}" for name, split in SEARCHED.items()}
+    given["search"] |= {**here, "groups": 2, "budget": 2, "dtype": "float32"}
+    search = tmp_path / "search.toml"
+    search.write_text(twins.dumped({**given, "output": str(out)}))
+    assert cli.main(["search", str(search), "--show"]) == 0
+    assert "attention" in capsys.readouterr().out
+    assert cli.main(["search", str(search)]) == 0
+    assert cli.main(["merge", f"{out}/search/recipe.toml"]) == 0
     assert (out / "merged" / "model.safetensors").exists()

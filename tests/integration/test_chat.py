@@ -99,7 +99,7 @@ def run(folder: Path) -> str:
         },
         fuse={"top_k": 6, "seq_length": 256},
         arms={"fused": {"clm_weight": 0.95, "learning_rate": 5e-3}},
-        train={"max_steps": 80, "batch_size": 2, "threads": 1, "save_steps": 1000},
+        train={"max_steps": 160, "batch_size": 2, "threads": 1, "save_steps": 1000},
         evaluate={"threads": 1},
     )
     (folder / "recipe.toml").write_text(text)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipelines import cli, merge, merging, search, search_page, searching
-from schemas.errors import SchemaError
+from schemas.errors import FusionError, SchemaError
 from tests import commands
 from tests import merging as plainly
 from tests import searching as small
@@ -216,6 +216,23 @@ def test_a_trial_whose_logits_are_not_finite_is_dead(
         measuring.reference("base")
 
 
+def test_a_lack_of_memory_ends_a_search_and_is_not_kept(
+    made: Made, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = small.given(made, out)
+    planned, measuring = bench_of(given)
+    merged = given.merging(planned.genome, planned.genome.start)
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer.Scorer, "_run_batch", lambda *_: None)
+        for work in (
+            lambda: measuring.trial(given.search, merged),
+            lambda: measuring.reference("base"),
+        ):
+            with pytest.raises(FusionError, match=r"memory must hold .* 2 of 2;"):
+                work()
+    assert measuring.reference("base")["search"].error is None
+
+
 def test_a_search_of_dead_trials_says_why(made: Made, out: str) -> None:
     with pytest.raises(SchemaError, match=r"one of 4 trials must .*weights must be"):
         small.run(
@@ -359,7 +376,7 @@ def test_a_wrong_recipe_is_refused(
     [
         ({"groups": 3}, r"groups must be in \[1, 2\]"),
         ({"rules": [{"pattern": "*", "take": "base"}]}, "must vary a tensor at least"),
-        ({"domains": {"law": 1.0}}, r"\['law'\] have none"),
+        ({"domains": {"law": 1.0}}, r"\['code', 'prose'\] have none"),
     ],
 )
 def test_a_recipe_that_does_not_fit_the_models_is_refused(
@@ -398,6 +415,20 @@ def test_flags_take_the_place_of_keys(made: Made, out: str) -> None:
     given = searching.read_recipe(flags.pop("recipe"), flags)
     assert (given.config.budget, given.config.seed) == (9, 4)
     assert dataclasses.asdict(given.config)["groups"] == 2
+
+
+def test_a_rule_of_ones_own_has_nothing_of_the_genes(made: Made, out: str) -> None:
+    rules = [{"pattern": "*.mlp.*", "settings": {"normalize": False}}]
+    given = small.given(made, out, method="ties", rules=rules)
+    planned, measuring = bench_of(given)
+
+    def tensors(x: Any) -> dict[str, torch.Tensor]:
+        return measuring.bench.tensors(given.merging(planned.genome, x).rules)
+
+    start = planned.genome.start
+    here, there = tensors(start), tensors(start + 0.25)
+    same = {key for key in here if torch.equal(here[key], there[key])}
+    assert same == {key for key in here if ".mlp." in key}
 
 
 def test_what_rules_settle_is_not_searched(made: Made, out: str) -> None:

@@ -1,6 +1,8 @@
 import dataclasses
+import functools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from schemas import files
 from schemas.errors import SchemaError
 from tests import twins
 from tests.train import bench_tasks
-from train import benchmarks, harness
+from train import benchmarks, harness, task_folders
 from train.evaluate import EvaluateConfig
 
 COUNT = 10
@@ -280,8 +282,7 @@ def test_an_unknown_task_is_refused_with_the_nearest_name(
 def test_a_program_that_a_model_writes_runs_only_where_allowed(
     config: EvaluateConfig, folder: Path
 ) -> None:
-    path = folder / "colors.yaml"
-    path.write_text(path.read_text() + "unsafe_code: true\n")
+    add_line(folder, "unsafe_code: true\n")
     with pytest.raises(ValueError, match=r"task colors runs what the model has wri"):
         benchmarks.load(config)
     assert benchmarks.load(dataclasses.replace(config, run_code=True))
@@ -310,23 +311,96 @@ def test_a_metric_that_is_a_program_of_the_hub_is_not_fetched_unasked(
 MARK = "def touch(doc):\n    raise AssertionError('it ran')\n"
 
 
-@pytest.mark.parametrize("included", [False, True])
+NAMED = "process_docs: !function own.touch\n"
+
+
+def write_included(folder: Path) -> None:
+    add_line(folder, "include: shared\n")
+    (folder / "shared").write_text(NAMED)
+
+
+def write_linked(folder: Path) -> None:
+    """Makes the task a link to a file elsewhere, which includes what lies there."""
+    write_included(folder)
+    there = folder / "there"
+    there.mkdir()
+    for name in ("colors.yaml", "shared", "own.py"):
+        (folder / name).rename(there / name.replace(".yaml", ".txt"))
+    (folder / "shared").write_text("{}\n")
+    (folder / "colors.yaml").symlink_to(there / "colors.txt")
+
+
+def add_line(folder: Path, line: str) -> None:
+    path = folder / "colors.yaml"
+    path.write_text(path.read_text() + line)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        functools.partial(add_line, line=NAMED),
+        functools.partial(add_line, line=f"{NAMED}process_docs: null\n"),
+        functools.partial(add_line, line="a:\n  ? !function own.touch\n  : 1\n"),
+        functools.partial(add_line, line="a: !!omap\n  - x: !function own.touch\n"),
+        functools.partial(add_line, line="a: !!set\n  ? !function own.touch\n"),
+        write_included,
+        write_linked,
+    ],
+    ids=["plainly", "twice", "key", "omap", "set", "included", "linked"],
+)
 def test_python_of_a_folder_of_tasks_is_not_imported_unasked(
-    config: EvaluateConfig, folder: Path, included: bool
+    config: EvaluateConfig, folder: Path, write: Callable[[Path], None]
 ) -> None:
     (folder / "own.py").write_text("raise RuntimeError('imported')\n")
-    path = folder / "colors.yaml"
-    line = "process_docs: !function own.touch\n"
-    if included:
-        (folder / "shared").write_text(line)
-        line = "include: shared\n"
-    path.write_text(path.read_text() + line)
+    write(folder)
     with pytest.raises(
         ValueError, match=r"names Python, own\.touch, which must be all"
     ):
         benchmarks.load(config)
     with pytest.raises(RuntimeError, match="imported"):
         benchmarks.load(dataclasses.replace(config, run_code=True))
+
+
+def test_the_harness_imports_no_python_of_others_unasked(
+    config: EvaluateConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "own.py").write_text("raise RuntimeError('imported')\n")
+    add_line(folder, NAMED)
+    monkeypatch.setattr(task_folders, "read", lambda *_, **__: {"colors": ()})
+    with pytest.raises(ValueError, match=r"task colors: own\.touch beside .*run_code"):
+        benchmarks.load(config)
+
+
+SHUFFLED = """import random
+def shuffled(items):
+    return items.select(random.sample(range(len(items)), len(items)))
+"""
+
+
+def test_what_a_task_leaves_to_chance_does_not_depend_on_others(
+    config: EvaluateConfig, folder: Path
+) -> None:
+    (folder / "own.py").write_text(SHUFFLED)
+    add_line(folder, "process_docs: !function own.shuffled\n")
+    bench_tasks.write_answers(folder, [{"question": "1 and 1", "answer": "2"}] * 9)
+    sums = folder / "sums.yaml"
+    sums.write_text(sums.read_text() + "process_docs: !function own.shuffled\n")
+
+    def digest(*names: str) -> str:
+        asked = dataclasses.replace(config, tasks=names, run_code=True)
+        (found,) = [b for b in benchmarks.load(asked) if b.name == "colors"]
+        return found.digest
+
+    assert digest("colors") == digest("sums", "colors") == digest("colors", "sums")
+
+
+def test_a_group_of_ones_own_may_name_tasks_of_the_harness(
+    config: EvaluateConfig, folder: Path
+) -> None:
+    (folder / "mine.yaml").write_text("group: mine\ntask: [colors, arc_easy]\n")
+    asked = dataclasses.replace(config, tasks=("mine",))
+    with pytest.raises(FileNotFoundError, match="task mine must have its data"):
+        benchmarks.load(asked)
 
 
 def test_a_template_of_a_task_cannot_reach_out_of_its_sandbox(

@@ -12,7 +12,7 @@ weights = st.lists(
 )
 
 
-@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(weights)
 def test_each_stream_is_read_in_order_without_a_gap_and_has_its_share(
     given: list[Fraction],
@@ -27,7 +27,7 @@ def test_each_stream_is_read_in_order_without_a_gap_and_has_its_share(
             assert abs(count - share * (number + 1)) <= len(given)
 
 
-@hypothesis.settings(deadline=None, max_examples=40)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(weights, st.integers(0, 10**15))
 def test_a_sample_far_on_is_the_one_that_follows_the_one_before(
     given: list[Fraction], start: int

@@ -35,7 +35,6 @@ devices = pytest.mark.parametrize(
 
 @devices
 @hypothesis.given(dense.cases(), dense.objectives())
-@hypothesis.settings(deadline=None)
 def test_loss_and_gradients_equal_the_dense_ones(
     device: str, case: Case, objective: Objective
 ) -> None:

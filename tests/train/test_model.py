@@ -299,7 +299,9 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
         models.folder_of(str(tmp_path / "nothing"))
 
 
-def test_a_target_is_probed_in_float32_whatever_it_is_kept_in(tmp_path: Path) -> None:
+def test_a_target_is_probed_in_float32_whatever_it_is_kept_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # In bfloat16 its segments differ from mixed ones by what is rounded.
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SHAPE | {"initializer_range": 0.01})
@@ -309,5 +311,12 @@ def test_a_target_is_probed_in_float32_whatever_it_is_kept_in(tmp_path: Path) ->
     narrow = transformers.LlamaForCausalLM.from_pretrained(
         tmp_path, dtype=torch.bfloat16
     )
-    assert models.probe(narrow) != wide
+    probe, probed = models.probe, []
+
+    def watch(one: torch.nn.Module) -> models.Traits:
+        probed.append({p.dtype for p in one.parameters()})
+        return probe(one)
+
+    monkeypatch.setattr(models, "probe", watch)
     assert models.probe_exactly(narrow, tmp_path) == wide
+    assert probed == [{torch.float32}]

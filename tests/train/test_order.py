@@ -26,14 +26,12 @@ def epoch_of(
     return np.concatenate(found)
 
 
-@hypothesis.settings(deadline=None)  # other processes may be at work
 @hypothesis.given(st.integers(1, 3000), st.text(max_size=3))
 def test_a_permutation_has_every_place_once(size: int, words: str) -> None:
     found = order.permute(np.arange(size), size, words)
     assert np.array_equal(np.sort(found), np.arange(size))
 
 
-@hypothesis.settings(deadline=None)  # other processes may be at work
 @hypothesis.given(st.integers(1, 2**60), st.data())
 def test_places_are_permuted_each_for_itself_however_many_there_are(
     size: int, data: st.DataObject
@@ -90,7 +88,6 @@ def test_a_blocks_groups_come_from_all_files() -> None:
             assert len(np.unique(of_file)) > 25
 
 
-@hypothesis.settings(deadline=None)  # other processes may be at work
 @hypothesis.given(file_rows, st.integers(0, 2**40), st.integers(0, 50))
 def test_an_epoch_holds_every_row_once(rows: list[int], seed: int, epoch: int) -> None:
     found = epoch_of(rows, seed, epoch)
@@ -106,7 +103,6 @@ def test_order_depends_on_data_seed_and_epoch_and_on_nothing_else() -> None:
         assert not np.array_equal(epoch_of(rows, *other), wanted)
 
 
-@hypothesis.settings(deadline=None)  # other processes may be at work
 @hypothesis.given(file_rows)
 def test_a_reader_of_one_block_reads_each_whole_group_once_and_what_is_left_thrice(
     rows: list[int],

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from schemas import settings as words
+from schemas.errors import NotFiniteError
 from train.merge import averages, numbers, sparsify
 from train.merge import settings as settled
 from train.merge.settings import Parameter
@@ -110,7 +111,7 @@ def merge_tensors(
         *places, **{KEYWORDS.get(key, key): value for key, value in arguments.items()}
     )
     if not numbers.is_finite(merged):
-        raise ValueError(
+        raise NotFiniteError(
             f"{name} leaves the range of {merged.dtype}: the greatest input is "
             f"{max(float(one.abs().max()) for one in inputs)}; scale the settings down"
         )

@@ -12,7 +12,7 @@ import hashlib
 import torch
 
 from schemas import files, manifest, weights
-from schemas.errors import SchemaError
+from schemas.errors import NotFiniteError, SchemaError
 from schemas.manifest import FileEntry
 from train.merge import methods, numbers, plan, sums
 from train.merge.plan import Shard, Tensor
@@ -118,12 +118,13 @@ def stored(opened: Opened, tensor: Tensor, seed: int) -> torch.Tensor:
       seed: of what is drawn at random.
 
     Raises:
+      NotFiniteError: if it is beyond the range of its type; names it.
       SchemaError: if it cannot be made of what the models hold; names it.
     """
     _check_twins(opened, tensor)
     made = _made(opened, tensor, seed).to(numbers.TORCH[tensor.dtype])
     if made.is_floating_point() and not numbers.is_finite(made):
-        raise SchemaError(
+        raise NotFiniteError(
             f"merged weights must be finite, but {tensor.key} is not in"
             f" {tensor.dtype}; store it in a type of greater range (dtype ="
             ' "bfloat16" or "float32"), or merge with less weight'
@@ -152,6 +153,8 @@ def _merged(opened: Opened, tensor: Tensor, seed: int) -> torch.Tensor:
         merged = methods.merge_tensors(
             tensor.method, read.models, read.base, settings, generator, finite=True
         )
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{tensor.key}: {error}") from error
     except ValueError as error:
         raise SchemaError(f"{tensor.key}: {error}") from error
     return read.restore(merged)

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from schemas import files, manifest, plan, windows
-from schemas.errors import SchemaError
+from schemas.errors import FusionError, SchemaError
 from schemas.windows import Window
 from train import evaluate
 from train.search import tasks
 from train.search.tasks import Item
 from train.search.trials import DEAD, Found
-from transforms.scorer import Scorer
+from transforms.scorer import Scored, Scorer
 from transforms.tokenizer import Tokenizer
 
 
@@ -52,9 +52,15 @@ class Objective:
         """Returns J; NaN or infinite where a part is.
 
         Raises:
-          SchemaError: if a domain has a weight and no windows.
+          SchemaError: if a domain has a weight and no windows, or windows and none.
         """
         weights = self.domains or dict.fromkeys(bits, 1.0)
+        if forgotten := sorted(bits.keys() - weights.keys()):
+            raise SchemaError(
+                f"[search.domains] must give every domain that has windows a weight,"
+                f" {forgotten} have none; write 0 for one that does not count"
+            )
+        weights = {name: weight for name, weight in weights.items() if weight}
         if lost := sorted(weights.keys() - bits.keys()):
             raise SchemaError(
                 f"every domain that has a weight must have windows, {lost} have none;"
@@ -166,11 +172,12 @@ def measure(
       What it came to; it is dead where a window could not be scored.
 
     Raises:
+      FusionError: if memory does not hold a window, which says nothing of the model.
       SchemaError: if the windows are corrupt.
     """
     bits: dict[str, float] = {}
     if split.windows is not None:
-        scoring = Scorer(model, tokenizer, top_k=0, batch_tokens=batch_tokens)
+        scoring = _Scorer(model, tokenizer, top_k=0, batch_tokens=batch_tokens)
         sums = evaluate.measure(scoring, split.windows, lambda _: None)
         if any(domain["failed"] for domain in sums.values()):
             return dead(_failed(sums))
@@ -182,6 +189,26 @@ def measure(
     }
     value = objective.of(bits, accuracy)
     return Found(objective=value, bits=bits, accuracy=accuracy)
+
+
+class _Scorer(Scorer):
+    """Scores, and gives up where memory does not do: another time it may."""
+
+    def score(self, windows: Sequence[Window]) -> Scored:
+        """Scores windows.
+
+        Raises:
+          FusionError: if memory does not hold one of them.
+        """
+        found = super().score(windows)
+        if found.too_large:
+            raise FusionError(
+                "memory must hold a window at a time, but did not hold"
+                f" {found.too_large} of {len(windows)}; end what else takes it, or"
+                " choose a smaller dtype, and repeat the command, which goes on from"
+                " here"
+            )
+        return found
 
 
 def _failed(sums: evaluate.Domains) -> str:

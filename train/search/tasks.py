@@ -45,16 +45,18 @@ def read(path: str) -> tuple[Item, ...]:
       SchemaError: if a line is no item, or there is none; names the line.
     """
     found = []
-    for number, line in enumerate(files.read_bytes(path).decode().splitlines(), 1):
+    for number, line in enumerate(files.read_bytes(path).split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            told = json.loads(line)
+            told = json.loads(line.decode())
             prompt, answer = told["prompt"], told["answer"]
             if not (isinstance(prompt, str) and isinstance(answer, str)):
                 raise TypeError("they are no strings")
             if not (prompt and answer.strip()):
                 raise ValueError("one is empty")
+            if len(answer.strip().splitlines()) > 1:
+                raise ValueError("the answer has several lines, of which one is asked")
         except (ValueError, TypeError, KeyError) as error:
             raise SchemaError(
                 f"{path}, line {number}, must hold 'prompt' and 'answer', both strings"

@@ -19,7 +19,7 @@ SYMMETRIC = sorted(
 WEIGHTS = st.sampled_from([0.25, 0.5, 1.0, 2.0])
 DENSITIES = st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])
 SEEDS = st.integers(0, 100)
-a_few = settings(max_examples=15, deadline=None)
+a_few = settings(max_examples=15)
 """Each law is tried on every method, so on some tensors of each."""
 
 Inputs = tuple[list[Tensor], Tensor]

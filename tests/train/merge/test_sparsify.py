@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,7 +17,6 @@ def tensor(*numbers: float) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32)
 
 
-@settings(deadline=None)
 @given(numbers=Numbers, count=st.integers(-1, 13))
 def test_the_least_are_those_that_a_stable_sort_puts_in_front(
     numbers: list[int], count: int
@@ -110,7 +109,6 @@ def test_the_share_that_is_drawn_is_the_density(density: float) -> None:
         assert abs(float(found.mean()) - density) < allowed
 
 
-@settings(deadline=None)
 @given(
     numbers=st.lists(st.lists(st.integers(-3, 3), min_size=4, max_size=4), min_size=1),
     density=st.floats(0.3, 0.7),

@@ -52,10 +52,18 @@ def test_an_objective_may_be_of_tasks_alone() -> None:
 
 
 def test_a_domain_that_is_weighed_must_be_there() -> None:
-    given = Objective(domains={"law": 1.0}, tasks={})
+    weights = {"code": 1.0, "prose": 1.0}
+    given = Objective(domains={**weights, "law": 1.0}, tasks={})
     with pytest.raises(
         SchemaError, match=r"\['law'\] have none; there are code, prose"
     ):
+        given.of(BITS, {})
+    assert Objective(domains={**weights, "law": 0.0}, tasks={}).of(BITS, {}) == 2.0
+
+
+def test_a_domain_that_is_there_must_be_weighed_where_any_is() -> None:
+    given = Objective(domains={"code": 1.0}, tasks={})
+    with pytest.raises(SchemaError, match=r"\['prose'\] have none; write 0"):
         given.of(BITS, {})
 
 
@@ -110,15 +118,23 @@ def test_a_prompt_in_both_splits_is_an_error(tmp_path: Path) -> None:
         '{"prompt": "a", "answer": 1}',
         '{"prompt": "", "answer": "1"}',
         '{"prompt": "a", "answer": " "}',
+        '{"prompt": "a", "answer": "1\\n2"}',
+        "\xff",
     ],
 )
 def test_a_line_that_is_no_item_is_named(line: str, tmp_path: Path) -> None:
     path = Path(items(tmp_path / "a", "1+1="))
-    path.write_text(path.read_text() + "\n" + line)
+    path.write_bytes(path.read_bytes() + b"\n" + line.encode("latin-1"))
     with pytest.raises(
         SchemaError, match=r"a, line 2, must hold 'prompt' and 'answer'"
     ):
         tasks.read(str(path))
+
+
+def test_an_item_ends_with_its_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text('{"prompt": "1\u2028+1=", "answer": "2"}\r\n')
+    assert tasks.read(str(path)) == (Item(prompt="1\u2028+1=", answer="2"),)
 
 
 def test_a_task_without_items_is_refused(tmp_path: Path) -> None:
