@@ -3,10 +3,10 @@
     python -m examples.demo --size full     15 minutes on two cores, in runs/demo
     python -m examples.demo --size tiny     two minutes, in runs/tiny, for a first try
 
-It makes a corpus from installed packages, splits it by document, trains the small
-models on the split `base`, takes excerpts of the other splits, and then does what
-anyone would do with models and text of their own: `fusebeam run` with the recipe beside
-this file.
+It does what anyone would do with models and text of their own: `fusebeam run` with the
+recipe beside this file. What that names is made first: a corpus from installed packages
+is split by document, the small models are trained on the split `base`, and excerpts are
+taken of the other splits.
 """
 
 import argparse
@@ -153,7 +153,6 @@ def main() -> None:
     if not Path(RECIPES[given.size]).exists():
         raise SystemExit("error: run the demo from the repository's folder")
     planned = recipe.read(RECIPES[given.size])
-    make_inputs(planned.output, given.size)
     result = run.run(planned)
     held = orders(result)
     print()

@@ -138,7 +138,6 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit("error: run this from the repository's folder")
     start = time.monotonic()
     plan = recipe.read(RECIPES[given.size], overwrite=given.overwrite)
-    make_inputs(plan.output, given.size)
     run.run(plan)
     found = found_of(plan, argv, time.monotonic() - start)
     print()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines import merging, recipe
-from pipelines.branches import MERGE
+from pipelines.branches import MERGE, SOURCE
 from pipelines.merging import Merging
 from pipelines.recipe import Recipe
 from schemas import manifest, settings
@@ -61,8 +61,8 @@ def _refuse_missing(
     plan: Recipe, path: str, flags: Mapping[str, Any], models: Sequence[str]
 ) -> None:
     """Refuses arms that are not trained, and merges of which others are made."""
-    places = {name.replace(":", "."): at for name, at in plan.models.items()}
-    missing = [n for n in dict.fromkeys(models) if not manifest.present(places[n])]
+    made = [n for n in dict.fromkeys(models) if not n.startswith(SOURCE)]
+    missing = [n for n in made if not manifest.present(plan.places[n])]
     if missing:
         output = f" --output {plan.output}" if "output" in flags else ""
         are = "is" if len(missing) == 1 else "are"
