@@ -39,19 +39,44 @@ from train.sandbox import Call
 SINGLE = ("arithmetic", "units", "programs")
 PAIRS = ("arithmetic+units", "units+programs", "arithmetic+programs")
 
-SHARES: Mapping[str, int] = {"base": 40, "fusion": 35, "search": 10, "report": 15}
+SHARES: Mapping[str, int] = {"base": 60, "fusion": 20, "search": 5, "report": 15}
 """Splits of the items of one skill, and their hundredths."""
 
 SPLITS = (*SHARES, "combined")
 
 UNITS = tuple(
-    unit
-    for unit in problems.UNITS
-    if unit.factor.isdigit() and int(unit.factor) <= 1000
+    Unit(*told)
+    for told in (
+        ("kilometers", "meters", "1000"),
+        ("meters", "centimeters", "100"),
+        ("kilograms", "grams", "1000"),
+        ("tonnes", "kilograms", "1000"),
+        ("liters", "milliliters", "1000"),
+        ("hours", "minutes", "60"),
+        ("minutes", "seconds", "60"),
+        ("weeks", "days", "7"),
+        ("yards", "feet", "3"),
+        ("fathoms", "feet", "6"),
+        ("miles", "furlongs", "8"),
+        ("gallons", "quarts", "4"),
+        ("quarts", "pints", "2"),
+        ("pints", "cups", "2"),
+        ("dollars", "quarters", "4"),
+        ("dimes", "cents", "10"),
+        ("nickels", "cents", "5"),
+        ("bytes", "bits", "8"),
+        ("decades", "years", "10"),
+        ("centuries", "years", "100"),
+    )
 )
-"""Units whose conversion needs no fractions and few digits."""
+"""Units whose conversion needs the product with one digit, and zeros."""
 
+_SMALL = tuple(unit for unit in UNITS if int(unit.factor) <= 10)
+"""Units whose conversion leaves numbers of at most three digits."""
+
+_LET = "Let k be that."
 _MARK = "Answer:"
+_BACK = 0.35  # share of the conversions that go back
 _MISSES = 1_000  # draws in a row of which none is new, after which there are no more
 
 
@@ -140,22 +165,14 @@ class _Work:
     value: int
 
     def operate(self, choose: random.Random, words: Mapping[str, str]) -> None:
-        """Adds, subtracts or multiplies; words say how that is asked."""
-        kinds = ["add"]
-        if self.value > 10:
-            kinds.append("subtract")
-        if self.value < 100:
-            kinds.append("multiply")
-        kind = choose.choice(kinds)
+        """Adds or subtracts; words say how that is asked."""
+        kind = choose.choice(("add", "subtract") if self.value > 10 else ("add",))
         if kind == "add":
             n = choose.randint(2, 99)
             line, value = digits.addition(self.value, n), self.value + n
-        elif kind == "subtract":
+        else:
             n = choose.randint(2, min(99, self.value - 1))
             line, value = digits.subtraction(self.value, n), self.value - n
-        else:
-            n = choose.randint(2, 9)
-            line, value = digits.product(self.value, n), self.value * n
         self.asked.append(words[kind].format(n))
         self.lines.append(line)
         self.value = value
@@ -178,14 +195,13 @@ class _Work:
 
 
 def _table(unit: Unit) -> str:
-    return f"{unit.name} to {unit.other}: * {unit.factor}."
+    return f"{unit.name} to {unit.other}: *{unit.factor}."
 
 
-_PLAIN = {"add": "Add {}.", "subtract": "Subtract {}.", "multiply": "Times {}."}
+_PLAIN = {"add": "Add {}.", "subtract": "Subtract {}."}
 _STORY = {
     "add": "Then come {} more.",
     "subtract": "Then {} are given away.",
-    "multiply": "Then there are {} times as many.",
 }
 
 
@@ -204,7 +220,7 @@ def _arithmetic(choose: random.Random) -> Item:
 def _units(choose: random.Random) -> Item:
     """A conversion, one after another, or one back."""
     unit, value = choose.choice(UNITS), choose.randint(2, 99)
-    if choose.random() < 0.35:
+    if choose.random() < _BACK:
         return _back(choose, unit, value)
     further = [other for other in UNITS if other.name == unit.other]
     if not further and choose.random() < 0.5:
@@ -225,16 +241,17 @@ def _back(choose: random.Random, unit: Unit, value: int) -> Item:
         f"Take {many} {unit.other}. Turn {unit.other} to {unit.name}.",
         f"How many {unit.name} are {many} {unit.other}?",
     )
-    table = f"{unit.other} to {unit.name}: / {unit.factor}."
-    check = digits.product(value, int(unit.factor))
-    return _Work([choose.choice(asks)], [table, check], value).item("units")
+    table = f"{unit.other} to {unit.name}: /{unit.factor}."
+    work = digits.quotient(many, int(unit.factor))
+    return _Work([choose.choice(asks)], [table, work], value).item("units")
 
 
 def _arithmetic_units(choose: random.Random) -> Item:
     """A conversion before or behind an operation."""
-    unit, value = choose.choice(UNITS), choose.randint(2, 20)
-    work = _Work([f"Take {value} {unit.name}."], [], value)
     first = choose.random() < 0.5
+    unit = choose.choice(UNITS if first else _SMALL)
+    value = choose.randint(2, 49)
+    work = _Work([f"Take {value} {unit.name}."], [], value)
     if first:
         work.operate(choose, _PLAIN)
     work.convert(unit)
@@ -244,36 +261,45 @@ def _arithmetic_units(choose: random.Random) -> Item:
 
 
 def _programs(choose: random.Random) -> Item:
-    """A function that changes some numbers of a list, and sums or counts them."""
-    return _program(choose, _Work([], [], 0), *problems.some(choose), "programs")
+    """A function that changes some numbers of a list, and sums, lists or counts them.
+
+    The number that changes them is told as such, or as k in a sentence before.
+    """
+    k = choose.randint(2, 99)
+    called = choose.random() < 0.5
+    work = _Work([f"Let k be {k}."] if called else [], [], k)
+    return _program(choose, work, "k" if called else "", "programs")
 
 
 def _units_programs(choose: random.Random) -> Item:
-    """The change is a conversion, whose factor the prompt does not tell."""
-    unit = choose.choice(UNITS)
-    _, times, _, _ = problems.changes(int(unit.factor))
-    change = dataclasses.replace(
-        times, words=f"the numbers, turned from {unit.name} to {unit.other},"
-    )
-    work = _Work([], [_table(unit)], 0)
-    return _program(choose, work, change, problems.some(choose)[1], "units+programs")
+    """The number is what a conversion comes to."""
+    unit, value = choose.choice(_SMALL), choose.randint(2, 49)
+    work = _Work([f"Take {value} {unit.name}."], [], value)
+    work.convert(unit)
+    work.asked.append(_LET)
+    return _program(choose, work, "k", "units+programs")
 
 
 def _arithmetic_programs(choose: random.Random) -> Item:
-    """The change is by a number that is to be worked out first."""
-    value = choose.randint(2, 20)
+    """The number is what an operation comes to."""
+    value = choose.randint(2, 49)
     work = _Work([f"Take {value}."], [], value)
     work.operate(choose, _PLAIN)
-    work.asked.append("Call it k.")
-    change = choose.choice(problems.changes(work.value, "k")[1:])
-    condition = problems.some(choose)[1]
-    return _program(choose, work, change, condition, "arithmetic+programs")
+    work.asked.append(_LET)
+    return _program(choose, work, "k", "arithmetic+programs")
 
 
-def _program(
-    choose: random.Random, work: _Work, change: Part, condition: Part, skill: str
-) -> Item:
-    """Asks for a function, behind what the work has so far."""
+def _program(choose: random.Random, work: _Work, called: str, skill: str) -> Item:
+    """Asks for a function, behind what the work has so far.
+
+    Args:
+      choose: makes the choices.
+      work: its value is the number of the change.
+      called: what the words call that number; empty for its digits.
+      skill: of the item.
+    """
+    change = choose.choice(problems.changes(work.value, called)[bool(called) :])
+    condition = choose.choice(problems.conditions(choose.randint(2, 12)))
     words, code, reduce, _ = choose.choice(problems.REDUCTIONS)
     asks = ("Write solve(numbers). Return", "Give solve(numbers), which returns")
     ask = f"{choose.choice(asks)} {words} {change.words} {condition.words}."
