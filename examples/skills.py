@@ -33,8 +33,8 @@ from examples import digits, problems
 from examples.problems import Part, Unit
 from schemas import files
 from schemas.errors import SchemaError
-from train import sandbox
 from train.sandbox import Call
+from train.search import answers
 
 SINGLE = ("arithmetic", "units", "programs")
 PAIRS = ("arithmetic+units", "units+programs", "arithmetic+programs")
@@ -44,6 +44,9 @@ SHARES: Mapping[str, int] = {"base": 40, "fusion": 35, "search": 10, "report": 1
 
 SPLITS = (*SHARES, "combined")
 
+MARK = "Answer:"
+"""What the last line of a response begins with: behind it stands the answer."""
+
 UNITS = tuple(
     unit
     for unit in problems.UNITS
@@ -51,7 +54,6 @@ UNITS = tuple(
 )
 """Units whose conversion needs no fractions and few digits."""
 
-_MARK = "Answer:"
 _MISSES = 1_000  # draws in a row of which none is new, after which there are no more
 
 
@@ -78,11 +80,13 @@ class Item:
 
 def is_right(item: Item, response: str) -> bool:
     """Says whether a response answers an item; programs are run, in the sandbox."""
-    lines = [line for line in response.splitlines() if line.startswith(_MARK)]
-    said = lines[-1].removeprefix(_MARK).strip() if lines else ""
-    if not item.calls:
-        return said == item.answer
-    return bool(said) and sandbox.passes(said, item.calls, item.expected)
+    asked = answers.Item(
+        prompt=item.prompt,
+        answer=item.answer,
+        calls=item.calls,
+        expected=item.expected,
+    )
+    return answers.is_right(asked, response, MARK)
 
 
 def items(split: str, skill: str, count: int, seed: int) -> tuple[Item, ...]:
@@ -172,7 +176,7 @@ class _Work:
         return Item(
             skill=skill,
             prompt=" ".join(self.asked),
-            response="\n".join((*self.lines, f"{_MARK} {self.value}")),
+            response="\n".join((*self.lines, f"{MARK} {self.value}")),
             answer=str(self.value),
         )
 
@@ -285,7 +289,7 @@ def _program(
     return Item(
         skill=skill,
         prompt=" ".join((*work.asked, ask)),
-        response="\n".join((*work.lines, *parts, f"{_MARK} {answer}")),
+        response="\n".join((*work.lines, *parts, f"{MARK} {answer}")),
         answer=answer,
         calls=tuple(Call("solve", (numbers,)) for numbers in given),
         expected=tuple(
