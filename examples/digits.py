@@ -1,4 +1,4 @@
-"""Sums, differences, products and quotients of whole numbers, written digit by digit.
+"""Sums, differences and products of whole numbers, written digit by digit.
 
 A small model learns steps of one digit where it would not learn whole numbers. There
 is no space around the signs: a step is as few tokens as can be.
@@ -59,32 +59,6 @@ def product(a: int, b: int) -> str:
         carried = (x * digit + carried) // 10
     work = f"{a}*{digit}: {','.join(steps)} so {a * digit}."
     return work if b == digit else f"{work} {whole}"
-
-
-def quotient(a: int, b: int) -> str:
-    """Divides by one digit, with zeros behind it or not, where nothing is left.
-
-    >>> quotient(91, 7)
-    '91/7: 9/7=1 rest 2,21/7=3 rest 0 so 13.'
-    >>> quotient(240, 60)
-    '240/10=24. 24/6: 2/6=0 rest 2,24/6=4 rest 0 so 4.'
-    >>> quotient(3500, 100)
-    '3500/100=35.'
-    """
-    digit = int(str(b).rstrip("0"))
-    if digit > 9 or a % b:
-        raise ValueError(f"b must be of one digit and zeros, and divide {a}, got {b}")
-    zeros = b // digit
-    less = "" if zeros == 1 else f"{a}/{zeros}={a // zeros}."
-    if digit == 1:
-        return less
-    steps, rest = [], 0
-    for x in map(int, str(a // zeros)):
-        whole = 10 * rest + x
-        rest = whole % digit
-        steps.append(f"{whole}/{digit}={whole // digit} rest {rest}")
-    work = f"{a // zeros}/{digit}: {','.join(steps)} so {a // b}."
-    return f"{less} {work}" if less else work
 
 
 def _pairs(a: int, b: int) -> Iterator[tuple[int, int]]:

@@ -33,8 +33,8 @@ from examples import digits, problems
 from examples.problems import Part, Unit
 from schemas import files
 from schemas.errors import SchemaError
-from train import sandbox
 from train.sandbox import Call
+from train.search import answers
 
 SINGLE = ("arithmetic", "units", "programs")
 PAIRS = ("arithmetic+units", "units+programs", "arithmetic+programs")
@@ -43,6 +43,9 @@ SHARES: Mapping[str, int] = {"base": 60, "fusion": 20, "search": 5, "report": 15
 """Splits of the items of one skill, and their hundredths."""
 
 SPLITS = (*SHARES, "combined")
+
+MARK = "Answer:"
+"""What the last line of a response begins with: behind it stands the answer."""
 
 UNITS = tuple(
     Unit(*told)
@@ -74,9 +77,11 @@ UNITS = tuple(
 _SMALL = tuple(unit for unit in UNITS if int(unit.factor) <= 10)
 """Units whose conversion leaves numbers of at most three digits."""
 
+_ZEROS = tuple(unit for unit in UNITS if unit.factor.strip("0") == "1")
+"""Units that are converted back by taking zeros away."""
+
 _LET = "Let k be that."
-_MARK = "Answer:"
-_BACK = 0.35  # share of the conversions that go back
+_BACK = 0.25  # share of the conversions that go back
 _MISSES = 1_000  # draws in a row of which none is new, after which there are no more
 
 
@@ -103,11 +108,13 @@ class Item:
 
 def is_right(item: Item, response: str) -> bool:
     """Says whether a response answers an item; programs are run, in the sandbox."""
-    lines = [line for line in response.splitlines() if line.startswith(_MARK)]
-    said = lines[-1].removeprefix(_MARK).strip() if lines else ""
-    if not item.calls:
-        return said == item.answer
-    return bool(said) and sandbox.passes(said, item.calls, item.expected)
+    asked = answers.Item(
+        prompt=item.prompt,
+        answer=item.answer,
+        calls=item.calls,
+        expected=item.expected,
+    )
+    return answers.is_right(asked, response, MARK)
 
 
 def items(split: str, skill: str, count: int, seed: int) -> tuple[Item, ...]:
@@ -189,7 +196,7 @@ class _Work:
         return Item(
             skill=skill,
             prompt=" ".join(self.asked),
-            response="\n".join((*self.lines, f"{_MARK} {self.value}")),
+            response="\n".join((*self.lines, f"{MARK} {self.value}")),
             answer=str(self.value),
         )
 
@@ -221,8 +228,8 @@ def _units(choose: random.Random) -> Item:
     """A conversion, one after another, or one back."""
     unit, value = choose.choice(UNITS), choose.randint(2, 99)
     if choose.random() < _BACK:
-        return _back(choose, unit, value)
-    further = [other for other in UNITS if other.name == unit.other]
+        return _back(choose, choose.choice(_ZEROS), value)
+    further = [other for other in _SMALL if other.name == unit.other]
     if not further and choose.random() < 0.5:
         work = _Work([], [], value)
         work.convert(unit)
@@ -242,7 +249,7 @@ def _back(choose: random.Random, unit: Unit, value: int) -> Item:
         f"How many {unit.name} are {many} {unit.other}?",
     )
     table = f"{unit.other} to {unit.name}: /{unit.factor}."
-    work = digits.quotient(many, int(unit.factor))
+    work = f"{many}/{unit.factor}={value}."
     return _Work([choose.choice(asks)], [table, work], value).item("units")
 
 
@@ -311,7 +318,7 @@ def _program(choose: random.Random, work: _Work, called: str, skill: str) -> Ite
     return Item(
         skill=skill,
         prompt=" ".join((*work.asked, ask)),
-        response="\n".join((*work.lines, *parts, f"{_MARK} {answer}")),
+        response="\n".join((*work.lines, *parts, f"{MARK} {answer}")),
         answer=answer,
         calls=tuple(Call("solve", (numbers,)) for numbers in given),
         expected=tuple(

@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from schemas.checked import UnusableError
+from schemas.dialogues import ASSISTANT, USER, Turn
 from schemas.documents import Document
 from schemas.windows import Window
 from transforms.functional import control, turn_cuts, turns, windows
 from transforms.functional.turns import Rendering
 from transforms.templates import RefusalError, Template
 from transforms.tokenizer import Tokenizer
+
+_QUESTION, _ANSWER = "Which?", "This."
+"""Stand for what is said where that does not matter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,56 @@ def render(
         detail = "the template must write an answer, it drops them all"
         raise UnusableError("no_answer", detail)
     return found
+
+
+def ask(
+    prompt: str, template: Template, tokenizer: Tokenizer
+) -> tuple[str, tuple[int, ...]]:
+    """Renders a user's turn as far as where the assistant's answer begins.
+
+    That is what stands in front of an answer in a dialogue of both, so it is what a
+    model trained on dialogues has read before it answered.
+
+    Args:
+      prompt: what the user says.
+      template: the template.
+      tokenizer: whose control tokens the template may write.
+
+    Returns:
+      The text, and its control spans in bytes: start, stop, ...
+
+    Raises:
+      UnusableError: as of `render`.
+    """
+    found = _answered(prompt, template, tokenizer)
+    start = found.loss_spans[0]
+    text = found.text.encode()[:start].decode()
+    return text, clip(found.control_spans, 0, start)
+
+
+def end_of_turn(template: Template, tokenizer: Tokenizer) -> int | None:
+    """Returns the control token that a template writes behind an answer, if any.
+
+    It is the first one that is learned, as a model that has written it has ended its
+    answer.
+
+    Raises:
+      UnusableError: as of `render`.
+    """
+    found = _answered(_QUESTION, template, tokenizer)
+    stop = found.loss_spans[-1]
+    end = found.text.encode().rindex(_ANSWER.encode(), 0, stop) + len(_ANSWER)
+    own = control.find_control_tokens(found.text, (end, stop), tokenizer.controls)
+    return own[0].token_id if own else None
+
+
+def _answered(prompt: str, template: Template, tokenizer: Tokenizer) -> Rendering:
+    turns_of_both = (
+        Turn(role=USER, content=prompt),
+        Turn(role=ASSISTANT, content=_ANSWER),
+    )
+    document = Document(doc_id=_QUESTION, text="", turns=turns_of_both)
+    return render(document, template, [tokenizer])
 
 
 def cut(
