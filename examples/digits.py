@@ -40,7 +40,7 @@ def product(a: int, b: int) -> str:
     """Multiplies by one digit, with zeros behind it or not.
 
     >>> product(47, 6)
-    '47*6: 7*6=42,4*6+4=28 so 282.'
+    '47*6: 7*6=42,4*6=24+4=28 so 282.'
     >>> product(4, 60)
     '4*6: 4*6=24 so 24. 4*60=240.'
     >>> product(35, 100)
@@ -54,8 +54,8 @@ def product(a: int, b: int) -> str:
         return whole
     steps, carried = [], 0
     for x, _ in _pairs(a, 0):
-        rest = f"+{carried}" if carried else ""
-        steps.append(f"{x}*{digit}{rest}={x * digit + carried}")
+        more = f"+{carried}={x * digit + carried}" if carried else ""
+        steps.append(f"{x}*{digit}={x * digit}{more}")
         carried = (x * digit + carried) // 10
     work = f"{a}*{digit}: {','.join(steps)} so {a * digit}."
     return work if b == digit else f"{work} {whole}"

@@ -1,8 +1,8 @@
 """How the models of examples/reasoning.py are made: a base, experts, one model jointly.
 
-    base ──┬─ arithmetic, units, programs     of the base's make: merged with each other
-           └─ joint                           all skills, as many steps as these together
-    reckoner, converter, coder                of other makes: fused into the base
+    base ──┬─ arithmetic, units, programs   of the base's make: merged with each other
+           └─ joint                         all skills, in as many steps as these
+    reckoner, converter, coder              of other makes: fused into the base
 
 All read an item as its prompt, a newline, and the response, which alone is learned, end
 of text included. Every digit is a token in all of their vocabularies, which are else
@@ -48,7 +48,7 @@ _APART = "\n0123456789"
 """Characters that are tokens of their own."""
 
 _DEVIATION = 0.08
-"""Of the first weights: with 0.02 models as narrow stand still for hundreds of steps."""
+"""Of the first weights: with 0.02 so narrow a model stands still for long."""
 
 _POOL = 16  # batches that are filled by length together, so that little is padding
 
@@ -104,8 +104,10 @@ def _plans(width: int, layers: int, steps: int, more: int) -> tuple[Learner, ...
 
 PLANS: Mapping[Size, tuple[Learner, ...]] = {
     "full": _plans(width=128, layers=3, steps=1800, more=900),
-    "tiny": _plans(width=32, layers=1, steps=6, more=4),
+    "tiny": _plans(width=32, layers=2, steps=6, more=4),
+    "smollm2": _plans(width=128, layers=3, steps=1800, more=900)[:4],
 }
+"""All models; beside SmolLM2 those that are fused, and no others."""
 
 _Trains = Callable[[Sequence[str], int], tokenizers.Tokenizer]
 _TOKENIZERS: Mapping[Architecture, tuple[_Trains, Mapping[str, str]]] = {
@@ -159,9 +161,7 @@ def text_of(item: Item) -> str:
     return f"{item.prompt}\n{item.response}"
 
 
-def _tokenizer(
-    made: Plan, texts: models.Texts
-) -> transformers.PreTrainedTokenizerFast:
+def _tokenizer(made: Plan, texts: models.Texts) -> transformers.PreTrainedTokenizerFast:
     """Trains the tokenizer that goes with the architecture."""
     train, roles = _TOKENIZERS[made.architecture]
     trained = train([text for some in texts.values() for text in some], made.vocabulary)

@@ -3,14 +3,14 @@
     python -m examples.skills runs/skills --base 4000 --fusion 2000 --report 200
 
 An item is a prompt of short sentences, and a response with a line or two for each of
-them, digit by digit, so that a model of a few million parameters learns it in minutes:
+them, digit by digit, so that a model of a million parameters learns it in minutes:
 
-    Take 3 feet. Turn feet to inches. Add 14.
+    Take 14 yards. Turn yards to feet. Add 39.
 
-    feet to inches: * 12.
-    3 * 10 = 30. 3 * 2: 3 * 2 = 6, so 6. 30 + 6: 0 + 6 = 6, 3 + 0 = 3, so 36.
-    36 + 14: 6 + 4 = 10, 3 + 1 + 1 = 5, so 50.
-    Answer: 50
+    yards to feet: *3.
+    14*3: 4*3=12,1*3=3+1=4 so 42.
+    42+39: 2+9=11,4+3+1=8 so 81.
+    Answer: 81
 
 The skills are `arithmetic`, `units` and `programs`; `arithmetic+units` and the like
 need two. The answer of a program is a function of one line, right if it returns what is
@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from examples import digits, problems
-from examples.problems import Part, Unit
+from examples.problems import Unit
 from schemas import files
 from schemas.errors import SchemaError
 from train.sandbox import Call

@@ -1,0 +1,289 @@
+"""Reasoning experts of several makes become one, and merge with others of its make.
+
+    python -m examples.reasoning --size full    three seeds, half an hour each on a core
+    python -m examples.reasoning --size tiny    a minute: the road of it, no page
+
+Unconstrained Model Merging (arXiv 2410.13699) in the small: experts of
+arithmetic, of units and of programs, each of another architecture and tokenizer, teach
+a base on questions with worked answers. What comes out is merged with experts of the
+base's own make, with and without a search of the weights. All are asked items of one
+skill, and items that need two, which nobody has learned. `fusebeam run
+examples/reasoning.toml` does the part of it that is fusion and plain merges, with one
+seed. What is done is kept: the same command goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from examples import (
+    reasoning_answers,
+    reasoning_models,
+    reasoning_page,
+    results,
+    smollm2,
+    table7,
+)
+from examples import skills as skill_items
+from examples.skills import PAIRS, SINGLE, Item
+from pipelines import card, merge, merging, recipe, run, search, searching
+from pipelines.recipe import Recipe
+from schemas import files
+from transforms import allocator
+
+PARTS = {"full": "reasoning", "smollm2": "reasoning_smollm2"}
+"""Parts of the page, by size."""
+
+Size = Literal["full", "tiny", "smollm2"]
+
+RECIPES: Mapping[Size, str] = {
+    "full": "examples/reasoning.toml",
+    "tiny": "examples/reasoning_tiny.toml",
+    "smollm2": "examples/reasoning_smollm2.toml",
+}
+
+SMOLLM2 = "smollm2"
+MERGED = "fused_ties"
+"""Merge of the recipes whose models a search merges."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How many items there are of each skill, or pair, and how long a search is.
+
+    Attributes:
+      learned: items that models are made of.
+      windows: items in the windows of each split.
+      asked: items that models are asked, of each split.
+      budget: evaluations of each arm of a search; 0 for none.
+    """
+
+    learned: int
+    windows: Mapping[str, int]
+    asked: Mapping[str, int]
+    budget: int
+
+
+SCALES: Mapping[Size, Scale] = {
+    "full": Scale(
+        learned=2400,
+        windows={"fusion": 600, "search": 24, "report": 80},
+        asked={"search": 8, "report": 80, "combined": 100},
+        budget=30,
+    ),
+    "tiny": Scale(
+        learned=40,
+        windows={"fusion": 8, "search": 3, "report": 4},
+        asked={"search": 2, "report": 3, "combined": 3},
+        budget=4,
+    ),
+    "smollm2": Scale(
+        learned=2400,
+        windows={"fusion": 200, "search": 24, "report": 24},
+        asked={"report": 20, "combined": 20},
+        budget=0,
+    ),
+}
+
+
+def make_inputs(output: str, size: Size, seed: int = 0) -> None:
+    """Makes items and models below `output`; what is there stays.
+
+    Raises:
+      SystemExit: if others are there.
+    """
+    scale, place = SCALES[size], files.join(output, "inputs")
+    wanted = {"scale": dataclasses.asdict(scale), "seed": seed}
+    if _is_missing(files.join(output, "inputs.json"), wanted):
+        _write_items(place, scale, seed)
+        files.write_json(files.join(output, "inputs.json"), wanted)
+    allocator.keep_large_blocks()
+    base = {s: skill_items.items("base", s, scale.learned, seed) for s in SINGLE}
+    seen = files.digest([reasoning_models.text_of(i) for s in SINGLE for i in base[s]])
+    for learner in reasoning_models.PLANS[size]:
+        name = learner.plan.name
+        mark = files.join(place, f"{name}.json")
+        made = {**dataclasses.asdict(learner), "items": seen, "seed": seed}
+        if not _is_missing(mark, made):
+            continue
+        nats = reasoning_models.make(learner, base, place, seed)
+        print(f"── {name}: {nats:.3f} nats a token at the end", flush=True)
+        files.write_json(mark, made)
+    if size == SMOLLM2 and _is_missing(
+        files.join(place, f"{SMOLLM2}.json"), {"file": smollm2.FILE}
+    ):
+        smollm2.unpack(files.join(place, SMOLLM2))
+        files.write_json(files.join(place, f"{SMOLLM2}.json"), {"file": smollm2.FILE})
+
+
+def _is_missing(mark: str, wanted: Mapping[str, Any]) -> bool:
+    """Says whether something is still to be made.
+
+    Raises:
+      SystemExit: if it was made in another way.
+    """
+    if not files.exists(mark):
+        return True
+    if files.read_json(mark) != json.loads(json.dumps(wanted)):
+        raise SystemExit(
+            f"error: what {mark} tells of was made by another version of this, or of"
+            f" another seed; remove {files.parent(mark)}"
+        )
+    return False
+
+
+def _write_items(place: str, scale: Scale, seed: int) -> None:
+    """Writes the corpus, and a file of items for each split and skill that is asked."""
+    lines = [
+        json.dumps(
+            {
+                "id": f"{split}-{skill}-{number}",
+                "split": split,
+                "skill": skill,
+                "prompt": item.prompt,
+                "response": item.response,
+            }
+        )
+        for split, count in scale.windows.items()
+        for skill in SINGLE
+        for number, item in enumerate(skill_items.items(split, skill, count, seed))
+    ]
+    path = files.join(place, "items.jsonl")
+    files.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    skill_items.write(files.join(place, "asked"), scale.asked, seed)
+
+
+def items_of(output: str) -> dict[str, Sequence[Item]]:
+    """Reads the items that models are asked in the end, by skill or pair."""
+    places = {skill: f"report.{skill}" for skill in SINGLE}
+    places |= {pair: f"combined.{pair}" for pair in PAIRS}
+    return {
+        skill: skill_items.read(files.join(output, "inputs", "asked", f"{at}.jsonl"))
+        for skill, at in places.items()
+    }
+
+
+def write_search(plan: Recipe, method: str, size: Size, seed: int) -> str:
+    """Writes the recipe of a search of the merge of `MERGED`; returns its path."""
+    names = next(one.models for one in plan.merges if one.name == MERGED)
+    place = plan.folder("searches", method)
+    asked = plan.folder("inputs", "asked")
+    told = {
+        "windows": plan.folder("windows", "search"),
+        "report": plan.folder("windows", "report"),
+        "output": files.join(place, "search"),
+        "budget": SCALES[size].budget,
+        "groups": 2,
+        "max_new_tokens": 100,
+        "run_code": True,
+        "seed": seed,
+        "device": "cpu",
+    }
+    made = {
+        "models": {name.rpartition(".")[2]: plan.places[name] for name in names},
+        "base": plan.target,
+        "method": method,
+        "output": files.join(place, "merged"),
+    }
+    lines = [card.merge_table(made, ()), "[search]"]
+    lines += [f"{key} = {card.toml(value)}" for key, value in told.items()]
+    for skill in SINGLE:
+        lines += ["", f"[search.tasks.{skill}]"]
+        for split in ("search", "report"):
+            path = files.join(asked, f"{split}.{skill}.jsonl")
+            lines.append(f"{split} = {card.toml(path)}")
+        lines.append(f"answer_after = {card.toml(skill_items.MARK)}")
+        lines.append("chat_prompts = true")
+    path = files.join(place, "recipe.toml")
+    files.write_bytes(path, ("\n".join(lines) + "\n").encode())
+    return path
+
+
+def run_searches(plan: Recipe, size: Size, seed: int) -> dict[str, Any]:
+    """Searches with every method, and makes the merge that it has found.
+
+    Returns:
+      The result of each search, by method.
+    """
+    found = {}
+    for method in searching.METHODS if SCALES[size].budget else ():
+        print(f"── search {method}", flush=True)
+        given = searching.read_recipe(write_search(plan, method, size, seed), {})
+        found[method] = search.search(given, lambda _: None)
+        best = merging.read_recipe(files.join(given.config.output, "recipe.toml"), {})
+        merge.merge_models(best)
+    return found
+
+
+def models_of(plan: Recipe, searches: Sequence[str]) -> dict[str, str]:
+    """Returns where all models are that are asked, by their names in the table."""
+    found = {f"search:{m}": plan.folder("searches", m, "merged") for m in searches}
+    return {**plan.models, **found}
+
+
+def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
+    """Makes and runs all of one seed, but for what is done; returns its figures."""
+    start = time.monotonic()
+    path = table7.recipe_of_seed(RECIPES[size], seed, output)
+    plan = recipe.read(path)
+    table = run.run(plan)
+    searches = run_searches(plan, size, seed)
+    items = items_of(output)
+    right = {}
+    for name, place in models_of(plan, list(searches)).items():
+        print(f"── ask {name}", flush=True)
+        kept = plan.folder("answers", f"{name.replace(':', '.')}.json")
+        right[name] = reasoning_answers.ask(place, items, kept)
+    return {
+        "bits": {name: row["all"] for name, row in table["models"].items()},
+        "right": right,
+        "searches": searches,
+        "minutes": (time.monotonic() - start) / 60,
+    }
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.reasoning",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--size", choices=tuple(RECIPES), default="full")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", help="folder (the recipe's, with -seeds behind)")
+    parser.add_argument(
+        "--page", help="page to write into (docs/results.md; tiny: none)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs every seed, and writes the page."""
+    given = parse(argv)
+    page = given.page or ("docs/results.md" if given.size in PARTS else None)
+    if not Path(RECIPES[given.size]).exists():
+        raise SystemExit("error: run this from the repository's folder")
+    output = given.output or f"{recipe.read(RECIPES[given.size]).output}-seeds"
+    seeds: dict[str, Any] = {}
+    for seed in given.seeds:
+        print(f"── seed {seed}", flush=True)
+        below = files.join(output, f"seed-{seed}")
+        seeds[str(seed)] = run_seed(given.size, seed, below)
+        found = {"seeds": seeds, "run": results.about(argv, "examples.reasoning")}
+        files.write_json(files.join(output, "reasoning.json"), found)
+    text = reasoning_page.page(found)
+    print(f"\n{text}")
+    if page is not None:
+        results.write_page(page, text, PARTS[given.size])
+        print(f"\n{page} is written")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
