@@ -71,7 +71,7 @@ class Scale:
 
 SCALES: Mapping[Size, Scale] = {
     "full": Scale(
-        learned=2400,
+        learned=2800,
         windows={"fusion": 600, "search": 24, "report": 80},
         asked={"search": 8, "report": 80, "combined": 100},
         budget=30,
@@ -83,7 +83,7 @@ SCALES: Mapping[Size, Scale] = {
         budget=4,
     ),
     "smollm2": Scale(
-        learned=2400,
+        learned=2800,
         windows={"fusion": 200, "search": 24, "report": 24},
         asked={"report": 20, "combined": 20},
         budget=0,
@@ -179,7 +179,7 @@ def write_search(plan: Recipe, method: str, size: Size, seed: int) -> str:
         "output": files.join(place, "search"),
         "budget": SCALES[size].budget,
         "groups": 2,
-        "max_new_tokens": 100,
+        "max_new_tokens": 120,
         "run_code": True,
         "seed": seed,
         "device": "cpu",

@@ -12,7 +12,7 @@ from train.search import tasks
 from transforms import causal, templates
 from transforms import tokenizer as tokenizers
 
-MOST_TOKENS = 160
+MOST_TOKENS = 200
 """Of a response, more than any right one has."""
 
 Right = Mapping[str, Sequence[bool]]

@@ -31,8 +31,10 @@ Items = Mapping[str, Sequence[Item]]
 """Items of one skill, by skill."""
 
 TEMPLATE = (
-    "{% for message in messages %}{{ message.content }}"
-    "{% if message.role == 'user' %}\n{% endif %}{% endfor %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ message.content }}\n"
+    "{% else %}{% generation %}{{ message.content }}{% endgeneration %}{% endif %}"
+    "{% endfor %}"
 )
 """Chat template: a question, a newline, the answer, and nothing else."""
 
@@ -92,7 +94,7 @@ def _plans(width: int, layers: int, steps: int, more: int) -> tuple[Learner, ...
             learning_rate=2.5e-3,
         )
 
-    makes: Sequence[Architecture] = ("gpt_neox", "mistral", "qwen2")
+    makes: Sequence[Architecture] = ("qwen2", "mistral", "gpt_neox")
     others = zip(OTHERS.items(), makes, strict=True)
     return (
         Learner(plan=plan(BASE, "llama", even, more)),
@@ -103,9 +105,9 @@ def _plans(width: int, layers: int, steps: int, more: int) -> tuple[Learner, ...
 
 
 PLANS: Mapping[Size, tuple[Learner, ...]] = {
-    "full": _plans(width=128, layers=3, steps=1800, more=900),
+    "full": _plans(width=128, layers=3, steps=2000, more=1200),
     "tiny": _plans(width=32, layers=2, steps=6, more=4),
-    "smollm2": _plans(width=128, layers=3, steps=1800, more=900)[:4],
+    "smollm2": _plans(width=128, layers=3, steps=2000, more=1200)[:4],
 }
 """All models; beside SmolLM2 those that are fused, and no others."""
 

@@ -2,14 +2,14 @@
 
     python -m examples.skills runs/skills --base 4000 --fusion 2000 --report 200
 
-An item is a prompt of short sentences, and a response with a line or two for each of
-them, digit by digit, so that a model of a million parameters learns it in minutes:
+An item is a prompt of short sentences, and a response that says each of them again and
+works it, digit by digit, so that a model of a million parameters learns it in minutes:
 
     Take 14 yards. Turn yards to feet. Add 39.
 
-    yards to feet: *3.
-    14*3: 4*3=12,1*3=3+1=4 so 42.
-    42+39: 2+9=11,4+3+1=8 so 81.
+    Take 14 yards: 14.
+    Turn yards to feet: *3. 14*3: 4*3=12,1*3=3+1=4 so 42.
+    Add 39: 42+39: 2+9=11,4+3+1=8 so 81.
     Answer: 81
 
 The skills are `arithmetic`, `units` and `programs`; `arithmetic+units` and the like
@@ -26,6 +26,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -82,6 +83,7 @@ _ZEROS = tuple(unit for unit in UNITS if unit.factor.strip("0") == "1")
 
 _LET = "Let k be that."
 _BACK = 0.25  # share of the conversions that go back
+_TOLD = re.compile(r"\d+\.")
 _MISSES = 1_000  # draws in a row of which none is new, after which there are no more
 
 
@@ -151,11 +153,15 @@ def items(split: str, skill: str, count: int, seed: int) -> tuple[Item, ...]:
 
 
 def split_of(item: Item) -> str:
-    """Returns the one split that an item may be in, by what it works out."""
+    """Returns the one split that an item may be in, by what it works out.
+
+    Neither the words that are said again count, nor the numbers that are told.
+    """
     if item.skill in PAIRS:
         return "combined"
-    told = hashlib.sha256(f"{item.skill}\n{item.response}".encode()).digest()
-    place = int.from_bytes(told[:8], "big") % 100
+    worked = (line.partition(": ")[2] for line in item.response.splitlines())
+    key = "\n".join([item.skill, *(one for one in worked if not _TOLD.fullmatch(one))])
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
     for split, share in SHARES.items():
         place -= share
         if place < 0:
@@ -165,31 +171,46 @@ def split_of(item: Item) -> str:
 
 @dataclasses.dataclass(slots=True)
 class _Work:
-    """An item in the making: sentences of the prompt, lines of work, and the value."""
+    """An item in the making: sentences, the work of each, and the value so far."""
 
-    asked: list[str]
-    lines: list[str]
     value: int
+    asked: list[str] = dataclasses.field(default_factory=list)
+    lines: list[str] = dataclasses.field(default_factory=list)
+
+    def say(self, sentence: str, work: str) -> None:
+        """Asks for something, and works it: a line says the sentence again."""
+        self.asked.append(sentence)
+        self.lines.append(f"{sentence[:-1]}: {work}")
+
+    def tell(self, sentence: str) -> None:
+        """Says what the value is, or what it is called from now on."""
+        self.say(sentence, f"{self.value}.")
 
     def operate(self, choose: random.Random, words: Mapping[str, str]) -> None:
         """Adds or subtracts; words say how that is asked."""
         kind = choose.choice(("add", "subtract") if self.value > 10 else ("add",))
         if kind == "add":
             n = choose.randint(2, 99)
-            line, value = digits.addition(self.value, n), self.value + n
+            work, value = digits.addition(self.value, n), self.value + n
         else:
             n = choose.randint(2, min(99, self.value - 1))
-            line, value = digits.subtraction(self.value, n), self.value - n
-        self.asked.append(words[kind].format(n))
-        self.lines.append(line)
+            work, value = digits.subtraction(self.value, n), self.value - n
+        self.say(words[kind].format(n), work)
         self.value = value
 
-    def convert(self, unit: Unit) -> None:
-        """Turns a unit into its other."""
+    def convert(self, unit: Unit, sentence: str = "") -> None:
+        """Turns a unit into its other; by a sentence of its own, or the usual one."""
         factor = int(unit.factor)
-        self.asked.append(f"Turn {unit.name} to {unit.other}.")
-        self.lines += [_table(unit), digits.product(self.value, factor)]
+        work = f"*{factor}. {digits.product(self.value, factor)}"
+        self.say(sentence or f"Turn {unit.name} to {unit.other}.", work)
         self.value *= factor
+
+    def take_away(self, unit: Unit, sentence: str = "") -> None:
+        """Turns a unit's other back into it, where that takes zeros away."""
+        value = self.value // int(unit.factor)
+        work = f"/{unit.factor}. {self.value}/{unit.factor}={value}."
+        self.say(sentence or f"Turn {unit.other} to {unit.name}.", work)
+        self.value = value
 
     def item(self, skill: str) -> Item:
         """Returns what is made, whose answer is the value."""
@@ -201,8 +222,11 @@ class _Work:
         )
 
 
-def _table(unit: Unit) -> str:
-    return f"{unit.name} to {unit.other}: *{unit.factor}."
+def _taken(value: int, what: str = "") -> _Work:
+    """Begins with a value, of what unit."""
+    work = _Work(value)
+    work.tell(f"Take {value} {what}." if what else f"Take {value}.")
+    return work
 
 
 _PLAIN = {"add": "Add {}.", "subtract": "Subtract {}."}
@@ -214,11 +238,11 @@ _STORY = {
 
 def _arithmetic(choose: random.Random) -> Item:
     """One or two operations, bare or in a story."""
-    value = choose.randint(2, 99)
+    work = _Work(choose.randint(2, 99))
     name, thing = choose.choice(problems.NAMES), choose.choice(problems.ITEMS)
     told = choose.random() < 0.5
-    begin = f"{name} has {value} {thing}s." if told else f"Take {value}."
-    work = _Work([begin], [], value)
+    begin = f"{name} has {work.value} {thing}s." if told else f"Take {work.value}."
+    work.tell(begin)
     for _ in range(choose.randint(1, 2)):
         work.operate(choose, _STORY if told else _PLAIN)
     return work.item("arithmetic")
@@ -226,39 +250,36 @@ def _arithmetic(choose: random.Random) -> Item:
 
 def _units(choose: random.Random) -> Item:
     """A conversion, one after another, or one back."""
-    unit, value = choose.choice(UNITS), choose.randint(2, 99)
+    value, asks = choose.randint(2, 99), choose.random() < 0.5
     if choose.random() < _BACK:
-        return _back(choose, choose.choice(_ZEROS), value)
+        return _back(choose.choice(_ZEROS), value, asks)
+    unit = choose.choice(UNITS)
     further = [other for other in _SMALL if other.name == unit.other]
-    if not further and choose.random() < 0.5:
-        work = _Work([], [], value)
-        work.convert(unit)
-        work.asked = [f"How many {unit.other} are {value} {unit.name}?"]
+    if asks and not further:
+        work = _Work(value)
+        work.convert(unit, f"How many {unit.other} are {value} {unit.name}?")
         return work.item("units")
-    work = _Work([f"Take {value} {unit.name}."], [], value)
+    work = _taken(value, unit.name)
     work.convert(unit)
     if further and choose.random() < 0.5:
         work.convert(further[0])
     return work.item("units")
 
 
-def _back(choose: random.Random, unit: Unit, value: int) -> Item:
+def _back(unit: Unit, value: int, asks: bool) -> Item:
     many = value * int(unit.factor)
-    asks = (
-        f"Take {many} {unit.other}. Turn {unit.other} to {unit.name}.",
-        f"How many {unit.name} are {many} {unit.other}?",
+    work = _Work(many) if asks else _taken(many, unit.other)
+    work.take_away(
+        unit, f"How many {unit.name} are {many} {unit.other}?" if asks else ""
     )
-    table = f"{unit.other} to {unit.name}: /{unit.factor}."
-    work = f"{many}/{unit.factor}={value}."
-    return _Work([choose.choice(asks)], [table, work], value).item("units")
+    return work.item("units")
 
 
 def _arithmetic_units(choose: random.Random) -> Item:
     """A conversion before or behind an operation."""
     first = choose.random() < 0.5
     unit = choose.choice(UNITS if first else _SMALL)
-    value = choose.randint(2, 49)
-    work = _Work([f"Take {value} {unit.name}."], [], value)
+    work = _taken(choose.randint(2, 49), unit.name)
     if first:
         work.operate(choose, _PLAIN)
     work.convert(unit)
@@ -270,29 +291,30 @@ def _arithmetic_units(choose: random.Random) -> Item:
 def _programs(choose: random.Random) -> Item:
     """A function that changes some numbers of a list, and sums, lists or counts them.
 
-    The number that changes them is told as such, or as k in a sentence before.
+    The number that changes them is told as such, or as k, which is taken before.
     """
     k = choose.randint(2, 99)
-    called = choose.random() < 0.5
-    work = _Work([f"Let k be {k}."] if called else [], [], k)
-    return _program(choose, work, "k" if called else "", "programs")
+    if choose.random() < 0.5:
+        return _program(choose, _Work(k), "", "programs")
+    work = _taken(k)
+    work.tell(_LET)
+    return _program(choose, work, "k", "programs")
 
 
 def _units_programs(choose: random.Random) -> Item:
     """The number is what a conversion comes to."""
-    unit, value = choose.choice(_SMALL), choose.randint(2, 49)
-    work = _Work([f"Take {value} {unit.name}."], [], value)
+    unit = choose.choice(_SMALL)
+    work = _taken(choose.randint(2, 49), unit.name)
     work.convert(unit)
-    work.asked.append(_LET)
+    work.tell(_LET)
     return _program(choose, work, "k", "units+programs")
 
 
 def _arithmetic_programs(choose: random.Random) -> Item:
     """The number is what an operation comes to."""
-    value = choose.randint(2, 49)
-    work = _Work([f"Take {value}."], [], value)
+    work = _taken(choose.randint(2, 49))
     work.operate(choose, _PLAIN)
-    work.asked.append(_LET)
+    work.tell(_LET)
     return _program(choose, work, "k", "arithmetic+programs")
 
 
