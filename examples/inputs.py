@@ -10,9 +10,10 @@ The mark is written when all is made. Whoever is stopped before makes all of it 
 import contextlib
 import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from schemas import buckets, files
+from schemas import buckets, files, locks
 from schemas.errors import SchemaError
 
 MARK = "inputs.json"
@@ -27,8 +28,8 @@ def making(output: str, wanted: Mapping[str, Any]) -> Iterator[bool]:
       wanted: all that they are made by, flat.
 
     Raises:
-      SchemaError: if inputs that were made by something else are there; names the first
-        key that differs.
+      SchemaError: if another command is making them, or those that were made by
+        something else are there; names the first key that differs.
       ValueError: if the folder is in a bucket: models are made on a disk.
     """
     if buckets.protocol(output):
@@ -36,13 +37,15 @@ def making(output: str, wanted: Mapping[str, Any]) -> Iterator[bool]:
             "the inputs of an example are made on a disk of this machine, so output"
             f" must be a folder of it, got {output}"
         )
-    mark = files.join(output, MARK)
-    made = files.exists(mark)
-    if made:
-        _refuse_other(output, files.read_json(mark), wanted)
-    yield not made
-    if not made:
-        files.write_json(mark, wanted)
+    place = files.join(output, "inputs")
+    with locks.hold(Path(place), "making inputs"):
+        mark = files.join(output, MARK)
+        made = files.exists(mark)
+        if made:
+            _refuse_other(output, files.read_json(mark), wanted)
+        yield not made
+        if not made:
+            files.write_json(mark, wanted)
 
 
 def _refuse_other(

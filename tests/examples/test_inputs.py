@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from examples import inputs
+from schemas import locks
 from schemas.errors import SchemaError
 
 
@@ -41,3 +42,15 @@ def test_inputs_of_other_settings_are_refused_by_the_first_that_differs(
 def test_inputs_are_not_made_in_a_bucket() -> None:
     with pytest.raises(ValueError, match=r"on a disk of this machine.*gs://a/b"):
         make("gs://a/b", size="tiny")
+
+
+def test_two_commands_do_not_make_the_same_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "WAIT_S", 0.0)
+    with (
+        inputs.making(str(tmp_path), {"seed": 0}),
+        pytest.raises(SchemaError, match="another one is making inputs there"),
+    ):
+        make(str(tmp_path), seed=0)
+    assert not make(str(tmp_path), seed=0)
