@@ -11,7 +11,7 @@ JOB_SERVER := .cache/flink/jobserver/flink-1.19-job-server-2.70.0.jar
 CLIENTS := .cache/clients
 
 .DEFAULT_GOAL := help
-.PHONY: help install run fusechat test test-runners flink test-flink test-buckets check lint format bench results scale search strategies templates kills golden tokenizers clean
+.PHONY: help install run fusechat test test-runners flink test-flink test-buckets check lint format bench results scale search strategies table7 templates kills golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -114,6 +114,9 @@ search: $(STAMP)  ## search for merges of small experts, into docs/results.md (D
 
 strategies: $(STAMP)  ## strategies of alignment compared, into docs/results.md (hours)
 	$(BIN)/python -m examples.strategies --train
+
+table7: $(STAMP)  ## a base, its experts, and ways to make one of them, over seeds, into docs/results.md (DEMO=tiny: no page)
+	$(BIN)/python -m examples.table7 --size $(DEMO)
 
 templates: $(STAMP)  ## write the Flex Templates' metadata anew, of the flags
 	$(BIN)/python -m deploy.dataflow.metadata

@@ -29,7 +29,7 @@ from typing import Any
 
 from examples import comparison, controls, demo, models
 from examples.controls import Bench, Control
-from pipelines import recipe, run
+from pipelines import recipe, run, tables
 from pipelines.recipe import Recipe
 from schemas import files, manifest, scores, version, windows
 from transforms import allocator
@@ -67,7 +67,7 @@ def inputs_of(plan: Recipe, made: models.Plan) -> dict[str, str]:
             ("base", plan.folder("prepared", "base")),
             *(
                 (name, plan.folder("windows", plan.splits[name]))
-                for name in recipe.SPLITS
+                for name in tables.SPLITS
             ),
         )
     }

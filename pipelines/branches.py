@@ -2,7 +2,8 @@
 
     scores of       ┌─ fused: all sources ──── [arms.NAME] ─────────┐
     the target and ─┼─ [fusions.NAME]: some ── [arms.NAME] ─────────┼─ [merges.NAME]
-    every source    └─ [pairs]: n times one ── pair.SOURCE, n arms ─┘
+    every source    └─ [pairs]: n times one ── pair.SOURCE, n arms ─┤
+    sources themselves ─────────────────────────────────────────────┘
 
 Pairwise fusion (Wan et al. 2024, FuseChat, arXiv 2402.16107, section 3) trains a target
 on each source alone, beside the pivot, which is the target as it was, and merges the
@@ -25,6 +26,7 @@ ONE_MERGE = "merged"
 """The merge of a recipe that has [merge] alone."""
 
 PAIR, FUSION, MERGE, SOURCE = "pair.", "fusion.", "merge.", "source."
+ENSEMBLE = "ensemble."
 """What the names of these begin with, where one name could be of any."""
 
 UNTOUCHED = "untouched"
@@ -32,6 +34,8 @@ UNTOUCHED = "untouched"
 
 SWEPT = "learning_rate"
 """The setting of an arm that may be a list, of which the dev split chooses."""
+
+_ENSEMBLE_KEYS = ("models", "weights")
 
 _BESIDE_PAIRS = {"granularity": "document"}
 """What fusions have unless told where there is [pairs]: they choose by dialogue.
@@ -80,13 +84,29 @@ class Merge:
 
     Attributes:
       name: in folders.
-      models: what is merged: arms by name, merges as `merge.NAME`.
+      models: what is merged: arms by name, merges and sources as `merge.NAME` and
+        `source.NAME`.
       settings: of merge, the shared ones of `[merge]` among them.
     """
 
     name: str
     models: tuple[str, ...]
     settings: Table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Models that are measured as one: the mean of their next-token probabilities.
+
+    Attributes:
+      name: in its row of the table.
+      models: two or more, by names as of merges.
+      weights: of the models, as its table has them; empty: all alike.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    weights: tuple[float, ...]
 
 
 def pairs_of(given: Table) -> dict[str, str]:
@@ -179,7 +199,7 @@ def arms_of(given: Table, fusions: Collection[str]) -> tuple[Arm, ...]:
 
 
 def _arm(name: str, table: Table, paired: bool, fusions: Collection[str]) -> Arm:
-    if name == UNTOUCHED or name.startswith((SOURCE, FUSION, MERGE)):
+    if name == UNTOUCHED or name.startswith((SOURCE, FUSION, MERGE, ENSEMBLE)):
         raise ValueError(f"[arms.{name}]: no arm may be called {name!r}")
     own = dict(table)
     if paired and "fusion" in own:
@@ -225,10 +245,10 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
       arms: names of its arms.
 
     Raises:
-      ValueError: if one names what is neither arm nor merge, or takes itself.
+      ValueError: if one names what is neither arm, merge nor source, or takes itself.
     """
     tables = merge_tables(given)
-    known = [*arms, *(f"{MERGE}{name}" for name in tables)]
+    known = _made_and_given(given, arms)
     shared, found = given.get("merge", {}), {}
     for name, table in tables.items():
         where = f"[merges.{name}]"
@@ -237,16 +257,51 @@ def merges_of(given: Table, arms: Sequence[str]) -> tuple[Merge, ...]:
                 f"{where}: no merge may be called {name!r}, which is [merge] alone"
             )
         own = over(shared, table)
-        models = _names(own, where, "models", known, "arms and merges")
+        models = _names(own, where, "models", known, "arms, merges and sources")
         own.pop("models", None)
         models = models or tuple(pairs_of(given))
         if not models:
             raise ValueError(
-                f"{where} must hold 'models', the names of arms to merge: without"
-                " [pairs] nothing says them"
+                f"{where} must hold 'models', the names of arms or sources to merge:"
+                " without [pairs] nothing says them"
             )
         found[name] = Merge(name=name, models=models, settings=own)
     return tuple(found[name] for name in _in_order(found))
+
+
+def _made_and_given(given: Table, arms: Sequence[str]) -> list[str]:
+    """Returns the names of all that can be merged, or measured as one."""
+    merges = (f"{MERGE}{name}" for name in merge_tables(given))
+    return [*arms, *merges, *(f"{SOURCE}{name}" for name in given["sources"])]
+
+
+def ensembles_of(given: Table, arms: Sequence[str]) -> tuple[Ensemble, ...]:
+    """Reads the ensembles of a recipe, of all sources where they name no models.
+
+    Raises:
+      ValueError: if one holds another key, or fewer than two models.
+    """
+    known, found = _made_and_given(given, arms), []
+    for name, table in given.get("ensembles", {}).items():
+        where = f"[ensembles.{name}]"
+        for key in table:
+            if key not in _ENSEMBLE_KEYS:
+                raise ValueError(
+                    f"{where} may hold {' and '.join(_ENSEMBLE_KEYS)}, got {key!r}"
+                    f"{settings.suggestion(key, _ENSEMBLE_KEYS)}"
+                )
+        named = _names(table, where, "models", known, "arms, merges and sources")
+        models = named or tuple(f"{SOURCE}{source}" for source in given["sources"])
+        if len(models) < 2:
+            raise ValueError(f"{where} must be of two models or more, got {models[0]}")
+        weights = table.get("weights", [])
+        if not isinstance(weights, list) or {*map(type, weights)} - {int, float}:
+            raise ValueError(
+                f"{where}.weights must be a list of numbers, got {weights!r}"
+            )
+        told = tuple(map(float, weights))
+        found.append(Ensemble(name=name, models=models, weights=told))
+    return tuple(found)
 
 
 def merge_tables(given: Table) -> Table:

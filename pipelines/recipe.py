@@ -5,55 +5,35 @@ affair: they lie below `output`.
 """
 
 import dataclasses
-import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pipelines import branches
+from pipelines import branches, makers, tables
 from pipelines.branches import (
     ALL_SOURCES,
+    ENSEMBLE,
     MERGE,
     ONE_MERGE,
     SOURCE,
     SWEPT,
     UNTOUCHED,
     Arm,
+    Ensemble,
     Fusion,
     Merge,
 )
 from pipelines.fuse import FuseConfig
+from pipelines.makers import Inputs
 from pipelines.merging import Merging, read_table
 from pipelines.prepare import PrepareConfig
 from pipelines.score import ScoreConfig
+from pipelines.tables import SPLITS, TABLES_AND_KEYS
 from schemas import files, settings
 from train.config import TrainConfig
 from train.evaluate import EvaluateConfig
 
 Config = TypeVar("Config")
-
-SINGLE = ("prepare", "target", "score", "fuse", "pairs", "train", "merge", "evaluate")
-"""Tables of settings."""
-
-NAMED = ("sources", "fusions", "arms", "merges")
-"""Tables of tables of settings, by name."""
-
-TABLES_AND_KEYS = ("corpus", *SINGLE, *NAMED, "splits", "output")
-SPLITS = {"fusion": "fusion", "dev": "dev", "heldout": "heldout"}
-
-_OWN_KEYS = ("windows", "output", "data", "slices", "name")
-"""Settings that a recipe's tables may not hold: the recipe sets them, or has none."""
-
-_OWN_KEYS_OF = {
-    "fuse": ("target", "sources", "maps_only"),
-    "pairs": ("target", "maps_only"),
-    "fusions": ("target", "maps_only"),
-    "merge": ("show",),
-    "merges": ("show",),
-}
-"""Those of single tables: [target] and [sources.NAME] say what is fused."""
-
-_NAME = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +47,11 @@ class Recipe:
       splits: which split is fused, which chooses settings, and which is reported.
       fusions: the ways to fuse, by name.
       arms: the ways to continue the target, in order.
-      merges: the ways to merge arms, each behind those that it takes.
+      merges: the ways to merge models, each behind those that it takes.
+      ensembles: models that are measured as one.
       tables: the table of each stage, by name.
+      inputs: what makes corpus and models where they are missing; None where they are
+        the user's own.
       overwrite: whether every stage writes anew what other settings have written.
     """
 
@@ -79,7 +62,9 @@ class Recipe:
     fusions: Mapping[str, Fusion]
     arms: tuple[Arm, ...]
     merges: tuple[Merge, ...]
+    ensembles: tuple[Ensemble, ...]
     tables: Mapping[str, Mapping[str, Any]]
+    inputs: Inputs | None = None
     overwrite: bool = False
 
     def folder(self, *names: str) -> str:
@@ -99,13 +84,21 @@ class Recipe:
 
     @property
     def models(self) -> dict[str, str]:
-        """Where the models are that the run compares, by their names in its table."""
+        """Where the models are that the run compares, by their names in its table.
+
+        Ensembles, which are no models of their own, have their rows in `evaluations`.
+        """
         return {
             UNTOUCHED: self.target,
             **{arm.name: self.folder("models", arm.name) for arm in self.arms},
             **{f"{MERGE[:-1]}:{m.name}": self._merged(m.name) for m in self.merges},
             **{f"{SOURCE[:-1]}:{name}": at for name, at in self.sources.items()},
         }
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where the models are, by their names in the recipe and behind `--only`."""
+        return {name.replace(":", "."): at for name, at in self.models.items()}
 
     @property
     def fusion_windows(self) -> str:
@@ -198,8 +191,8 @@ class Recipe:
             )
 
     def merge(self, merge: Merge) -> Merging:
-        """How arms are merged."""
-        places = {name.replace(":", "."): at for name, at in self.models.items()}
+        """How models are merged."""
+        places = self.places
         more = {"overwrite": True} if self.overwrite else {}
         given = {
             "base": self.target,
@@ -214,6 +207,24 @@ class Recipe:
         """Returns the folder of a merged model."""
         below = () if merge == ONE_MERGE else (merge,)
         return self.folder("merges" if below else ONE_MERGE, *below)
+
+    def evaluations(self, split: str) -> dict[str, EvaluateConfig]:
+        """Settings of the evaluations of all rows of the table, on one split."""
+        found = {n: self.evaluate(n, at, split) for n, at in self.models.items()}
+        for ensemble in self.ensembles:
+            name = f"{ENSEMBLE[:-1]}:{ensemble.name}"
+            first, *others = (self.places[model] for model in ensemble.models)
+            plain = self.evaluate(name, first, split)
+            try:
+                found[name] = dataclasses.replace(
+                    plain,
+                    ensemble=tuple(others),
+                    ensemble_weights=ensemble.weights,
+                    tasks=(),
+                )
+            except ValueError as error:
+                raise ValueError(f"[ensembles.{ensemble.name}]: {error}") from error
+        return found
 
     def evaluate(self, name: str, model: str, split: str) -> EvaluateConfig:
         """Settings of the evaluation of one model on one split."""
@@ -260,23 +271,25 @@ def read(path: str, output: str | None = None, overwrite: bool = False) -> Recip
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be TOML: {error}") from error
     try:
-        _check_tables(given)
+        tables.check(given)
         fusions = branches.fusions_of(given)
         arms = branches.arms_of(given, fusions)
         if all(ALL_SOURCES not in arm.fusions for arm in arms):
             del fusions[ALL_SOURCES]  # nobody asks for it
         recipe = Recipe(
-            output=output or _text(given, "the recipe", "output"),
-            target=_text(given["target"], "[target]", "model"),
+            output=output or tables.text(given, "the recipe", "output"),
+            target=tables.text(given["target"], "[target]", "model"),
             sources={
-                name: _text(table, f"[sources.{name}]", "model")
+                name: tables.text(table, f"[sources.{name}]", "model")
                 for name, table in given["sources"].items()
             },
-            splits=_splits(given.get("splits", {})),
+            splits=tables.splits_of(given.get("splits", {})),
             fusions=fusions,
             arms=arms,
             merges=branches.merges_of(given, [arm.name for arm in arms]),
+            ensembles=branches.ensembles_of(given, [arm.name for arm in arms]),
             tables={name: given.get(name, {}) for name in TABLES_AND_KEYS},
+            inputs=makers.read(given),
             overwrite=overwrite,
         )
         _check(recipe)
@@ -285,72 +298,14 @@ def read(path: str, output: str | None = None, overwrite: bool = False) -> Recip
     return recipe
 
 
-def _check_tables(given: Mapping[str, Any]) -> None:
-    """Refuses unknown tables, what is no table, and names that cannot be folders."""
-    for key, value in given.items():
-        if key not in TABLES_AND_KEYS:
-            near = settings.suggestion(key, TABLES_AND_KEYS)
-            raise ValueError(f"a recipe must hold known tables only, got {key!r}{near}")
-        if key != "output" and not isinstance(value, dict):
-            raise ValueError(f"[{key}] must be a table, got {value!r}")
-    for key in ("corpus", "target", "sources"):
-        if not given.get(key):
-            raise ValueError(f"a recipe must hold a table [{key}]")
-    for key in NAMED:
-        for name, table in given.get(key, {}).items():
-            _check_named(key, name, table)
-    if "target" in given["sources"]:
-        raise ValueError("[sources.target]: no source may be called 'target'")
-    for kind, where, table in _stage_tables(given):
-        for key in (*_OWN_KEYS, *_OWN_KEYS_OF.get(kind, ())):
-            if key in table:
-                raise ValueError(f"{where} must not hold {key!r}: a recipe sets it")
-
-
-def _check_named(kind: str, name: str, table: Any) -> None:
-    """Refuses what is no table of settings, and a name that cannot be a folder."""
-    if not isinstance(table, dict):
-        raise ValueError(f"[{kind}.{name}] must be a table, got {table!r}")
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"[{kind}.{name}]: a name must be of letters, digits, and _.-, as it names"
-            " folders"
-        )
-    for key, value in table.items():
-        if isinstance(value, dict) and kind != "merges":
-            raise ValueError(
-                f"[{kind}.{name}] must hold settings, got a table {key!r}; a name with"
-                f' a dot stands in quotes: [{kind}."{name}.{key}"]'
-            )
-
-
-def _stage_tables(given: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Returns the tables of settings: kind, how it is written, and what it holds."""
-    found = [(key, f"[{key}]", given.get(key, {})) for key in SINGLE]
-    for key in NAMED:
-        tables = given.get(key, {})
-        found += [(key, f"[{key}.{name}]", table) for name, table in tables.items()]
-    return found
-
-
-def _text(table: Mapping[str, Any], where: str, key: str) -> str:
-    if not isinstance(table.get(key), str) or not table[key]:
-        raise ValueError(
-            f"{where} must hold a string {key!r}, got {table.get(key, 'none')!r}"
-        )
-    return str(table[key])
-
-
-def _splits(table: Mapping[str, Any]) -> dict[str, str]:
-    for key in table:
-        if key not in SPLITS:
-            raise ValueError(f"[splits] may hold {', '.join(SPLITS)}, got {key!r}")
-    return {**SPLITS, **{key: _text(table, "[splits]", key) for key in table}}
-
-
 def _check(recipe: Recipe) -> None:
     """Builds the settings of every stage, so that a slip is found before any work."""
     prepared = recipe.prepare
+    if recipe.inputs is not None:
+        named = {f"[corpus].inputs ({path})": path for path in prepared.inputs}
+        named["[target].model"] = recipe.target
+        named |= {f"[sources.{name}].model": at for name, at in recipe.sources.items()}
+        makers.refuse_elsewhere(recipe.inputs, named)
     for fusion in recipe.fusions:
         recipe.fuse_of(fusion)
     for name in ("target", *recipe.sources):
@@ -358,17 +313,16 @@ def _check(recipe: Recipe) -> None:
     for arm in recipe.arms:
         for rate in arm.rates or (None,):
             recipe.train(arm, rate)
-    named = prepared.shares()
+    splits = prepared.shares()
     for split in recipe.needed_splits:
-        if split not in named:
+        if split not in splits:
             raise ValueError(
                 f"[prepare]: splits must name {split!r}, which [splits] has or means,"
-                f" it names {', '.join(named)}"
+                f" it names {', '.join(splits)}"
             )
     for merge in recipe.merges:
         recipe.merge(merge)
-    for name, model in recipe.models.items():
-        recipe.evaluate(name, model, "heldout")
+    recipe.evaluations("heldout")
 
 
 def _pushed(table: Mapping[str, Any]) -> bool:

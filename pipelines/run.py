@@ -1,7 +1,7 @@
 """fusebeam run: all stages of a recipe, on this machine.
 
-    prepare → score the target and every source → fuse → train every arm → merge
-    → evaluate
+    make the inputs of an example → prepare → score the target and every source → fuse
+    → train every arm → merge → evaluate
 
 Each stage skips what is done, so the same command goes on where it stopped. `--only`
 does what the named arms, merges and fusions need, and nothing else.
@@ -13,15 +13,26 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from pipelines import fuse, launch, prepare, recipe, score, selection, training
+from pipelines import (
+    fuse,
+    launch,
+    makers,
+    prepare,
+    recipe,
+    score,
+    selection,
+    training,
+)
 from pipelines import merge as merging
-from pipelines.branches import ALL_SOURCES, UNTOUCHED, Merge
+from pipelines.branches import ALL_SOURCES, ENSEMBLE, SOURCE, UNTOUCHED, Merge
 from pipelines.progress import Slices, Stage
 from pipelines.recipe import Recipe
+from pipelines.selection import Selection
 from schemas import files, manifest, settings
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
-from train import benchmarks, evaluate
+from train import benchmarks, evaluate, summary
+from train import ensemble as ensembles
 from train.harness import Benchmark
 from transforms import rows
 
@@ -44,11 +55,15 @@ def run(
 
     Raises:
       ValueError: if a job would be left alone, or `only` names what is not there.
+      FileNotFoundError: if an example makes the inputs, and is not there.
     """
     start = time.monotonic()
     _refuse_left_alone(runner_flags)
     work = selection.select(plan, only)
-    # What benchmarks lack, as their data, must not come to light after hours.
+    if plan.inputs is not None:
+        makers.make(plan.inputs)
+    # What does not fit, or benchmarks lack, must not come to light after hours.
+    _refuse_misfits(plan, work)
     tasks = _load_tasks(plan) if work.models else []
     _prepare(plan, runner_flags)
     for name in work.scores:
@@ -67,7 +82,7 @@ def run(
         print(f"\n{taught_table(made, name)}")
     if result["models"]:
         files.write_json(plan.folder(RESULT), result)
-        print(f"\n{evaluate.table(result)}")
+        print(f"\n{summary.table(result)}")
     if result.get("tasks"):
         print(f"\n{benchmarks.table(result['tasks'])}")
     print(f"\ndone in {launch.clock(time.monotonic() - start)}: {plan.output}")
@@ -87,6 +102,33 @@ def _refuse_left_alone(runner_flags: Sequence[str]) -> None:
             f" only translated, must be left out, got {' '.join(runner_flags)}; give"
             " them to the command of one stage, as fusebeam score"
         )
+
+
+def _refuse_misfits(plan: Recipe, work: Selection) -> None:
+    """Refuses merges and ensembles of models that are there and do not fit.
+
+    Arms and merges have the target's vocabulary, but for merges with another base.
+
+    Raises:
+      FileNotFoundError: if a source is not there.
+      ValueError: if models of a merge or an ensemble do not fit; names what and where.
+    """
+    for ensemble in plan.ensembles:
+        if f"{ENSEMBLE[:-1]}:{ensemble.name}" in work.models:
+            first, *others = (
+                plan.places[name] if name.startswith(SOURCE) else plan.target
+                for name in ensemble.models
+            )
+            try:
+                ensembles.refuse_others(first, others)
+            except ValueError as error:
+                raise ValueError(f"[ensembles.{ensemble.name}]: {error}") from error
+    for merge in work.merges:
+        if all(name.startswith(SOURCE) for name in merge.models):
+            try:
+                merging.plan_merge(plan.merge(merge))
+            except ValueError as error:
+                raise ValueError(f"[merges.{merge.name}]: {error}") from error
 
 
 def _prepare(plan: Recipe, runner_flags: Sequence[str]) -> None:
@@ -147,8 +189,7 @@ def evaluate_all(plan: Recipe, chosen: Collection[str], stage: Stage) -> dict[st
       stage: is told of each.
     """
     found = {}
-    for name, model in plan.models.items():
-        config = plan.evaluate(name, model, "heldout")
+    for name, config in plan.evaluations("heldout").items():
         if name not in chosen:
             if (before := evaluate.measured(config)) is not None:
                 found[name] = before
@@ -156,7 +197,7 @@ def evaluate_all(plan: Recipe, chosen: Collection[str], stage: Stage) -> dict[st
         found[name] = evaluate.evaluate_model(config, Slices(f"evaluate {name}"))
         cost = evaluate.bits_per_byte(found[name])[evaluate.ALL]
         stage.say(f"{name}: {cost:.4f} bits per byte")
-    return evaluate.summarize(found)
+    return summary.summarize(found)
 
 
 def _load_tasks(plan: Recipe) -> list[Benchmark]:
@@ -172,7 +213,7 @@ def _load_tasks(plan: Recipe) -> list[Benchmark]:
 def ask_all(
     plan: Recipe, chosen: Collection[str], tasks: Sequence[Benchmark], stage: Stage
 ) -> benchmarks.Table:
-    """Measures models on benchmarks.
+    """Measures models on benchmarks; ensembles, which write no text, are not.
 
     Args:
       plan: the recipe.
@@ -235,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="extend",
         default=[],
         metavar="NAME",
-        help="arms, merge.NAME, source.NAME or fusion.NAME: these and what they need",
+        help="arms, merge.NAME, ensemble.NAME, source.NAME or fusion.NAME: these and"
+        " what they need",
     )
     words, unseen = launch.behind_hyphens(sys.argv[1:] if argv is None else argv)
     ours, flags = launch.part_runner_flags(settings.snake_case_flags(words))

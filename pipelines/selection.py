@@ -1,9 +1,9 @@
 """What a run of a recipe does: all of it, or what some of its parts need."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from pipelines.branches import FUSION, MERGE, Arm, Merge
+from pipelines.branches import ENSEMBLE, FUSION, MERGE, Arm, Merge
 from pipelines.recipe import Recipe
 from schemas import settings
 
@@ -32,8 +32,9 @@ def select(plan: Recipe, only: Sequence[str] = ()) -> Selection:
 
     Args:
       plan: the recipe.
-      only: arms by name, `merge.NAME`, `source.NAME`, `untouched`, which are measured,
-        and `fusion.NAME`; all that these need is done too. Empty: everything.
+      only: arms by name, `merge.NAME`, `ensemble.NAME`, `source.NAME`, `untouched`,
+        which are measured, and `fusion.NAME`; all that these need is done too. Empty:
+        everything.
 
     Raises:
       ValueError: if there is nothing of such a name.
@@ -44,9 +45,9 @@ def select(plan: Recipe, only: Sequence[str] = ()) -> Selection:
             fusions=tuple(plan.fusions),
             arms=plan.arms,
             merges=plan.merges,
-            models=tuple(plan.models),
+            models=tuple(plan.evaluations("heldout")),
         )
-    models = {name.replace(":", "."): name for name in plan.models}
+    models = {name.replace(":", "."): name for name in plan.evaluations("heldout")}
     fusions = {f"{FUSION}{name}": name for name in plan.fusions}
     for name in only:
         if name not in models and name not in fusions:
@@ -55,8 +56,9 @@ def select(plan: Recipe, only: Sequence[str] = ()) -> Selection:
                 f"--only must name parts of the recipe, which are {', '.join(known)},"
                 f" got {name!r}{settings.suggestion(name, known)}"
             )
-    merges = _merges(plan, only)
-    taken = {*only, *(name for merge in merges for name in merge.models)}
+    asked = {*only, *_members(plan, only)}
+    merges = _merges(plan, asked)
+    taken = {*asked, *(name for merge in merges for name in merge.models)}
     arms = tuple(arm for arm in plan.arms if arm.name in taken)
     trained_on = {name for arm in arms for name in arm.fusions}
     wanted = {*(fusions.get(name) for name in only), *trained_on}
@@ -71,7 +73,13 @@ def select(plan: Recipe, only: Sequence[str] = ()) -> Selection:
     )
 
 
-def _merges(plan: Recipe, only: Sequence[str]) -> tuple[Merge, ...]:
+def _members(plan: Recipe, only: Sequence[str]) -> set[str]:
+    """Returns what the ensembles that are asked for are of."""
+    asked = (e for e in plan.ensembles if f"{ENSEMBLE}{e.name}" in only)
+    return {name for ensemble in asked for name in ensemble.models}
+
+
+def _merges(plan: Recipe, only: Collection[str]) -> tuple[Merge, ...]:
     """Returns the merges that are asked for, and those that they take."""
     taken = set(only)
     for merge in reversed(plan.merges):  # a merge stands behind those that it takes

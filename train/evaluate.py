@@ -22,6 +22,7 @@ from schemas.errors import SchemaError
 from schemas.scores import Score
 from schemas.settings import setting
 from schemas.windows import Window
+from train import ensemble
 from transforms import scorer, tokenizer
 from transforms.scorer import Scorer, ScorerSettings
 
@@ -35,7 +36,7 @@ Domains = dict[str, dict[str, Any]]
 Each = Callable[[Iterable[list[Window]]], Iterator[list[Window]]]
 """Reads on in groups of windows, as `iter` does."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"(?!evaluation$)[A-Za-z0-9_.-]+")
 _TASK = re.compile(r"(?!\.+$)[^/\\]+")
 """Tasks name folders; the harness has some with brackets."""
 
@@ -52,6 +53,17 @@ class EvaluateConfig:
     output: str = setting(help="folder of results, NAME.json each", shapes_output=False)
     windows: str | None = setting(
         None, help="windows folder to measure bits per byte on", shapes_output=False
+    )
+    ensemble: tuple[str, ...] = setting(
+        (),
+        help="further models, of the same tokens, whose next-token probabilities are"
+        " averaged with the model's",
+        shapes_output=False,
+    )
+    ensemble_weights: tuple[float, ...] = setting(
+        (),
+        help="of the model and of each of --ensemble (default: all alike)",
+        shapes_output=False,
     )
     tokenizer: str | None = setting(
         None, help="whose tokenizer to use (default: the model's)", shapes_output=False
@@ -123,9 +135,17 @@ class EvaluateConfig:
                     f"tasks must be names, without slashes, got {task!r}; folders of"
                     " tasks stand in task_folders"
                 )
+        if self.ensemble and self.tasks:
+            raise ValueError(
+                "tasks are asked of one model, which an ensemble is not; leave out"
+                " --tasks or --ensemble"
+            )
+        if self.ensemble_weights or self.ensemble:
+            ensemble.shares(self.ensemble_weights, 1 + len(self.ensemble))
         if not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"name must be of letters, digits, and _.-, got {self.name!r}"
+                "name must be of letters, digits, and _.-, and not that of the table,"
+                f" evaluation, got {self.name!r}; choose another"
             )
 
 
@@ -146,8 +166,7 @@ def evaluate_model(
     found = kept(path, {**shaping, **inputs}, overwrite=config.overwrite)
     if found is not None:
         return found["domains"]
-    asked = scorer.load(scorer_settings(config))
-    domains = measure(asked, _windows(config), progress or _ignore)
+    domains = measure(_load(config), _windows(config), progress or _ignore)
     result = {
         "schema_version": VERSION,
         "settings": shaping,
@@ -190,11 +209,23 @@ def _identity(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def fingerprints(config: EvaluateConfig) -> dict[str, str]:
-    """Returns what tells the model and its tokenizer from others."""
+    """Returns what tells the model, or all of an ensemble, and its tokenizer."""
+    if config.ensemble:
+        names = (config.model, *config.ensemble)
+        model = ensemble.fingerprint(names, config.ensemble_weights)
+    else:
+        model = scorer.model_fingerprint(config.model)
     return {
-        "model": scorer.model_fingerprint(config.model),
+        "model": model,
         "tokenizer": tokenizer.load(config.tokenizer or config.model).fingerprint,
     }
+
+
+def _load(config: EvaluateConfig) -> Scorer:
+    asked = scorer_settings(config)
+    if config.ensemble:
+        return ensemble.load(asked, config.ensemble, config.ensemble_weights)
+    return scorer.load(asked)
 
 
 def _ignore(_: str) -> None:
@@ -328,53 +359,6 @@ def bits_per_byte(domains: Domains) -> dict[str, float]:
     return {name: nats[name] / math.log(2) / size[name] for name in nats}
 
 
-def summarize(found: Mapping[str, Domains]) -> dict[str, Any]:
-    """Puts the results of several models side by side.
-
-    Args:
-      found: what `evaluate_model` returned, by the name the model has in the table.
-
-    Returns:
-      `{"models": {name: {domain: bits per byte, ..., "all": ...}}, "bytes": {domain:
-      bytes}}`.
-
-    Raises:
-      SchemaError: if they were measured on different text.
-    """
-    sizes = {
-        name: {domain: d["bytes"] for domain, d in domains.items()}
-        for name, domains in found.items()
-    }
-    bits = {name: bits_per_byte(domains) for name, domains in found.items()}
-    first = next(iter(sizes), None)
-    for name, size in sizes.items():
-        if size != sizes[first]:  # type: ignore[index]
-            raise SchemaError(
-                f"all models must be measured on the same bytes, but {first} was on"
-                f" {sizes[first]} and {name} on {size}"  # type: ignore[index]
-            )
-    return {"models": bits, "bytes": sizes[first] if first is not None else {}}
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """Writes bits per byte as text: a line a model, a column a domain."""
-    domains = [*summary["bytes"], ALL]
-    names = list(summary["models"])
-    wide = max(len(word) for word in ("bits per byte", *names))
-    size = {**summary["bytes"], ALL: sum(summary["bytes"].values())}
-    widths = [max(10, len(domain), len(f"{size[domain]:,}")) for domain in domains]
-
-    def line(head: str, cells: Sequence[str]) -> str:
-        right = "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
-        return f"{head:<{wide}}  {right}"
-
-    rows = [line("bits per byte", domains)]
-    for name in names:
-        bits = summary["models"][name]
-        rows.append(line(name, [f"{bits[domain]:.4f}" for domain in domains]))
-    return "\n".join([*rows, line("bytes", [f"{size[d]:,}" for d in domains])])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     config = settings.parse_flags(
@@ -383,12 +367,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="fusebeam evaluate",
         description="Measure a model: bits per byte on windows, and benchmarks.",
     )
+    from train import benchmarks, summary  # which are built on this module
+
     if config.windows is not None:
         found = evaluate_model(config, _tell)
-        print(table(summarize({config.name: found})))
+        print(summary.table(summary.summarize({config.name: found})))
     if config.tasks:
-        from train import benchmarks  # which is built on this module
-
         benchmarks.evaluate_tasks(config, _tell)
         print(benchmarks.table(benchmarks.publish(config.output)))
     return 0

@@ -134,7 +134,6 @@ def test_the_makefile_writes_the_page_that_is_committed():
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
 def test_overwriting_reaches_every_stage(flags, monkeypatch):
     plans = []
-    monkeypatch.setattr(fusechat, "make_inputs", lambda *_: None)
     monkeypatch.setattr(fusechat.run, "run", plans.append)
     monkeypatch.setattr(fusechat, "found_of", lambda *_: {})
     monkeypatch.setattr(fusechat_page, "orders", lambda _: [])

@@ -162,6 +162,23 @@ def test_the_merges_of_a_run_are_shown_before_they_are_made(
     assert not folder.exists()
 
 
+def test_a_merge_of_sources_is_shown_before_anything_is_made(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merges = f"""
+[sources.two]
+model = "{made["m2"]}"
+[merge]
+method = "ties"
+models = ["source.one", "source.two"]
+"""
+    path = small_recipe(tmp_path, merges, made["base"])
+    text = Path(path).read_text().replace('model = "s"', f'model = "{made["m1"]}"')
+    Path(path).write_text(text)
+    assert cli.main(["merge", path, "--show"]) == 0
+    assert "ties weight=[1, 1]" in capsys.readouterr().out
+
+
 def test_a_merge_of_what_is_not_made_yet_names_it_and_its_command(
     trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import recipe
+from pipelines.tables import TABLES_AND_KEYS
 
 GOOD = """
 output = "runs/x"
@@ -169,7 +170,7 @@ def test_the_recipes_of_the_documentation_are_some_and_hold_every_table(
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     plans = [read(tmp_path, block) for block in blocks if "[corpus]" in block]
     assert plans[0].needed_splits == ("fusion", "dev", "heldout")
-    for name in recipe.TABLES_AND_KEYS:
+    for name in TABLES_AND_KEYS:
         assert any(plan.tables[name] for plan in plans), name
 
 
@@ -400,6 +401,39 @@ def test_shared_settings_beside_no_method_are_of_every_merge(tmp_path: Path) -> 
     assert found == [{"weight": 0.3}] * 2
 
 
+def test_a_merge_may_be_of_sources(tmp_path: Path) -> None:
+    more = 'models = ["source.one", "clm", "source.two"]'
+    plan = read(tmp_path, PAIRWISE.replace("[merges.ties]", f"[merges.ties]\n{more}"))
+    made = plan.merge(plan.merges[-1]).config
+    assert made.places == {
+        "source.one": "m",
+        "clm": "runs/x/models/clm",
+        "source.two": "n",
+        "base": "t",
+    }
+
+
+def test_an_ensemble_is_of_all_sources_unless_told(tmp_path: Path) -> None:
+    more = '[ensembles.a]\n[ensembles.b]\nmodels = ["clm", "merge.ties"]\n'
+    plan = read(tmp_path, PAIRWISE + more + "weights = [3, 1]\n")
+    rows = plan.evaluations("heldout")
+    assert list(rows) == [*plan.models, "ensemble:a", "ensemble:b"]
+    first, second = rows["ensemble:a"], rows["ensemble:b"]
+    assert (first.name, first.model, first.ensemble) == ("ensemble.a", "m", ("n",))
+    assert first.ensemble_weights == ()
+    assert second.model == "runs/x/models/clm"
+    assert second.ensemble == ("runs/x/merges/ties",)
+    assert second.ensemble_weights == (3.0, 1.0)
+    assert not rows["untouched"].ensemble
+
+
+def test_benchmarks_are_asked_of_no_ensemble(tmp_path: Path) -> None:
+    more = '[ensembles.a]\n[evaluate]\ntasks = ["arc"]\n'
+    rows = read(tmp_path, PAIRWISE + more).evaluations("heldout")
+    assert rows["clm"].tasks == ("arc",)
+    assert rows["ensemble:a"].tasks == ()
+
+
 def test_a_merge_stands_behind_those_that_it_takes(tmp_path: Path) -> None:
     more = 'models = ["merge.ties", "clm"]'
     plan = read(tmp_path, PAIRWISE.replace('"linear"', f'"linear"\n{more}'))
@@ -450,7 +484,7 @@ def tables(*lines: str) -> str:
         (tables('[arms."merge.a"]'), "no arm may be called"),
         (tables('[arms."fusion.a"]'), "no arm may be called"),
         (tables('[merges."a/b"]'), r"letters, digits, and _\.-"),
-        (tables("[merges.a]", 'models = ["pair.tow"]'), "must name arms and merges"),
+        (tables("[merges.a]", 'models = ["pair.tow"]'), "arms, merges and sources"),
         (
             tables("[merges.a]", 'models = ["a"]'),
             r"which are .* merge\.ties, merge\.a,",
@@ -461,6 +495,16 @@ def tables(*lines: str) -> str:
             r"no merge may take itself, but (a takes b takes a|b takes a takes b);",
         ),
         (PAIRWISE.replace("[pairs]\nseq_length = 99", ""), "must hold 'models'"),
+        (tables("[merges.a]", 'models = ["source.tow"]'), "did you mean source.two"),
+        (tables('[arms."ensemble.a"]'), "no arm may be called"),
+        (tables("[ensembles.a]", 'models = ["one"]'), "arms, merges and sources"),
+        (tables("[ensembles.a]", 'models = ["clm"]'), "two models or more, got clm"),
+        (tables("[ensembles.a]", 'model = ["clm"]'), "models and weights, got 'model'"),
+        (tables("[ensembles.a]", "weights = [1]"), r"\[ensembles\.a\]: .* 2 models"),
+        (tables("[ensembles.a]", "weights = [1, -1]"), r"\[ensembles\.a\]: weights of"),
+        (tables("[ensembles.a]", "weights = 1"), r"weights must be a list of numbers"),
+        (tables("[ensembles.a]", 'weights = ["1", 1]'), "must be a list of numbers"),
+        (tables("[evaluate]", 'ensemble = ["a"]'), "must not hold 'ensemble'"),
         (tables("[merges.a]", 'method = "tie"'), r"did you mean ties"),
         (
             tables(

@@ -28,6 +28,13 @@ models = ["pair.one", "pair.two"]
 [merges.more]
 method = "linear"
 models = ["merge.some", "pair.three"]
+[merges.given]
+method = "linear"
+models = ["source.one", "source.three"]
+[ensembles.all]
+[ensembles.mixed]
+models = ["clm", "merge.some", "source.one"]
+weights = [2, 1, 1]
 """
 
 
@@ -43,7 +50,7 @@ def test_everything_is_done_where_nothing_is_named(plan: Recipe) -> None:
     assert work.scores == ("target", "one", "two", "three")
     assert work.fusions == ("fused", "pair.one", "pair.two", "pair.three")
     assert (work.arms, work.merges) == (plan.arms, plan.merges)
-    assert work.models == tuple(plan.models)
+    assert work.models == (*plan.models, "ensemble:all", "ensemble:mixed")
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,16 @@ def test_everything_is_done_where_nothing_is_named(plan: Recipe) -> None:
             "clm pair.one pair.two pair.three",
             "some more",
             "clm merge:more",
+        ),
+        (["merge.given"], "", "", "", "given", "merge:given"),
+        (["ensemble.all"], "", "", "", "", "ensemble:all"),
+        (
+            ["ensemble.mixed"],
+            "target one two three",
+            "fused pair.one pair.two",
+            "clm pair.one pair.two",
+            "some",
+            "ensemble:mixed",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import transformers
 
 from schemas.errors import SchemaError
 from tests.train import held_out
-from train import evaluate
+from train import evaluate, summary
 from train.evaluate import Domains, EvaluateConfig
 from transforms import tokenizer
 
@@ -97,15 +97,15 @@ def test_the_sum_is_weighted_by_bytes() -> None:
 
 def test_models_are_compared_on_the_same_text_or_not_at_all() -> None:
     with pytest.raises(SchemaError, match=r"some failed: \{'b': 2\}"):
-        evaluate.summarize({"one": domains(), "other": domains(failed=2)})
+        summary.summarize({"one": domains(), "other": domains(failed=2)})
     with pytest.raises(SchemaError, match="same bytes"):
-        evaluate.summarize({"one": domains(), "other": domains(size=90)})
+        summary.summarize({"one": domains(), "other": domains(size=90)})
 
 
 def test_the_table_has_a_line_a_model_and_a_column_a_domain() -> None:
-    summary = evaluate.summarize({"untouched": domains(), "fused": domains()})
-    assert json.loads(json.dumps(summary)) == summary
-    lines = evaluate.table(summary).splitlines()
+    found = summary.summarize({"untouched": domains(), "fused": domains()})
+    assert json.loads(json.dumps(found)) == found
+    lines = summary.table(found).splitlines()
     assert lines[0].split() == ["bits", "per", "byte", "a", "b", "all"]
     assert lines[1].split() == ["untouched", "0.7213", "1.4427", "1.2624"]
     assert lines[3].split() == ["bytes", "100", "300", "400"]

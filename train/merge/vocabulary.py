@@ -103,17 +103,32 @@ def _difference(
     for place, other in enumerate(models):
         theirs = known[place]
         if own is not None and theirs is not None:
-            mine, given = _tokens(own), _tokens(theirs)
-            if len(mine) != len(given):
-                return f"{name} has {len(mine)} tokens and {other.name} {len(given)}"
-            for token_id, pair in enumerate(zip(mine, given, strict=True)):
-                if pair[0] != pair[1]:
-                    return f"token {token_id} is another in {name} than in {other.name}"
+            differ = difference(name, own, other.name, theirs)
+            if differ is not None:
+                return differ
         if rows[place] != rows[lead]:
             return (
                 f"{name} has {rows[lead]} rows for tokens and {other.name}"
                 f" {rows[place]} (vocab_size, padding included)"
             )
+    return None
+
+
+def difference(name: str, own: Tokenizer, other: str, theirs: Tokenizer) -> str | None:
+    """Says how the tokens of two models differ; None where they are the same.
+
+    Args:
+      name: of the first model, for the answer.
+      own: its tokenizer.
+      other: name of the second model.
+      theirs: the second's tokenizer.
+    """
+    mine, given = _tokens(own), _tokens(theirs)
+    if len(mine) != len(given):
+        return f"{name} has {len(mine)} tokens and {other} {len(given)}"
+    for token_id, pair in enumerate(zip(mine, given, strict=True)):
+        if pair[0] != pair[1]:
+            return f"token {token_id} is another in {name} than in {other}"
     return None
 
 
