@@ -122,6 +122,7 @@ class SearchConfig:
                 raise ValueError(
                     f"baselines must be of {', '.join(BASELINES)}, got {name!r}{near}"
                 )
+        chats.check_date(self.chat_date)
         for name in ("weight", "density", "lambda"):
             self.range_of(name)
         low, high = self.range_of("density")
@@ -303,6 +304,7 @@ def _read(
             raise ValueError(f"[search].{name} must be a table, got {table[name]!r}")
     tasks = asking.read(table.get("tasks", {}))
     _check_splits(config, tasks, table)
+    asking.check_templates(config, tasks)
     return Searching(
         config=config,
         merge=merge,
