@@ -126,34 +126,6 @@ def spellings(known: Tokenizer, ids: list[int]) -> list[bytes]:
     ]
 
 
-def test_what_is_asked_is_what_stands_before_an_answer_in_a_dialogue(
-    spoken: str,
-) -> None:
-    known, template = tokenizer.load(spoken), templates.read(spoken)
-    text, controls = chat.ask("Why?", template, known)
-    assert text == ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
-    raw = text.encode()
-    pairs = zip(controls[::2], controls[1::2], strict=True)
-    assert "".join(raw[a:b].decode() for a, b in pairs) == text.replace("Why?", "")
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        (chat_templates.CHATML, "<|im_end|>"),
-        (chat_templates.ZEPHYR, "</s>"),
-        (chat_templates.CHATML.replace("'<|im_end|>' + ", ""), None),
-    ],
-)
-def test_a_turn_ends_with_the_control_token_behind_an_answer(
-    text: str, wanted: str | None, spoken: str
-) -> None:
-    known = tokenizer.load(spoken)
-    template = Template(text=text, tokens={"eos_token": "</s>", "bos_token": "<s>"})
-    found = chat.end_of_turn(template, known)
-    assert (None if found is None else control_ids(known)[found]) == wanted
-
-
 def test_a_model_stops_at_the_end_of_its_turn_and_at_the_end_of_text(
     spoken: str,
 ) -> None:
