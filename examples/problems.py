@@ -124,7 +124,7 @@ def _average(choose: random.Random) -> Turns:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Unit:
+class Unit:
     """A conversion: one `name` is `factor` of `other`, the factor exact."""
 
     name: str
@@ -133,21 +133,21 @@ class _Unit:
 
 
 UNITS = (
-    _Unit("kilometers", "meters", "1000"),
-    _Unit("meters", "centimeters", "100"),
-    _Unit("inches", "centimeters", "2.54"),
-    _Unit("feet", "inches", "12"),
-    _Unit("miles", "kilometers", "1.609344"),
-    _Unit("kilograms", "grams", "1000"),
-    _Unit("tonnes", "kilograms", "1000"),
-    _Unit("ounces", "grams", "28.349523125"),
-    _Unit("liters", "milliliters", "1000"),
-    _Unit("hours", "minutes", "60"),
-    _Unit("days", "hours", "24"),
-    _Unit("weeks", "days", "7"),
-    _Unit("kibibytes", "bytes", "1024"),
-    _Unit("hectares", "square meters", "10000"),
-    _Unit("dozens", "pieces", "12"),
+    Unit("kilometers", "meters", "1000"),
+    Unit("meters", "centimeters", "100"),
+    Unit("inches", "centimeters", "2.54"),
+    Unit("feet", "inches", "12"),
+    Unit("miles", "kilometers", "1.609344"),
+    Unit("kilograms", "grams", "1000"),
+    Unit("tonnes", "kilograms", "1000"),
+    Unit("ounces", "grams", "28.349523125"),
+    Unit("liters", "milliliters", "1000"),
+    Unit("hours", "minutes", "60"),
+    Unit("days", "hours", "24"),
+    Unit("weeks", "days", "7"),
+    Unit("kibibytes", "bytes", "1024"),
+    Unit("hectares", "square meters", "10000"),
+    Unit("dozens", "pieces", "12"),
 )
 
 
@@ -229,7 +229,7 @@ def _speed(choose: random.Random) -> Turns:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
+class Part:
     """A part of a program: how it is asked for, written, and what it does to x."""
 
     words: str
@@ -237,32 +237,37 @@ class _Part:
     apply: Callable[[int], int]
 
 
-def _conditions(choose: random.Random) -> _Part:
-    k = choose.randint(2, 12)
-    return choose.choice(
-        (
-            _Part(f"greater than {k}", f"x > {k}", lambda x: x > k),
-            _Part(f"less than {k}", f"x < {k}", lambda x: x < k),
-            _Part(f"divisible by {k}", f"x % {k} == 0", lambda x: x % k == 0),
-            _Part(f"not divisible by {k}", f"x % {k} != 0", lambda x: x % k != 0),
-            _Part(f"of at least {k} squared", f"x >= {k} ** 2", lambda x: x >= k**2),
-        )
+def conditions(k: int) -> tuple[Part, ...]:
+    """Returns what can be asked of a number, with k in it."""
+    return (
+        Part(f"greater than {k}", f"x > {k}", lambda x: x > k),
+        Part(f"less than {k}", f"x < {k}", lambda x: x < k),
+        Part(f"divisible by {k}", f"x % {k} == 0", lambda x: x % k == 0),
+        Part(f"not divisible by {k}", f"x % {k} != 0", lambda x: x % k != 0),
+        Part(f"of at least {k} squared", f"x >= {k} ** 2", lambda x: x >= k**2),
     )
 
 
-def _changes(choose: random.Random) -> _Part:
-    k = choose.randint(2, 29)
-    return choose.choice(
-        (
-            _Part("the squares of the numbers", "x * x", lambda x: x * x),
-            _Part(f"{k} times the numbers", f"{k} * x", lambda x: k * x),
-            _Part(f"the numbers plus {k}", f"x + {k}", lambda x: x + k),
-            _Part(f"the remainders by {k} of the numbers", f"x % {k}", lambda x: x % k),
-        )
+def changes(k: int, called: str = "") -> tuple[Part, ...]:
+    """Returns what can be made of a number by k, which words name `called` if given."""
+    word = called or k
+    return (
+        Part("the squares of the numbers", "x * x", lambda x: x * x),
+        Part(f"{word} times the numbers", f"{k} * x", lambda x: k * x),
+        Part(f"the numbers plus {word}", f"x + {k}", lambda x: x + k),
+        Part(f"the remainders by {word} of the numbers", f"x % {k}", lambda x: x % k),
     )
 
 
-REDUCTIONS: Sequence[tuple[str, str, Callable[[list[int]], object], tuple[str, str]]]
+def some(choose: random.Random) -> tuple[Part, Part]:
+    """Chooses a change and a condition."""
+    change = choose.choice(changes(choose.randint(2, 29)))
+    return change, choose.choice(conditions(choose.randint(2, 12)))
+
+
+REDUCTIONS: Sequence[
+    tuple[str, str, Callable[[list[int]], int | list[int]], tuple[str, str]]
+]
 REDUCTIONS = (
     ("the sum of", "sum({})", sum, ("total = 0", "total += {}")),
     ("a list of", "[{}]", list, ("total = []", "total.append({})")),
@@ -279,7 +284,7 @@ REDUCTIONS = (
 def programs(choose: random.Random) -> Iterator[Turns]:
     """Yields tasks for functions over a list of numbers, with code and values."""
     while True:
-        change, condition = _changes(choose), _conditions(choose)
+        change, condition = some(choose)
         words, code, reduce, loop = choose.choice(REDUCTIONS)
         numbers = [choose.randint(1, 99) for _ in range(choose.randint(3, 6))]
         value = reduce([change.apply(x) for x in numbers if condition.apply(x)])
@@ -299,7 +304,7 @@ def programs(choose: random.Random) -> Iterator[Turns]:
 def _more(
     choose: random.Random,
     name: str,
-    parts: tuple[_Part, _Part],
+    parts: tuple[Part, Part],
     loop: tuple[str, str],
 ) -> Turns:
     """Asks for the same with a loop, now and then."""

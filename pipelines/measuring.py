@@ -2,19 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from pipelines import asking
 from pipelines.merging import Merging
 from pipelines.searching import Searching
 from schemas.errors import NotFiniteError, SchemaError
+from train.merge.inputs import Input
 from train.merge.match import Sources
-from train.search import bench, objective
+from train.search import bench, objective, tasks
 from train.search.bench import Bench
 from train.search.kept import Kept
 from train.search.objective import Split
-from train.search.tasks import Item
+from train.search.tasks import Task
 from train.search.trials import Found
-from transforms import causal, devices
+from transforms import causal, devices, templates
 from transforms.tokenizer import Tokenizer
 
 
@@ -27,14 +29,14 @@ class Measuring:
       bench: the models, opened.
       tokenizer: of the lead.
       known: what was measured before, trials apart.
-      items: of the tasks of each split, by name.
+      asked: the tasks of each split, by name.
     """
 
     given: Searching
     bench: Bench
     tokenizer: Tokenizer
     known: Kept
-    items: Mapping[Split, Mapping[str, Sequence[Item]]]
+    asked: Mapping[Split, Mapping[str, Task]]
 
     def trial(self, split: Split, merging: Merging) -> Found:
         """Measures a trial; it is dead where its weights or its logits are not finite.
@@ -50,7 +52,7 @@ class Measuring:
             model,
             self.tokenizer,
             split,
-            self.items[split],
+            self.asked[split],
             self.given.objective,
             batch_tokens=self.given.config.batch_tokens,
             max_new_tokens=self.given.config.max_new_tokens,
@@ -86,23 +88,63 @@ class Measuring:
         return found
 
 
-def open_models(given: Searching, sources: Sources, known: Kept) -> Measuring:
+def ask(given: Searching, sources: Sources) -> dict[Split, dict[str, Task]]:
+    """Reads the tasks of a search, by split and name, as the models are asked them.
+
+    Args:
+      given: what is searched.
+      sources: the models; the lead's template renders prompts.
+
+    Raises:
+      SchemaError: if a line is no item, or asks for a program that may not run, or
+        does not fit the models.
+      ValueError: if prompts are to be rendered, and there is no such template.
+    """
+    config, lead = given.config, sources.models[sources.lead]
+    found: dict[Split, dict[str, Task]] = {given.search: {}, given.report: {}}
+    if not given.tasks:
+        return found
+    template = None
+    if any(task.chat_prompts for task in given.tasks.values()):
+        folder = lead.folder_with(templates.FILES)
+        template = templates.read(folder, config.chat_template, date=config.chat_date)
+    known = _tokenizer(lead)
+    longest = causal.longest_told(bench.read_config(lead))
+    for split in found:
+        found[split] = asking.open_tasks(given.tasks, split, template)
+        for name, task in found[split].items():
+            path = split.tasks[name]
+            tasks.refuse_misfits(path, task, known, longest, config.max_new_tokens)
+    return found
+
+
+def _tokenizer(lead: Input) -> Tokenizer:
+    if (found := lead.tokenizer) is None:
+        raise ValueError(
+            f"{lead.name} ({lead.model}) must have a tokenizer, so that it can be"
+            " measured, it has none"
+        )
+    return found
+
+
+def open_models(
+    given: Searching,
+    sources: Sources,
+    known: Kept,
+    asked: Mapping[Split, Mapping[str, Task]],
+) -> Measuring:
     """Opens the models of a search, and gets the device ready.
 
     Args:
       given: what is searched.
       sources: the models.
       known: what was measured before.
+      asked: the tasks of each split, as `ask` reads them.
 
     Raises:
       ValueError: if the lead has no tokenizer, or the device is not there.
     """
-    config, lead = given.config, sources.models[sources.lead]
-    if (tokenizer := lead.tokenizer) is None:
-        raise ValueError(
-            f"{lead.name} ({lead.model}) must have a tokenizer, so that it can be"
-            " measured, it has none"
-        )
+    config, tokenizer = given.config, _tokenizer(sources.models[sources.lead])
     device = devices.prepare(
         causal.choose_device(config.device),
         share=config.share_device,
@@ -122,5 +164,5 @@ def open_models(given: Searching, sources: Sources, known: Kept) -> Measuring:
         bench=opened,
         tokenizer=tokenizer,
         known=known,
-        items={split: split.items() for split in (given.search, given.report)},
+        asked=asked,
     )

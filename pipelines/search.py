@@ -30,6 +30,8 @@ from train.merge.plan import Tensor
 from train.search import genome, kept, objective, strategies, trials
 from train.search.genome import Genome
 from train.search.kept import Kept
+from train.search.objective import Split
+from train.search.tasks import Task
 from train.search.trials import Found, Strategy, Trial
 from transforms import scorer
 from transforms.scorer import ScorerSettings
@@ -55,6 +57,11 @@ class Planned:
     sources: Sources
     genome: Genome
     tensors: Sequence[Tensor]
+
+    @functools.cached_property
+    def asked(self) -> Mapping[Split, Mapping[str, Task]]:
+        """The tasks of each split, by name."""
+        return measuring.ask(self.given, self.sources)
 
     @property
     def references(self) -> list[str]:
@@ -194,14 +201,27 @@ def identity_of(planned: Planned) -> dict[str, Any]:
     inputs = {
         **merged.inputs_of(planned.sources, found),
         **{f"{n} {k}": v for n, one in splits.items() for k, v in one.inputs().items()},
+        **_template(planned),
     }
     return {**told, **{f"input {name}": value for name, value in inputs.items()}}
+
+
+def _template(planned: Planned) -> dict[str, str]:
+    """Returns the fingerprint of the template that prompts are put into, if any."""
+    found = {
+        task.template.fingerprint
+        for one in planned.asked.values()
+        for task in one.values()
+        if task.template is not None
+    }
+    return {"template": found.pop()} if found else {}
 
 
 def open_measuring(planned: Planned, identity: Mapping[str, Any]) -> Measuring:
     """Opens the models, with what was measured before."""
     path = files.join(planned.given.config.output, MEASURED)
-    return measuring.open_models(planned.given, planned.sources, Kept(path, identity))
+    known = Kept(path, identity)
+    return measuring.open_models(planned.given, planned.sources, known, planned.asked)
 
 
 def _run_arm(

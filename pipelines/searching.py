@@ -5,7 +5,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import merging
+from pipelines import asking, chats, merging
+from pipelines.asking import TaskConfig
 from pipelines.merging import MergeConfig, Merging
 from schemas import files, settings
 from schemas.arrays import Genes
@@ -23,7 +24,6 @@ BASELINES = (UNIFORM, ONE_FOR_ALL, RANDOM)
 """Arms that CMA-ES is compared with, each with as many evaluations as there are."""
 
 _TABLES = ("domains", "tasks", "modules")
-_TASK_KEYS = ("search", "report", "weight")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,17 @@ class SearchConfig:
     lambda_range: tuple[float, ...] = setting(
         (0.0, 2.0), help="least and greatest lambda"
     )
-    max_new_tokens: int = setting(32, help="most tokens of an answer to a task's item")
+    max_new_tokens: int = setting(
+        32, help="most tokens of a response to a task's item, its work among them"
+    )
+    run_code: bool = setting(
+        False,
+        help="let programs that models write run on this machine, where tasks ask for"
+        " them",
+        shapes_output=False,
+    )
+    chat_template: str | None = chats.chat_template()
+    chat_date: str | None = chats.chat_date()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", help="what models compute in while they are measured"
     )
@@ -112,6 +122,7 @@ class SearchConfig:
                 raise ValueError(
                     f"baselines must be of {', '.join(BASELINES)}, got {name!r}{near}"
                 )
+        chats.check_date(self.chat_date)
         for name in ("weight", "density", "lambda"):
             self.range_of(name)
         low, high = self.range_of("density")
@@ -145,6 +156,7 @@ class Searching:
       settings: of its method, but for those that are searched.
       tables: its rules; what they are for is not searched.
       objective: what is minimized.
+      tasks: how each task is asked, by name.
       search: what is searched on.
       report: what is reported on.
       modules: patterns of keys, by module.
@@ -155,6 +167,7 @@ class Searching:
     settings: Mapping[str, Any]
     tables: Sequence[Mapping[str, Any]]
     objective: Objective
+    tasks: Mapping[str, TaskConfig]
     search: Split
     report: Split
     modules: Mapping[str, Sequence[str]]
@@ -248,6 +261,7 @@ class Searching:
             "merge": self.plain(self.tables).shaping,
             "domains": dict(self.objective.domains),
             "tasks": dict(self.objective.tasks),
+            **({"asked": asked} if (asked := asking.shaping(self.tasks)) else {}),
             "modules": {name: list(many) for name, many in self.modules.items()},
         }
 
@@ -288,8 +302,9 @@ def _read(
     for name in _TABLES:
         if not isinstance(table.get(name, {}), Mapping):
             raise ValueError(f"[search].{name} must be a table, got {table[name]!r}")
-    tasks = {name: _task(name, task) for name, task in table.get("tasks", {}).items()}
+    tasks = asking.read(table.get("tasks", {}))
     _check_splits(config, tasks, table)
+    asking.check_templates(config, tasks)
     return Searching(
         config=config,
         merge=merge,
@@ -297,13 +312,18 @@ def _read(
         tables=tables,
         objective=Objective(
             domains=_numbers(table.get("domains", {}), "[search.domains]"),
-            tasks={name: task["weight"] for name, task in tasks.items()},
+            tasks={name: task.weight for name, task in tasks.items()},
         ),
+        tasks=tasks,
         search=Split(
-            windows=config.windows, tasks={n: t["search"] for n, t in tasks.items()}
+            windows=config.windows,
+            tasks={name: task.search for name, task in tasks.items()},
+            run_code=config.run_code,
         ),
         report=Split(
-            windows=config.report, tasks={n: t["report"] for n, t in tasks.items()}
+            windows=config.report,
+            tasks={name: task.report for name, task in tasks.items()},
+            run_code=config.run_code,
         ),
         modules=_modules(table.get("modules", MODULES)),
     )
@@ -325,27 +345,6 @@ def _check_splits(
         )
     if config.windows is None and table.get("domains"):
         raise ValueError("[search.domains] must go with windows, there are none")
-
-
-def _task(name: str, table: Any) -> dict[str, Any]:
-    """Reads `[search.tasks.NAME]`: a file to search on, one to report on, a weight."""
-    where = f"[search.tasks.{name}]"
-    if not isinstance(table, Mapping):
-        raise ValueError(f"{where} must be a table, got {table!r}")
-    for key in table:
-        if key not in _TASK_KEYS:
-            near = settings.suggestion(key, _TASK_KEYS)
-            raise ValueError(
-                f"{where} may hold {', '.join(_TASK_KEYS)}, got {key!r}{near}"
-            )
-    for key in _TASK_KEYS[:2]:
-        if not isinstance(table.get(key), str) or not table[key]:
-            raise ValueError(
-                f"{where} must hold {key!r}, a file of items, got"
-                f" {table.get(key, 'none')!r}"
-            )
-    weight = _numbers({"weight": table.get("weight", 1.0)}, where)
-    return {**table, **weight}
 
 
 def _numbers(table: Mapping[str, Any], where: str) -> dict[str, float]:

@@ -155,7 +155,16 @@ def load_model(
 
 def longest_input(model: Any) -> int | None:
     """Returns how many tokens a model can read, or None where nothing bounds them."""
-    config = model.config.get_text_config()
+    return longest_told(model.config)
+
+
+def longest_told(config: Any) -> int | None:
+    """Returns how many tokens a configuration says can be read; None where it doesn't.
+
+    Args:
+      config: as transformers has it.
+    """
+    config = config.get_text_config()
     found = [getattr(config, name, None) for name in _LONGEST]
     return next((n for n in found if isinstance(n, int) and n > 0), None)
 

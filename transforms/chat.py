@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from schemas.checked import UnusableError
+from schemas.dialogues import ASSISTANT, USER, Turn
 from schemas.documents import Document
 from schemas.windows import Window
 from transforms.functional import control, turn_cuts, turns, windows
 from transforms.functional.turns import Rendering
 from transforms.templates import RefusalError, Template
 from transforms.tokenizer import Tokenizer
+
+_QUESTION, _ANSWER = "Which?", "This."
+"""Stand for what is said where that does not matter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +57,7 @@ def render(
             bos=template.tokens.get("bos_token"),
         )
     except RefusalError as error:
-        detail = f"the template must take the dialogue, it refuses: {error}"
-        raise UnusableError("template_refused", detail) from error
+        raise _refused(error) from error
     if found is None:
         detail = (
             "what comes from which turn must be seen in what the template makes of it,"
@@ -65,6 +68,85 @@ def render(
         detail = "the template must write an answer, it drops them all"
         raise UnusableError("no_answer", detail)
     return found
+
+
+def _refused(error: RefusalError) -> UnusableError:
+    detail = f"the template must take the dialogue, it refuses: {error}"
+    return UnusableError("template_refused", detail)
+
+
+def ask(
+    prompt: str, template: Template, tokenizer: Tokenizer
+) -> tuple[str, tuple[int, ...]]:
+    """Renders a user's turn as far as where the assistant's answer begins.
+
+    That is the template's prompt for generation, or, where it has none, what stands in
+    front of an answer in a dialogue of both. A BOS in front is left out, as `render`
+    leaves it out.
+
+    Args:
+      prompt: what the user says.
+      template: the template.
+      tokenizer: whose control tokens the template may write.
+
+    Returns:
+      The text, and its control spans in bytes: start, stop, ...
+
+    Raises:
+      UnusableError: as of `render`.
+    """
+    found = _answered(prompt, template, tokenizer)
+    raw, start = found.text.encode(), found.loss_spans[0]
+    spans = clip(found.control_spans, 0, start)
+    said = spans[-2] if spans and spans[-1] == start else start
+    for text in _generation_prompts(prompt, template):
+        if text.encode().startswith(raw[:said]):
+            own = clip(found.control_spans, 0, said)
+            return text, (*own, said, len(text.encode()))
+    return raw[:start].decode(), spans
+
+
+def _generation_prompts(prompt: str, template: Template) -> tuple[str, ...]:
+    """Renders a user's turn with the prompt for an answer, with BOS and without it.
+
+    Returns:
+      Both; nothing where the template has no such prompt.
+
+    Raises:
+      UnusableError: if the template refuses the turn.
+    """
+    turn = (Turn(role=USER, content=prompt),)
+    try:
+        asked, plain = template.render(turn, prompt=True), template.render(turn)
+    except RefusalError as error:
+        raise _refused(error) from error
+    bos = template.tokens.get("bos_token", "")
+    return () if asked == plain else (asked.removeprefix(bos), asked)
+
+
+def end_of_turn(template: Template, tokenizer: Tokenizer) -> int | None:
+    """Returns the control token that a template writes behind an answer, if any.
+
+    It is the first one that is learned, as a model that has written it has ended its
+    answer.
+
+    Raises:
+      UnusableError: as of `render`.
+    """
+    found = _answered(_QUESTION, template, tokenizer)
+    stop = found.loss_spans[-1]
+    end = found.text.encode().rindex(_ANSWER.encode(), 0, stop) + len(_ANSWER)
+    own = control.find_control_tokens(found.text, (end, stop), tokenizer.controls)
+    return own[0].token_id if own else None
+
+
+def _answered(prompt: str, template: Template, tokenizer: Tokenizer) -> Rendering:
+    turns_of_both = (
+        Turn(role=USER, content=prompt),
+        Turn(role=ASSISTANT, content=_ANSWER),
+    )
+    document = Document(doc_id=_QUESTION, text="", turns=turns_of_both)
+    return render(document, template, [tokenizer])
 
 
 def cut(

@@ -25,8 +25,10 @@ from transforms.meter import LimitError, Meter
 DEFAULT = "default"
 """Name of the template that is used where none is named."""
 
+FILES = ("*.json", "*.jinja")
+"""Files of a model that hold its templates, and how its special tokens are spelled."""
+
 _CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")  # the later decides
-_FILES = ("*.json", "*.jinja")
 _CLOCK = "strftime_now"
 _UNDATED = (
     "must not depend on today's date, as the same corpus would be another tomorrow, but"
@@ -150,7 +152,7 @@ def read(
       FileNotFoundError: if there is no such model or file.
       ValueError: if the model has no such template, or it is no Jinja template.
     """
-    found = checkpoint.fetch(model, _FILES)
+    found = checkpoint.fetch(model, FILES)
     if found.gguf_file is not None:
         own, tokens = _of_gguf(found.folder, found.gguf_file)
     else:
@@ -181,7 +183,7 @@ def _named(own: Mapping[str, str], name: str, model: str) -> str:
     has = f"it has {', '.join(sorted(own))}" if own else "it has none"
     raise ValueError(
         f"{model} must have a chat template called {name!r}, {has}; name one of its own"
-        " or a .jinja file by --chat_template, or a model that has one by --chat_model"
+        " or a .jinja file by --chat_template"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from train.merge import mapped, match, work
+from train.merge.inputs import Input
 from train.merge.match import Sources
 from train.merge.reading import Opened, Reading
 from train.merge.rules import Rule
@@ -106,11 +107,7 @@ def open_bench(
         output="",  # nothing is written, and no pass goes before
         identity="",
     )
-    folder = sources.models[sources.lead].folder_with((checkpoint.CONFIG,))
-    local = checkpoint.locate(folder, config_only=True).folder
-    config = transformers.AutoConfig.from_pretrained(
-        str(local), trust_remote_code=False, local_files_only=True
-    )
+    config = read_config(sources.models[sources.lead])
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(config)
     return Bench(
@@ -122,4 +119,15 @@ def open_bench(
         device=device,
         config=config,
         kind=type(empty),
+    )
+
+
+def read_config(model: Input) -> Any:
+    """Reads the configuration of a model, as transformers has it."""
+    import transformers  # takes seconds
+
+    folder = model.folder_with((checkpoint.CONFIG,))
+    local = checkpoint.locate(folder, config_only=True).folder
+    return transformers.AutoConfig.from_pretrained(
+        str(local), trust_remote_code=False, local_files_only=True
     )

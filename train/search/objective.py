@@ -17,8 +17,9 @@ from schemas import files, manifest, plan, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.windows import Window
 from train import evaluate
-from train.search import tasks
-from train.search.tasks import Item
+from train.search import answers, tasks
+from train.search.answers import Item
+from train.search.tasks import Task
 from train.search.trials import DEAD, Found
 from transforms.scorer import Scored, Scorer
 from transforms.tokenizer import Tokenizer
@@ -80,10 +81,12 @@ class Split:
     Attributes:
       windows: a windows folder; None where there are only tasks.
       tasks: files of items, by the task's name.
+      run_code: whether programs that models write may run, where items ask for them.
     """
 
     windows: str | None
     tasks: Mapping[str, str]
+    run_code: bool = False
 
     def inputs(self) -> dict[str, str]:
         """Returns the fingerprints of all that it holds."""
@@ -94,8 +97,15 @@ class Split:
         return found
 
     def items(self) -> dict[str, tuple[Item, ...]]:
-        """Reads the items of all tasks."""
-        return {name: tasks.read(path) for name, path in self.tasks.items()}
+        """Reads the items of all tasks.
+
+        Raises:
+          SchemaError: if a line is no item, or asks for a program that may not run.
+        """
+        return {
+            name: answers.read(path, run_code=self.run_code)
+            for name, path in self.tasks.items()
+        }
 
 
 def refuse_overlap(search: Split, report: Split) -> None:
@@ -151,7 +161,7 @@ def measure(
     model: Any,
     tokenizer: Tokenizer,
     split: Split,
-    items: Mapping[str, Sequence[Item]],
+    asked: Mapping[str, Task],
     objective: Objective,
     *,
     batch_tokens: int,
@@ -163,10 +173,10 @@ def measure(
       model: a causal language model, in evaluation mode.
       tokenizer: its tokenizer.
       split: what it is measured on.
-      items: of its tasks.
+      asked: its tasks, by name.
       objective: what is made of it.
       batch_tokens: tokens of a forward pass, with padding.
-      max_new_tokens: most tokens of an answer.
+      max_new_tokens: most tokens of a response to a task's item.
 
     Returns:
       What it came to; it is dead where a window could not be scored.
@@ -184,8 +194,8 @@ def measure(
         bits = evaluate.bits_per_byte(sums)
         del bits[evaluate.ALL]  # the objective weighs domains by itself
     accuracy = {
-        name: tasks.accuracy(model, tokenizer, many, max_new_tokens)
-        for name, many in items.items()
+        name: tasks.accuracy(model, tokenizer, task, max_new_tokens)
+        for name, task in asked.items()
     }
     value = objective.of(bits, accuracy)
     return Found(objective=value, bits=bits, accuracy=accuracy)

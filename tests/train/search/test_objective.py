@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
 from schemas.errors import SchemaError
 from tests.train import held_out
 from train import evaluate
-from train.search import objective, tasks
+from train.search import objective
 from train.search.objective import Objective, Split
-from train.search.tasks import Item
 from transforms import scorer, tokenizer
 from transforms.scorer import ScorerSettings
 
@@ -109,86 +107,9 @@ def test_a_prompt_in_both_splits_is_an_error(tmp_path: Path) -> None:
         objective.refuse_overlap(mine, theirs)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{",
-        "[]",
-        '{"prompt": "a"}',
-        '{"prompt": "a", "answer": 1}',
-        '{"prompt": "", "answer": "1"}',
-        '{"prompt": "a", "answer": " "}',
-        '{"prompt": "a", "answer": "1\\n2"}',
-        "\xff",
-    ],
-)
-def test_a_line_that_is_no_item_is_named(line: str, tmp_path: Path) -> None:
-    path = Path(items(tmp_path / "a", "1+1="))
-    path.write_bytes(path.read_bytes() + b"\n" + line.encode("latin-1"))
-    with pytest.raises(
-        SchemaError, match=r"a, line 2, must hold 'prompt' and 'answer'"
-    ):
-        tasks.read(str(path))
-
-
-def test_an_item_ends_with_its_line_alone(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_text('{"prompt": "1\u2028+1=", "answer": "2"}\r\n')
-    assert tasks.read(str(path)) == (Item(prompt="1\u2028+1=", answer="2"),)
-
-
-def test_a_task_without_items_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match="must hold an item at least"):
-        tasks.read(items(tmp_path / "a"))
-
-
 @pytest.fixture(scope="module")
 def llama(models: dict[str, str]) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(models["llama"])
-
-
-def greedily(model: Any, ids: list[int], count: int, end: int) -> list[int]:
-    """Goes on one token at a time, without a cache or a batch."""
-    made = list(ids)
-    for _ in range(count):
-        with torch.no_grad():
-            made.append(int(model(torch.tensor([made])).logits[0, -1].argmax()))
-        if made[-1] == end:
-            break
-    return made[len(ids) :]
-
-
-def test_an_answer_is_the_first_line_of_what_the_model_likes_best(
-    models: dict[str, str], llama: Any
-) -> None:
-    known = tokenizer.load(models["llama"])
-    prompts = ["def f(", "import os, ", "The value of a", "x = "]
-    wanted = []
-    for prompt in prompts:
-        ids = [known.start_id, *map(int, known.encode(prompt).token_ids)]
-        assert known.eos_id is not None
-        wanted.append(tasks.said(known, greedily(llama, ids, 6, known.eos_id)))
-    right = [Item(prompt=p, answer=a) for p, a in zip(prompts, wanted, strict=True)]
-    wrong = [
-        Item(prompt=p, answer=a + "!") for p, a in zip(prompts, wanted, strict=True)
-    ]
-    assert tasks.accuracy(llama, known, right, 6) == 1.0
-    assert tasks.accuracy(llama, known, wrong, 6) == 0.0
-    assert tasks.accuracy(llama, known, [*right[:1], *wrong[1:]], 6) == 0.25
-
-
-def test_what_is_said_ends_with_its_line_and_with_the_text(
-    models: dict[str, str],
-) -> None:
-    known = tokenizer.load(models["llama"])
-
-    def ids(text: str) -> list[int]:
-        return [int(n) for n in known.encode(text).token_ids]
-
-    assert known.eos_id is not None
-    assert tasks.said(known, ids("\n  12 m \nor so")) == "12 m"
-    assert tasks.said(known, [*ids(" 12"), known.eos_id, *ids("3")]) == "12"
-    assert tasks.said(known, [known.eos_id]) == ""
 
 
 def test_bits_per_byte_are_those_of_an_evaluation(
