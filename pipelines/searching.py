@@ -227,6 +227,15 @@ class Searching:
         """The setting that says how far a merge goes from the base."""
         return "lambda" if self.normalized else "weight"
 
+    @property
+    def evaluations(self) -> dict[str, int]:
+        """How many trials each arm has, CMA-ES last."""
+        arms = [name for name in BASELINES if name in self.config.baselines]
+        return {
+            name: 1 if name == UNIFORM else self.config.budget
+            for name in (*arms, EVOLUTION)
+        }
+
     def plain(self, tables: Sequence[Mapping[str, Any]]) -> Merging:
         """Returns the merge at the start of the search, with other rules."""
         own = {**self.settings, **self.starts}
