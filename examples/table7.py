@@ -1,7 +1,7 @@
 """The paper's comparison in the small: FuseLLM's Table 7, of three experts of one base.
 
     python -m examples.table7                    three seeds, into docs/results.md
-    python -m examples.table7 --seeds 0          one of them
+    python -m examples.table7 --seeds 0          one of them; no page
     fusebeam run examples/table7.toml            the first seed alone, no page
     python -m examples.table7 --size tiny        a minute, to try the road; no page
 
@@ -15,22 +15,22 @@ order of all that is trained on, and of what merges draw; text and splits are th
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from examples import corpus, demo, models, results, table7_page
+from examples import corpus, demo, inputs, models, results, table7_page
 from examples.corpus import DOMAINS
 from examples.models import Plan
 from pipelines import prepare, recipe, run
 from pipelines.prepare import PrepareConfig
 from schemas import files
-from transforms import allocator
+from transforms import allocator, causal
 
 Size = Literal["full", "tiny", "gpu"]
 
 PART = "table7"
+SEEDS = [0, 1, 2]
 SPLITS = "base=.5,expert=.3,fusion=.1,dev=.05,heldout=.05"
 
 RECIPES: Mapping[Size, str] = {
@@ -121,9 +121,10 @@ def make_inputs(output: str, size: Size, seed: int = 0) -> None:
     """Makes text and models below `output`, unless they are there.
 
     Raises:
-      SystemExit: if other ones are there.
+      SchemaError: if those of other settings are there.
+      ValueError: if there is no such device, or the folder is in a bucket.
     """
-    mark, scale = files.join(output, "inputs.json"), SCALES[size]
+    scale = SCALES[size]
     experts = [scale.expert(domain) for domain in DOMAINS]
     wanted = {
         "size": size,
@@ -133,15 +134,16 @@ def make_inputs(output: str, size: Size, seed: int = 0) -> None:
         "excerpts": scale.excerpts,
         "models": [dataclasses.asdict(plan) for plan in (scale.base, *experts)],
     }
-    if files.exists(mark):
-        if files.read_json(mark) != wanted:
-            raise SystemExit(
-                f"error: {output} was made by another version of this, or of another"
-                " seed; remove it"
-            )
-        return
-    allocator.keep_large_blocks()
-    _make_windows(output, scale)
+    with inputs.making(output, wanted) as missing:
+        if missing:
+            causal.choose_device(scale.device)  # not after minutes
+            allocator.keep_large_blocks()
+            _make_windows(output, scale)
+            _make_models(output, scale, experts, seed)
+
+
+def _make_models(output: str, scale: Scale, experts: Sequence[Plan], seed: int) -> None:
+    """Trains the base, and goes on from it to each expert."""
     place = files.join(output, "inputs")
     base = files.join(place, scale.base.name)
     seen = models.read_texts(files.join(output, "prepared", "base"))
@@ -154,7 +156,6 @@ def make_inputs(output: str, size: Size, seed: int = 0) -> None:
             plan, more, base, folder, seed, device=scale.device
         )
         print(f"── {plan.name}: {nats:.3f} nats a token at the end", flush=True)
-    files.write_json(mark, wanted)
 
 
 def _make_windows(output: str, scale: Scale) -> None:
@@ -209,7 +210,6 @@ def recipe_of_seed(given: str, seed: int, output: str) -> str:
 
 def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
     """Makes and runs all of one seed, but for what is done; returns its figures."""
-    start = time.monotonic()
     plan = recipe.read(write_recipe(size, seed, output))
     table = run.run(plan)
     chosen = {
@@ -217,8 +217,24 @@ def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
         for arm in plan.arms
         if arm.rates
     }
-    minutes = (time.monotonic() - start) / 60
-    return {**table, "chosen": chosen, "minutes": minutes}
+    text = files.checksum(files.join(output, "inputs", "excerpts.jsonl"))
+    return {**table, "chosen": chosen, "text": text}
+
+
+def refuse_other_text(seeds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses seeds that were not measured on the same text.
+
+    Raises:
+      SystemExit: if the packages that it comes of have changed between two.
+    """
+    texts = {found["text"] for found in seeds.values()}
+    if len(texts) > 1:
+        told = ", ".join(f"{seed}: {found['text']}" for seed, found in seeds.items())
+        raise SystemExit(
+            "error: all seeds must be of the same text, which comes from installed"
+            f" packages, but it has changed between them ({told}); remove the seeds of"
+            " other text, and run them again"
+        )
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -230,10 +246,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--size", choices=tuple(RECIPES), default="full")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--output", help="folder (the recipe's, with -seeds behind)")
     parser.add_argument(
-        "--page", help="page to write into (full: docs/results.md; others: none)"
+        "--page",
+        help="page to write into (full with its three seeds: docs/results.md)",
     )
     return parser.parse_args(argv)
 
@@ -241,7 +258,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Runs every seed, and writes the page."""
     given = parse(argv)
-    page = given.page or ("docs/results.md" if given.size == "full" else None)
+    whole = (given.size, given.seeds) == ("full", SEEDS)
+    page = given.page or ("docs/results.md" if whole else None)
     if not Path(RECIPES[given.size]).exists():
         raise SystemExit("error: run this from the repository's folder")
     output = given.output or f"{recipe.read(RECIPES[given.size]).output}-seeds"
@@ -250,6 +268,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"── seed {seed}", flush=True)
         below = files.join(output, f"seed-{seed}")
         seeds[str(seed)] = run_seed(given.size, seed, below)
+    refuse_other_text(seeds)
     found = {"seeds": seeds, "run": results.about(argv, "examples.table7")}
     files.write_json(files.join(output, "table7.json"), found)
     text = table7_page.page(found)

@@ -26,7 +26,7 @@ _KINDS = (
 )
 
 Seeds = Mapping[str, Mapping[str, Any]]
-"""What a run came to, by seed: `models`, `bytes`, `chosen`, `minutes`."""
+"""What a run came to, by seed: `models`, `bytes`, `chosen`."""
 
 
 def says(name: str) -> str:
@@ -105,8 +105,10 @@ def orders(seeds: Seeds) -> Iterator[str]:
     for (first, low), (second, high) in itertools.pairwise(words.items()):
         yield _below(first, low, second, high)
     clm = _averages(seeds, "clm")
-    yield _below("fused", fused, "CLM on the same rows", clm)
-    yield _below("CLM on the same rows", clm, "the base", base)
+    control = "CLM on the same rows"
+    yield _below("fused", fused, control, clm)
+    for name in ("the linear merge", "the best expert", "the base"):
+        yield _below(control, clm, name, words[name])
 
 
 def _below(first: str, low: Sequence[float], second: str, high: Sequence[float]) -> str:
@@ -174,7 +176,6 @@ def page(found: Mapping[str, Any]) -> str:
     def listed(lines: Iterator[str]) -> str:
         return "\n".join(f"- {line}" for line in lines)
 
-    minutes = statistics.fmean(seed["minutes"] for seed in seeds.values())
     return "\n\n".join(
         [
             f"Seeds {', '.join(seeds)}; mean, and least to greatest over seeds.",
@@ -185,6 +186,6 @@ def page(found: Mapping[str, Any]) -> str:
             listed(merges(seeds)),
             "Learning rates:",
             listed(rates(seeds)),
-            f"{comparison.made_line(found['run'])}; {minutes:.0f} min a seed.",
+            f"{comparison.made_line(found['run'])}.",
         ]
     )

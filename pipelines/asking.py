@@ -62,6 +62,22 @@ def read(tables: Mapping[str, Any]) -> dict[str, TaskConfig]:
     return found
 
 
+def check_templates(config: Any, asked: Mapping[str, TaskConfig]) -> None:
+    """Refuses settings of a chat template where no task's prompts are put into it.
+
+    Raises:
+      ValueError: if there is one; names it.
+    """
+    if any(task.chat_prompts for task in asked.values()):
+        return
+    for name in ("chat_template", "chat_date"):
+        if getattr(config, name) is not None:
+            raise ValueError(
+                f"[search].{name} must stand beside a task with chat_prompts = true,"
+                " there is none"
+            )
+
+
 def open_tasks(
     asked: Mapping[str, TaskConfig], split: Split, template: Template | None
 ) -> dict[str, Task]:

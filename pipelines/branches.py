@@ -16,7 +16,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from schemas import settings
-from train import ensemble
 
 Table = Mapping[str, Any]
 
@@ -301,10 +300,6 @@ def ensembles_of(given: Table, arms: Sequence[str]) -> tuple[Ensemble, ...]:
                 f"{where}.weights must be a list of numbers, got {weights!r}"
             )
         told = tuple(map(float, weights))
-        try:
-            ensemble.shares(told, len(models))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
         found.append(Ensemble(name=name, models=models, weights=told))
     return tuple(found)
 

@@ -123,13 +123,16 @@ def check(config: Any) -> None:
     _check_fields(config)
     if config.chat_model is None and not config.models:
         raise ValueError("chat_model or models must be given, to say whose template")
-    if config.chat_date is not None:
+    check_date(config.chat_date)
+
+
+def check_date(day: str | None) -> None:
+    """Raises ValueError if a day is told, and not as YYYY-MM-DD."""
+    if day is not None:
         try:
-            datetime.date.fromisoformat(config.chat_date)
+            datetime.date.fromisoformat(day)
         except ValueError as error:
-            raise ValueError(
-                f"chat_date must be YYYY-MM-DD, got {config.chat_date!r}"
-            ) from error
+            raise ValueError(f"chat_date must be YYYY-MM-DD, got {day!r}") from error
 
 
 def _check_fields(config: Any) -> None:

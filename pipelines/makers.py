@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from schemas import settings
+from schemas import files, settings
 
 PACKAGE = "examples"
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,13 +71,34 @@ def read(recipe: Mapping[str, Any]) -> Inputs | None:
     return Inputs(made_by=made_by, output=recipe["output"], given=given)
 
 
+def refuse_elsewhere(inputs: Inputs, named: Mapping[str, str]) -> None:
+    """Refuses a recipe that has inputs made, and goes on with others.
+
+    Args:
+      inputs: what is made.
+      named: where the recipe's corpus and models are, by where it says so.
+
+    Raises:
+      ValueError: if one is not below the folder of the inputs; names both.
+    """
+    place = files.join(inputs.output, "inputs")
+    for where, path in named.items():
+        if not path.startswith(f"{place}/"):
+            raise ValueError(
+                f"{where} must lie in {place}, where {inputs.made_by} makes what"
+                f" [inputs] asks for, got {path}; name that, or leave [inputs] out,"
+                " which recipes of your own do without"
+            )
+
+
 def make(inputs: Inputs) -> None:
     """Makes what is missing of the inputs.
 
     Raises:
       FileNotFoundError: if the examples are not there.
+      ImportError: if another package of their name is loaded.
+      SchemaError: if inputs of other settings are there.
       ValueError: if the example takes no such settings.
-      SystemExit: if inputs of other settings are there.
     """
     find(inputs)(inputs.output, **inputs.given)
 
@@ -87,15 +108,22 @@ def find(inputs: Inputs) -> Callable[..., None]:
 
     Raises:
       FileNotFoundError: if the examples are not there.
+      ImportError: if another package of their name is loaded.
       ValueError: if the example makes no inputs, or takes no such settings.
     """
     path = ROOT.joinpath(*inputs.made_by.split(".")).with_suffix(".py")
-    if not ((ROOT / "pyproject.toml").exists() and path.exists()):
+    if not (ROOT / "pyproject.toml").exists():
         raise FileNotFoundError(
             f"[inputs].made_by = {inputs.made_by!r} must be of a checkout that fusebeam"
             f" runs from, but {ROOT} has no {path.relative_to(ROOT)} of FuseBeam's; run"
             " the fusebeam of a checkout (make install), or make what the recipe names"
             " yourself and leave [inputs] out"
+        )
+    if not path.exists():
+        known = [f"{PACKAGE}.{one.stem}" for one in path.parent.glob("[a-z]*.py")]
+        raise FileNotFoundError(
+            f"[inputs].made_by must name an example, but {path} is not there"
+            f"{settings.suggestion(inputs.made_by, known)}"
         )
     _open_package()
     work: Callable[..., None] | None = getattr(
@@ -123,7 +151,12 @@ def _open_package() -> None:
         sys.modules[PACKAGE] = package
         spec.loader.exec_module(package)
     found = [Path(place).resolve() for place in sys.modules[PACKAGE].__path__]
-    assert found == [ROOT / PACKAGE], f"another package {PACKAGE} is loaded: {found}"
+    if found != [ROOT / PACKAGE]:
+        raise ImportError(
+            f"the package {PACKAGE} must be the checkout's own, {ROOT / PACKAGE}, for"
+            " [inputs] to be made, but this program has loaded"
+            f" {', '.join(map(str, found))}; run the recipe by fusebeam run"
+        )
 
 
 def _check(

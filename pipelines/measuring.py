@@ -8,8 +8,9 @@ from pipelines import asking
 from pipelines.merging import Merging
 from pipelines.searching import Searching
 from schemas.errors import NotFiniteError, SchemaError
+from train.merge.inputs import Input
 from train.merge.match import Sources
-from train.search import bench, objective
+from train.search import bench, objective, tasks
 from train.search.bench import Bench
 from train.search.kept import Kept
 from train.search.objective import Split
@@ -95,17 +96,35 @@ def ask(given: Searching, sources: Sources) -> dict[Split, dict[str, Task]]:
       sources: the models; the lead's template renders prompts.
 
     Raises:
-      SchemaError: if a line is no item, or asks for a program that may not run.
+      SchemaError: if a line is no item, or asks for a program that may not run, or
+        does not fit the models.
       ValueError: if prompts are to be rendered, and there is no such template.
     """
-    config, template = given.config, None
+    config, lead = given.config, sources.models[sources.lead]
+    found: dict[Split, dict[str, Task]] = {given.search: {}, given.report: {}}
+    if not given.tasks:
+        return found
+    template = None
     if any(task.chat_prompts for task in given.tasks.values()):
-        folder = sources.models[sources.lead].folder_with(templates.FILES)
+        folder = lead.folder_with(templates.FILES)
         template = templates.read(folder, config.chat_template, date=config.chat_date)
-    return {
-        split: asking.open_tasks(given.tasks, split, template)
-        for split in (given.search, given.report)
-    }
+    known = _tokenizer(lead)
+    longest = causal.longest_told(bench.read_config(lead))
+    for split in found:
+        found[split] = asking.open_tasks(given.tasks, split, template)
+        for name, task in found[split].items():
+            path = split.tasks[name]
+            tasks.refuse_misfits(path, task, known, longest, config.max_new_tokens)
+    return found
+
+
+def _tokenizer(lead: Input) -> Tokenizer:
+    if (found := lead.tokenizer) is None:
+        raise ValueError(
+            f"{lead.name} ({lead.model}) must have a tokenizer, so that it can be"
+            " measured, it has none"
+        )
+    return found
 
 
 def open_models(
@@ -125,12 +144,7 @@ def open_models(
     Raises:
       ValueError: if the lead has no tokenizer, or the device is not there.
     """
-    config, lead = given.config, sources.models[sources.lead]
-    if (tokenizer := lead.tokenizer) is None:
-        raise ValueError(
-            f"{lead.name} ({lead.model}) must have a tokenizer, so that it can be"
-            " measured, it has none"
-        )
+    config, tokenizer = given.config, _tokenizer(sources.models[sources.lead])
     device = devices.prepare(
         causal.choose_device(config.device),
         share=config.share_device,

@@ -214,12 +214,16 @@ class Recipe:
         for ensemble in self.ensembles:
             name = f"{ENSEMBLE[:-1]}:{ensemble.name}"
             first, *others = (self.places[model] for model in ensemble.models)
-            found[name] = dataclasses.replace(
-                self.evaluate(name, first, split),
-                ensemble=tuple(others),
-                ensemble_weights=ensemble.weights,
-                tasks=(),
-            )
+            plain = self.evaluate(name, first, split)
+            try:
+                found[name] = dataclasses.replace(
+                    plain,
+                    ensemble=tuple(others),
+                    ensemble_weights=ensemble.weights,
+                    tasks=(),
+                )
+            except ValueError as error:
+                raise ValueError(f"[ensembles.{ensemble.name}]: {error}") from error
         return found
 
     def evaluate(self, name: str, model: str, split: str) -> EvaluateConfig:
@@ -297,6 +301,11 @@ def read(path: str, output: str | None = None, overwrite: bool = False) -> Recip
 def _check(recipe: Recipe) -> None:
     """Builds the settings of every stage, so that a slip is found before any work."""
     prepared = recipe.prepare
+    if recipe.inputs is not None:
+        named = {f"[corpus].inputs ({path})": path for path in prepared.inputs}
+        named["[target].model"] = recipe.target
+        named |= {f"[sources.{name}].model": at for name, at in recipe.sources.items()}
+        makers.refuse_elsewhere(recipe.inputs, named)
     for fusion in recipe.fusions:
         recipe.fuse_of(fusion)
     for name in ("target", *recipe.sources):
@@ -304,12 +313,12 @@ def _check(recipe: Recipe) -> None:
     for arm in recipe.arms:
         for rate in arm.rates or (None,):
             recipe.train(arm, rate)
-    named = prepared.shares()
+    splits = prepared.shares()
     for split in recipe.needed_splits:
-        if split not in named:
+        if split not in splits:
             raise ValueError(
                 f"[prepare]: splits must name {split!r}, which [splits] has or means,"
-                f" it names {', '.join(named)}"
+                f" it names {', '.join(splits)}"
             )
     for merge in recipe.merges:
         recipe.merge(merge)

@@ -24,13 +24,15 @@ from pipelines import (
     training,
 )
 from pipelines import merge as merging
-from pipelines.branches import ALL_SOURCES, UNTOUCHED, Merge
+from pipelines.branches import ALL_SOURCES, ENSEMBLE, SOURCE, UNTOUCHED, Merge
 from pipelines.progress import Slices, Stage
 from pipelines.recipe import Recipe
+from pipelines.selection import Selection
 from schemas import files, manifest, settings
 from schemas.errors import FusionError
 from schemas.manifest import Manifest
 from train import benchmarks, evaluate, summary
+from train import ensemble as ensembles
 from train.harness import Benchmark
 from transforms import rows
 
@@ -60,7 +62,8 @@ def run(
     work = selection.select(plan, only)
     if plan.inputs is not None:
         makers.make(plan.inputs)
-    # What benchmarks lack, as their data, must not come to light after hours.
+    # What does not fit, or benchmarks lack, must not come to light after hours.
+    _refuse_misfits(plan, work)
     tasks = _load_tasks(plan) if work.models else []
     _prepare(plan, runner_flags)
     for name in work.scores:
@@ -99,6 +102,33 @@ def _refuse_left_alone(runner_flags: Sequence[str]) -> None:
             f" only translated, must be left out, got {' '.join(runner_flags)}; give"
             " them to the command of one stage, as fusebeam score"
         )
+
+
+def _refuse_misfits(plan: Recipe, work: Selection) -> None:
+    """Refuses merges and ensembles of models that are there and do not fit.
+
+    Arms and merges have the target's vocabulary, but for merges with another base.
+
+    Raises:
+      FileNotFoundError: if a source is not there.
+      ValueError: if models of a merge or an ensemble do not fit; names what and where.
+    """
+    for ensemble in plan.ensembles:
+        if f"{ENSEMBLE[:-1]}:{ensemble.name}" in work.models:
+            first, *others = (
+                plan.places[name] if name.startswith(SOURCE) else plan.target
+                for name in ensemble.models
+            )
+            try:
+                ensembles.refuse_others(first, others)
+            except ValueError as error:
+                raise ValueError(f"[ensembles.{ensemble.name}]: {error}") from error
+    for merge in work.merges:
+        if all(name.startswith(SOURCE) for name in merge.models):
+            try:
+                merging.plan_merge(plan.merge(merge))
+            except ValueError as error:
+                raise ValueError(f"[merges.{merge.name}]: {error}") from error
 
 
 def _prepare(plan: Recipe, runner_flags: Sequence[str]) -> None:

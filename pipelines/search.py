@@ -12,17 +12,19 @@ is done is on disk after every trial, and the same command goes on from there.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipelines import measuring, merge, merged, search_page, searching
 from pipelines.measuring import Measuring
 from pipelines.searching import SearchConfig, Searching
-from schemas import files, settings
+from schemas import buckets, files, locks, settings
 from schemas.arrays import Genes
 from train.merge import layers, match, plan, rules
 from train.merge.match import Sources
@@ -75,18 +77,19 @@ class Planned:
 
     def strategies(self) -> dict[str, tuple[Strategy, int]]:
         """Returns the arms, CMA-ES last, each with its number of evaluations."""
-        config, seed = self.given.config, self.given.config.seed
-        line = strategies.one_for_all(self.genome, self.given.scale, config.budget)
-        known: dict[str, tuple[Strategy, int]] = {
-            searching.UNIFORM: (strategies.uniform(self.genome), 1),
-            searching.ONE_FOR_ALL: (line, config.budget),
-            searching.RANDOM: (strategies.at_random(self.genome, seed), config.budget),
+        config, genome = self.given.config, self.genome
+        known: dict[str, Strategy] = {
+            searching.UNIFORM: strategies.uniform(genome),
+            searching.ONE_FOR_ALL: strategies.one_for_all(
+                genome, self.given.scale, config.budget
+            ),
+            searching.RANDOM: strategies.at_random(genome, config.seed),
+            searching.EVOLUTION: strategies.Evolution(
+                genome.start, config.sigma, config.seed, config.population
+            ),
         }
-        found = {name: known[name] for name in known if name in config.baselines}
-        evolution = strategies.Evolution(
-            self.genome.start, config.sigma, seed, config.population
-        )
-        return {**found, searching.EVOLUTION: (evolution, config.budget)}
+        told = self.given.evaluations
+        return {name: (known[name], count) for name, count in told.items()}
 
 
 def plan_search(given: Searching) -> Planned:
@@ -140,13 +143,32 @@ def search(given: Searching, say: Callable[[str], None]) -> dict[str, Any]:
       The result, as `search.json` holds it.
 
     Raises:
-      SchemaError: if the splits overlap, another search is in the output, or no trial
-        has an objective.
+      SchemaError: if the splits overlap, another search is in the output or at work
+        there, or no trial has an objective.
       ValueError: if models or settings do not fit; names what and where.
     """
     planned = plan_search(given)
     objective.refuse_overlap(given.search, given.report)
-    identity = identity_of(planned)
+    with _alone(given.config.output):
+        return _search(planned, say)
+
+
+@contextlib.contextmanager
+def _alone(output: str) -> Iterator[None]:
+    """Keeps other searches out of a folder; of a bucket nobody can."""
+    if buckets.protocol(output):
+        yield
+        return
+    folder = Path(files.filesystem(output)[1])
+    with locks.hold(folder, "searching"):
+        try:
+            yield
+        finally:
+            (folder / locks.NAME).unlink(missing_ok=True)
+
+
+def _search(planned: Planned, say: Callable[[str], None]) -> dict[str, Any]:
+    given, identity = planned.given, identity_of(planned)
     _make_way(planned, identity)
     bench = open_measuring(planned, identity)
     models = {name: bench.reference(name) for name in planned.references}
@@ -168,9 +190,12 @@ def search(given: Searching, say: Callable[[str], None]) -> dict[str, Any]:
 def _make_way(planned: Planned, identity: Mapping[str, Any]) -> None:
     """Removes what another search has left, where it may be."""
     config = planned.given.config
-    paths = [trials_path(planned.given, name) for name in planned.strategies()]
-    paths.append(files.join(config.output, MEASURED))
-    if config.overwrite and kept.others(paths, identity):
+    held = {
+        trials_path(planned.given, name): arm_identity(planned.given, name, identity)
+        for name in planned.given.evaluations
+    }
+    held[files.join(config.output, MEASURED)] = identity
+    if config.overwrite and kept.others(held):
         for name in (TRIALS, MEASURED, RESULT, *search_page.NAMES):
             files.remove_tree(files.join(config.output, name))
 
@@ -180,6 +205,15 @@ def trials_path(given: Searching, arm: str) -> str:
     line = arm == searching.ONE_FOR_ALL
     name = f"{arm}-{given.config.budget}" if line else arm
     return files.join(given.config.output, TRIALS, f"{name}.json")
+
+
+def arm_identity(
+    given: Searching, arm: str, identity: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Returns all that shapes an arm: the search, and what its own places are of."""
+    if arm == searching.ONE_FOR_ALL and given.scale == "weight":
+        return {**identity, "line": "weight times lambda"}  # once of weight alone
+    return identity
 
 
 def identity_of(planned: Planned) -> dict[str, Any]:
@@ -240,7 +274,7 @@ def _run_arm(
 
     return trials.run_arm(
         trials_path(given, name),
-        identity,
+        arm_identity(given, name, identity),
         strategy,
         budget,
         measure,
@@ -282,7 +316,9 @@ def _best(
     if (best := trials.best(done)) is None:
         return None
     merging = planned.given.merging(planned.genome, best.x)
-    report = bench.best(f"{arm} {best.number}", merging)
+    # Which trial of a line a number is depends on how many there are.
+    stem = files.name_of(trials_path(planned.given, arm)).removesuffix(".json")
+    report = bench.best(f"{stem} {best.number}", merging)
     return {
         "trial": best.number,
         "genes": list(best.genes),
@@ -317,7 +353,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = vars(known)
     given = searching.read_recipe(flags.pop("recipe"), flags)
     if given.config.show:
-        for line in search_page.genome_lines(plan_search(given).genome):
+        genome = plan_search(given).genome
+        for line in (
+            *search_page.genome_lines(genome),
+            *search_page.arm_lines(given, genome),
+        ):
             print(line)
         return 0
     result = search(given, functools.partial(print, file=sys.stderr))

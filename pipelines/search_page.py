@@ -12,6 +12,7 @@ from schemas import files
 from train.merge import rules
 from train.merge.inputs import Input
 from train.search import genome as genomes
+from train.search import strategies
 from train.search.genome import Genome
 from train.search.trials import DEAD, Trial
 
@@ -166,6 +167,21 @@ def genome_lines(genome: Genome) -> Iterator[str]:
         yield "all cells:"
         yield from shared
     yield f"{len(genome.genes):,} genes in {len(genome.cells):,} cells"
+
+
+def arm_lines(given: Searching, genome: Genome) -> Iterator[str]:
+    """Yields what is done with the genome: evaluations by arm, updates of CMA-ES."""
+    config = given.config
+    for name, count in given.evaluations.items():
+        told = f"{SAYS[name]}: {count:,} evaluation{'s' if count > 1 else ''}"
+        if name == searching.ONE_FOR_ALL and count > 1:
+            low, high = strategies.reach(genome, given.scale)
+            of = "lambda" if given.scale == "lambda" else "weight times lambda"
+            told += f", {of} from {low:g} to {high:g}"
+        if name == searching.EVOLUTION:
+            each = config.population or strategies.population_of(len(genome.genes))
+            told += f", {count // each:,} updates, one after every {each:,}"
+        yield told
 
 
 def _genes(genome: Genome, cell: str) -> Iterator[str]:

@@ -122,6 +122,7 @@ class SearchConfig:
                 raise ValueError(
                     f"baselines must be of {', '.join(BASELINES)}, got {name!r}{near}"
                 )
+        chats.check_date(self.chat_date)
         for name in ("weight", "density", "lambda"):
             self.range_of(name)
         low, high = self.range_of("density")
@@ -226,6 +227,15 @@ class Searching:
         """The setting that says how far a merge goes from the base."""
         return "lambda" if self.normalized else "weight"
 
+    @property
+    def evaluations(self) -> dict[str, int]:
+        """How many trials each arm has, CMA-ES last."""
+        arms = [name for name in BASELINES if name in self.config.baselines]
+        return {
+            name: 1 if name == UNIFORM else self.config.budget
+            for name in (*arms, EVOLUTION)
+        }
+
     def plain(self, tables: Sequence[Mapping[str, Any]]) -> Merging:
         """Returns the merge at the start of the search, with other rules."""
         own = {**self.settings, **self.starts}
@@ -303,6 +313,7 @@ def _read(
             raise ValueError(f"[search].{name} must be a table, got {table[name]!r}")
     tasks = asking.read(table.get("tasks", {}))
     _check_splits(config, tasks, table)
+    asking.check_templates(config, tasks)
     return Searching(
         config=config,
         merge=merge,

@@ -11,7 +11,7 @@ from pipelines import merging, recipe
 from pipelines.branches import MERGE, SOURCE
 from pipelines.merging import Merging
 from pipelines.recipe import Recipe
-from schemas import manifest, settings
+from schemas import files, manifest, settings
 
 _FLAGS = ("show", "output")
 """Flags that a run's recipe may stand beside: its tables say all else."""
@@ -60,9 +60,17 @@ def read(
 def _refuse_missing(
     plan: Recipe, path: str, flags: Mapping[str, Any], models: Sequence[str]
 ) -> None:
-    """Refuses arms that are not trained, and merges of which others are made."""
-    made = [n for n in dict.fromkeys(models) if not n.startswith(SOURCE)]
-    missing = [n for n in made if not manifest.present(plan.places[n])]
+    """Refuses arms, merges and inputs of an example that are not made yet."""
+    names, places = dict.fromkeys(models), plan.places
+    missing = [
+        name
+        for name in names
+        if not (
+            _is_there(plan, places[name])
+            if name.startswith(SOURCE)
+            else manifest.present(places[name])
+        )
+    ]
     if missing:
         output = f" --output {plan.output}" if "output" in flags else ""
         are = "is" if len(missing) == 1 else "are"
@@ -71,6 +79,11 @@ def _refuse_missing(
             f" {', '.join(missing)} of {plan.output} {are} not made yet; this makes"
             f" what lacks: fusebeam run {path}{output} --only {' '.join(missing)}"
         )
+
+
+def _is_there(plan: Recipe, source: str) -> bool:
+    """Says whether a source is there, if its recipe has it made; else it must be."""
+    return plan.inputs is None or files.exists(files.join(source, "config.json"))
 
 
 def _shown(given: Merging) -> Merging:

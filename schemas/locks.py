@@ -9,8 +9,19 @@ import errno
 import fcntl
 import os
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from schemas.errors import SchemaError
+
+NAME = "lock"
+"""Of the file by which a command keeps others out of a folder."""
+
+WAIT_S = 10.0
+"""How long the readers of a command that was killed may take to end after it."""
+
+_POLL_S = 0.25
 
 _UNKNOWN = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What filesystems without locks say."""
@@ -75,6 +86,46 @@ def take(file: int) -> bool:
 def take_new(file: int) -> bool:
     """Locks a file that was just made; False where it was removed before that."""
     return take(file) and os.fstat(file).st_nlink > 0
+
+
+@contextlib.contextmanager
+def hold(folder: Path, doing: str) -> Iterator[None]:
+    """Makes a folder if need be, and keeps other commands out of it.
+
+    Its file of that name stays; who holds it may remove it.
+
+    Args:
+      folder: on a disk.
+      doing: what commands do there, as `training`.
+
+    Raises:
+      SchemaError: if another command has it; names the folder.
+    """
+    end = time.monotonic() + WAIT_S
+    while (lock := take_folder(folder)) is None:
+        if time.monotonic() >= end:
+            raise SchemaError(
+                f"{folder} must be of one command at a time, but another one is"
+                f" {doing} there; wait until it has ended, or choose another output"
+            )
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def take_folder(folder: Path) -> int | None:
+    """Locks a folder; None where another command has it, or just removed it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:
+        return None
+    if take_new(lock):
+        return lock
+    os.close(lock)
+    return None
 
 
 def seen_by_all(path: str) -> bool:

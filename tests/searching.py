@@ -9,6 +9,8 @@ import torch
 import transformers
 
 from pipelines import card, search, searching
+from pipelines.measuring import Measuring
+from pipelines.search import Planned
 from pipelines.searching import Searching
 from tests import tiny
 from tests.train import held_out
@@ -92,6 +94,12 @@ def given(made: Made, out: str, **more: Any) -> Searching:
 def run(made: Made, out: str, **more: Any) -> dict[str, Any]:
     """Searches; returns the result."""
     return search.search(given(made, out, **more), lambda _: None)
+
+
+def bench_of(given: Searching) -> tuple[Planned, Measuring]:
+    """Plans a search, and opens its models."""
+    planned = search.plan_search(given)
+    return planned, search.open_measuring(planned, search.identity_of(planned))
 
 
 def search_and_die(path: str, measured: int) -> int:

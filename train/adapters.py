@@ -22,6 +22,7 @@ from torch import Tensor
 from schemas.errors import SchemaError
 from train import model as models
 from train.config import TrainConfig
+from transforms import causal
 
 FOLDER = "adapter"
 _FILE = "adapter_model.safetensors"
@@ -48,17 +49,21 @@ def load(
       resume: checkpoint whose adapters are gone on with.
 
     Raises:
-      SchemaError: if a package is missing, a layer is not there, or the device cannot.
+      SchemaError: if a package is missing, a layer or weight is not there, or the
+        device cannot.
     """
     _require("peft")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(
         source,
         dtype=getattr(torch, dtype),
         quantization_config=_quantisation(config, dtype, device),
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    causal.refuse_incomplete(str(source), model, told)
     return wrap(model, config, resume=resume)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from schemas import files
+from schemas.errors import SchemaError
 from train import evaluate, harness
 from train.evaluate import VERSION, EvaluateConfig
 from train.harness import Benchmark, Metrics
@@ -23,7 +24,8 @@ TABLE = "evaluation.json"
 Table = dict[str, dict[str, dict[str, float]]]
 """By task and model: what was measured, by metric."""
 
-_COUNTS = ("items", "cut_prompts")
+_COMPARED = ("harness", "task_limit", "chat_prompts")
+"""Settings without which figures of one task say nothing of each other."""
 
 
 def load(config: EvaluateConfig) -> list[Benchmark]:
@@ -146,6 +148,9 @@ def publish(folder: str) -> Table:
 
     Returns:
       The results by task and model.
+
+    Raises:
+      SchemaError: if some must not stand side by side.
     """
     found = side_by_side(read(folder))
     path = files.join(folder, TABLE)
@@ -155,13 +160,39 @@ def publish(folder: str) -> Table:
 
 
 def read(folder: str) -> dict[str, Metrics]:
-    """Reads the results of a folder, by model."""
+    """Reads the results of a folder, by model.
+
+    Raises:
+      SchemaError: if those of a task are of other settings, or of other items.
+    """
     found: dict[str, Metrics] = {}
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
     below = files.join(folder, FOLDER)
     for path in sorted(p for p in files.tree(below) if p.endswith(".json")):
+        held = files.read_json(path)
+        told = {key: held["settings"].get(key) for key in _COMPARED}
+        # The items of a benchmark of several tasks say nothing of each of them.
+        whole = files.name_of(files.parent(path))
+        alike = {f"{whole}/": {**told, "task": held["inputs"]["task"]}}
+        for task, had in (alike | dict.fromkeys(held["results"], told)).items():
+            _refuse_unlike(task, first.setdefault(task, (path, had)), (path, had))
         name = files.name_of(path).removesuffix(".json")
-        found.setdefault(name, {}).update(files.read_json(path)["results"])
+        found.setdefault(name, {}).update(held["results"])
     return found
+
+
+def _refuse_unlike(
+    task: str, one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]]
+) -> None:
+    (path, had), (second, has) = one, other
+    for key, value in had.items():
+        if value != has[key]:
+            raise SchemaError(
+                f"results of {task.rstrip('/')} must be of the same {key} to stand in"
+                f" one table, but {path} is of {value!r} and {second} of {has[key]!r};"
+                " measure one of them again with --overwrite as the other was, or with"
+                " another --output, or remove it"
+            )
 
 
 def side_by_side(found: Mapping[str, Metrics]) -> Table:
@@ -187,7 +218,7 @@ def table(tasks: Table) -> str:
     for task, row in tasks.items():
         metrics = dict.fromkeys(metric for held in row.values() for metric in held)
         for metric in metrics:
-            if metric not in _COUNTS and "_stderr" not in metric:
+            if metric != "cut_prompts" and "_stderr" not in metric:
                 cells = [_cell(row.get(model, {}), metric) for model in models]
                 lines.append([f"{task} {metric}", *cells])
     wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -198,9 +229,11 @@ def table(tasks: Table) -> str:
 
 
 def _cell(held: Mapping[str, float], metric: str) -> str:
-    """Writes a figure with its standard error, where both are there."""
+    """Writes a count, or a figure with its standard error, if both are there."""
     if metric not in held:
         return "-"
+    if metric == "items":
+        return f"{held[metric]:,}"
     name, comma, chosen = metric.partition(",")
     error = held.get(f"{name}_stderr{comma}{chosen}")
     return f"{held[metric]:.4f}" + ("" if error is None else f" ± {error:.4f}")

@@ -23,8 +23,7 @@ import os
 import pathlib
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from schemas import files, locks
 from schemas.errors import SchemaError
@@ -37,62 +36,23 @@ STANDING = "heldout.json"
 
 OLD = "old"
 ADAPTER = "adapter"
-WAIT_S = 10.0
-"""How long the readers of a command that was killed may take to end after it."""
-
 _SETTINGS = "settings.json"
 _FOLDER = "checkpoints"
 _PREFIX = "checkpoint-"
-_LOCK = "lock"
 _OURS = frozenset((_SETTINGS, METRICS, _FOLDER, MODEL, OLD, ADAPTER, files.TEMPORARY))
-_POLL_S = 0.25
-
-
-@contextlib.contextmanager
-def hold(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a work folder if need be, and keeps other commands out of it.
-
-    Raises:
-      SchemaError: if another command has it; names the folder.
-    """
-    end = time.monotonic() + WAIT_S
-    while (lock := _taken(folder)) is None:
-        if time.monotonic() >= end:
-            raise SchemaError(
-                f"{folder} must be of one command at a time, but another one is"
-                " training there; wait until it has ended, or choose another output"
-            )
-        time.sleep(_POLL_S)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _taken(folder: pathlib.Path) -> int | None:
-    """Locks a work folder; None where another command has it, or just removed it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except FileNotFoundError:
-        return None
-    if locks.take_new(lock):
-        return lock
-    os.close(lock)
-    return None
 
 
 def discard(folder: pathlib.Path) -> None:
     """Removes a work folder that is held, but nothing in it that is not ours."""
     _clear(folder)
-    (folder / _LOCK).unlink(missing_ok=True)
+    (folder / locks.NAME).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # others' files, or the next command's lock
         folder.rmdir()
 
 
 def discard_left(folder: pathlib.Path) -> None:
     """Removes what a finished run left, unless another command is at work there."""
-    if folder.exists() and (lock := _taken(folder)) is not None:
+    if folder.exists() and (lock := locks.take_folder(folder)) is not None:
         discard(folder)
         os.close(lock)
 
@@ -132,7 +92,9 @@ def open_work(work: pathlib.Path, identity: dict[str, object], *, anew: bool) ->
                 f" it is {identity.get(key)!r}; choose another output, or pass"
                 " --overwrite to start anew"
             )
-    elif others := sorted({entry.name for entry in work.iterdir()} - _OURS - {_LOCK}):
+    elif others := sorted(
+        {entry.name for entry in work.iterdir()} - _OURS - {locks.NAME}
+    ):
         raise SchemaError(
             f"{work} must be a folder for checkpoints alone, but holds {others[0]!r};"
             " give a folder that is new or empty as --checkpoints"

@@ -3,26 +3,28 @@
     p(v) = sum over m of w_m p_m(v),  w_m >= 0, their sum 1
     log p(v) = logsumexp over m of (log w_m + log p_m(v))
 
-The models must have one tokenizer, or v would be another token in each. In Table 7 of
+The models must have one tokenizer, or v would be another token in each; the first one's
+reads the text for all. In Table 7 of
 FuseLLM (Wan et al. 2024, arXiv 2401.10491) it is what fusion is compared with; it costs
 the memory and the time of all of them.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from schemas import files
 from train.merge import vocabulary
 from transforms import causal, scorer, tokenizer
 from transforms.causal import Halves
 from transforms.scorer import Scorer, ScorerSettings
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 
 def shares(weights: Sequence[float], models: int) -> tuple[float, ...]:
@@ -72,7 +74,7 @@ def load(
     """
     names = (settings.model, *others)
     mixed = shares(weights, len(names))
-    _refuse_others(names)
+    refuse_others(settings.tokenizer or settings.model, others)
     device = causal.choose_device(settings.device)
     first = scorer.load_model(settings)
     more = [
@@ -87,15 +89,25 @@ def load(
     )
 
 
-def _refuse_others(models: Sequence[str]) -> None:
-    """Refuses models whose tokens are not those of the first.
+def refuse_others(first: str, others: Sequence[str]) -> None:
+    """Refuses models whose tokens, or borders of texts, are not those of the first.
+
+    Args:
+      first: a model, or whose tokenizer reads the text for all.
+      others: the models beside it.
 
     Raises:
+      FileNotFoundError: if a path does not exist.
       ValueError: if there are such; says how the first of them differs.
     """
-    own = tokenizer.load(models[0])
-    for model in models[1:]:
-        differ = vocabulary.difference(models[0], own, model, tokenizer.load(model))
+    own = tokenizer.load(first)
+    for model in others:
+        theirs = tokenizer.load(model)
+        differ = vocabulary.difference(first, own, model, theirs)
+        for role in ("start", "eos"):
+            one, other = (getattr(told, f"{role}_id") for told in (own, theirs))
+            if differ is None and one != other:
+                differ = f"{first} has {role} token {one} and {model} {other}"
         if differ is not None:
             raise ValueError(
                 f"models of an ensemble must have one vocabulary, but {differ}; take it"
@@ -121,6 +133,8 @@ class Ensemble(nn.Module):
         Raises:
           ValueError: if they have not the same number of logits, or one looks ahead.
         """
+        from transformers import PretrainedConfig  # takes seconds
+
         super().__init__()
         self.members = nn.ModuleList(members)
         halves = [causal.Halves(member) for member in members]
@@ -133,7 +147,7 @@ class Ensemble(nn.Module):
         self.base_model = _Bodies(halves)
         self._logs = [math.log(share) if share else -math.inf for share in shares]
         limits = filter(None, map(causal.longest_input, members))
-        self.config = transformers.PretrainedConfig(
+        self.config = PretrainedConfig(
             max_position_embeddings=min(limits, default=None)
         )
 
@@ -144,8 +158,10 @@ class Ensemble(nn.Module):
 
     def forward(
         self, input_ids: Int64[Tensor, "b t"], use_cache: bool = False
-    ) -> CausalLMOutput:
+    ) -> "CausalLMOutput":
         """Returns log p, which are logits that are normalized: (b, t, v)."""
+        from transformers.modeling_outputs import CausalLMOutput
+
         features = self.base_model(input_ids, use_cache).last_hidden_state  # (b, t, f)
         b, t, _ = features.shape
         return CausalLMOutput(logits=self._mix(features.flatten(0, 1)).view(b, t, -1))
@@ -173,8 +189,10 @@ class _Bodies(nn.Module):
 
     def forward(
         self, input_ids: Int64[Tensor, "b t"], use_cache: bool = False
-    ) -> BaseModelOutput:
+    ) -> "BaseModelOutput":
         """Runs every body on the same tokens."""
+        from transformers.modeling_outputs import BaseModelOutput
+
         found = [half.features(input_ids) for half in self.halves]
         self._widths = [one.shape[-1] for one in found]
         return BaseModelOutput(last_hidden_state=torch.cat(found, -1))

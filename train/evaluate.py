@@ -36,7 +36,7 @@ Domains = dict[str, dict[str, Any]]
 Each = Callable[[Iterable[list[Window]]], Iterator[list[Window]]]
 """Reads on in groups of windows, as `iter` does."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"(?!evaluation$)[A-Za-z0-9_.-]+")
 _TASK = re.compile(r"(?!\.+$)[^/\\]+")
 """Tasks name folders; the harness has some with brackets."""
 
@@ -144,7 +144,8 @@ class EvaluateConfig:
             ensemble.shares(self.ensemble_weights, 1 + len(self.ensemble))
         if not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"name must be of letters, digits, and _.-, got {self.name!r}"
+                "name must be of letters, digits, and _.-, and not that of the table,"
+                f" evaluation, got {self.name!r}; choose another"
             )
 
 

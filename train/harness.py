@@ -85,7 +85,17 @@ def load(
     with confinement.confined(run_code=run_code):
         manager = _manager(names, folders, own)
         asked = dict.fromkeys(names)
-        return [_load(name, manager, own, run_code=run_code) for name in asked]
+        found = {name: _load(name, manager, own, run_code=run_code) for name in asked}
+        code = task_folders.programs(folders) if run_code else []
+        return [
+            Benchmark(
+                name=name,
+                loaded=loaded,
+                digest=_digest(loaded["tasks"], [] if name in PRESETS else code),
+                run_code=run_code,
+            )
+            for name, loaded in found.items()
+        ]
 
 
 def _reserved() -> set[str]:
@@ -108,9 +118,7 @@ def _manager(
     return tasks.TaskManager(include_defaults=False, include_path=[*places, *folders])
 
 
-def _load(
-    name: str, manager: Any, own: Collection[str], *, run_code: bool
-) -> Benchmark:
+def _load(name: str, manager: Any, own: Collection[str], *, run_code: bool) -> Any:
     import datasets  # takes seconds
 
     members = PRESETS[name][1] if name in PRESETS and name not in own else (name,)
@@ -148,8 +156,7 @@ def _load(
             task.set_config("num_fewshot", 0)
         if made := task.get_config("process_docs"):  # the harness calls it every time
             task.set_config("process_docs", confinement.seeded()(made))
-    digest = _digest(loaded["tasks"])
-    return Benchmark(name=name, loaded=loaded, digest=digest, run_code=run_code)
+    return loaded
 
 
 def _lacking(name: str, error: Exception) -> str:
@@ -164,9 +171,14 @@ def _lacking(name: str, error: Exception) -> str:
     )
 
 
-def _digest(tasks: Mapping[str, Any]) -> str:
-    """Digests how tasks ask, and every item, those shown as examples among them."""
-    told = []
+def _digest(tasks: Mapping[str, Any], code: Sequence[tuple[str, str]]) -> str:
+    """Digests how tasks ask, and every item, those shown as examples among them.
+
+    Args:
+      tasks: of the harness, by name.
+      code: Python that they may run, besides the harness's own.
+    """
+    told: list[Any] = [*code]
     for name, task in tasks.items():
         how = {k: v for k, v in task.dump_config().items() if k not in _NOT_HOW}
         shots = task.get_config("num_fewshot")

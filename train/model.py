@@ -20,7 +20,7 @@ from train import heads, loss, metrics, rows
 from train.loss import Losses
 from train.objective import Objective
 from train.rows import Rows
-from transforms import checkpoint
+from transforms import causal, checkpoint
 
 WEIGHTS = "*.safetensors"
 _HUB_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.tiktoken", "*.jinja")
@@ -92,14 +92,21 @@ def load(folder: pathlib.Path) -> Any:
 
     The optimizer needs float32 weights: a bfloat16 weight of 1 does not move by less
     than 1/128. Running in bfloat16 is autocast's work.
+
+    Raises:
+      SchemaError: if a weight is missing, or not of the shape that it should be.
     """
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    loaded, told = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
+    causal.refuse_incomplete(str(folder), loaded, told)
+    return loaded
 
 
 def vocabulary(model: Any) -> int:

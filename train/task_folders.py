@@ -4,6 +4,7 @@ The harness passes over files that it cannot read, and imports the Python that t
 name. Here neither happens unseen.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,14 @@ def read(folders: Sequence[str], *, run_code: bool) -> dict[str, tuple[str, ...]
     places: dict[str, Path] = {}
     found: dict[str, tuple[str, ...]] = {}
     for folder in map(Path, folders):
-        paths = sorted(folder.glob("**/*.yaml"))
+        paths = _paths(folder)
         if not paths:
             raise FileNotFoundError(
                 f"a folder of tasks must hold .yaml files, {folder} holds none, or is"
                 " not there"
             )
         for path in paths:
-            told = _read_file(path, run_code=run_code)
+            told, _ = _read_file(path, run_code=run_code)
             for name in _names(told):
                 if name in places:
                     raise ValueError(
@@ -42,6 +43,30 @@ def read(folders: Sequence[str], *, run_code: bool) -> dict[str, tuple[str, ...]
                     )
                 places[name], found[name] = path, _members(told)
     return found
+
+
+def programs(folders: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the Python that tasks of folders may run, by its path, with its digest.
+
+    A function that a task names may call any of it: what lies below the folders, or
+    beside a file that one of theirs includes or is a link to.
+
+    Raises:
+      SchemaError: if a file is not YAML.
+    """
+    found = set()
+    for folder in map(Path, folders):
+        read = [_read_file(path, run_code=True)[1] for path in _paths(folder)]
+        beside = {path.parent for paths in read for path in paths}
+        for place, pattern in ((folder, "**/*.py"), *((one, "*.py") for one in beside)):
+            for path in place.glob(pattern):
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                found.add((path.relative_to(place).as_posix(), digest))
+    return sorted(found)
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("**/*.yaml"))
 
 
 def _names(told: dict[str, Any]) -> list[str]:
@@ -60,13 +85,16 @@ def _members(told: dict[str, Any]) -> tuple[str, ...]:
 
 def _read_file(
     path: Path, *, run_code: bool, above: tuple[Path, ...] = ()
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Path]]:
     """Reads one file, and those that it includes, without what they name.
 
     Args:
       path: of the file.
       run_code: whether it may name Python.
       above: files that include it, the outermost first.
+
+    Returns:
+      What it holds, and all files that were read, links resolved.
     """
     import yaml  # of the extra eval, as the harness is
 
@@ -98,7 +126,8 @@ def _read_file(
             f"{path} names Python, {', '.join(names)}, which must be allowed to run;"
             " pass --run_code where you trust the folder"
         )
-    included = told.get("include", [])
+    included, read = told.get("include", []), [path]
     for name in included if isinstance(included, list) else [included]:
-        _read_file(path.parent / name, run_code=run_code, above=(*above, path))
-    return told
+        below = path.parent / name
+        read += _read_file(below, run_code=run_code, above=(*above, path))[1]
+    return told, read

@@ -20,7 +20,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from schemas import manifest
+from schemas import locks, manifest
 from train import (
     adapters,
     arguments,
@@ -262,7 +262,7 @@ def _enter(run: Run, held: contextlib.ExitStack) -> tuple[bool, pathlib.Path | N
     """Does what `_begin` says, on the first process."""
     config = run.config
     for folder in run.folders:
-        held.enter_context(checkpoints.hold(folder))
+        held.enter_context(locks.hold(folder, "training"))
     if publish.finished(config.output, run.identity, overwrite=config.overwrite):
         for folder in run.folders:
             checkpoints.discard(folder)

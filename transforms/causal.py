@@ -8,13 +8,15 @@ cut like that, which is tried on a dozen tokens, its logits are its features.
 """
 
 import contextlib
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from schemas.errors import SchemaError
 from transforms import checkpoint
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -116,6 +118,7 @@ def load_model(
 
     Raises:
       FileNotFoundError: if a path does not exist.
+      SchemaError: if a weight is missing, or not of the shape that it should be.
       ValueError: if there are no weights that may be read, or the device has no room
         for them.
     """
@@ -131,11 +134,13 @@ def load_model(
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         with quiet():
-            loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            loaded, told = transformers.AutoModelForCausalLM.from_pretrained(
                 str(found.folder),
                 dtype=dtype,
                 trust_remote_code=False,
                 local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 **options,
             )
     except SafetensorError as error:
@@ -143,19 +148,58 @@ def load_model(
             f"{model} must hold whole safetensors weights, but they cannot be read"
             f" ({error}); copy or fetch them again"
         ) from error
+    refuse_incomplete(model, loaded, told)
     try:
         return loaded.to(device).eval()
     except torch.OutOfMemoryError as error:
-        told, kind = str(error).partition("\n")[0], str(dtype).removeprefix("torch.")
+        why, kind = str(error).partition("\n")[0], str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"{device} must have room for {model} in {kind}, but has not ({told}); pass"
+            f"{device} must have room for {model} in {kind}, but has not ({why}); pass"
             " --dtype=bfloat16, or start one process a GPU"
         ) from error
 
 
+def refuse_incomplete(name: str, model: Any, told: Mapping[str, Any]) -> None:
+    """Refuses a model of which transformers has drawn weights at random, as it may.
+
+    Args:
+      name: of its folder or the like.
+      model: as it was loaded, with `ignore_mismatched_sizes`.
+      told: what `output_loading_info` says of that.
+
+    Raises:
+      SchemaError: if a weight is missing, or not of the shape that it should be.
+    """
+    unlike = {key for key, *_ in told["mismatched_keys"]}
+    if lost := sorted({*told["missing_keys"], *unlike}):
+        raise SchemaError(
+            f"{name} must hold all weights of a {type(model).__name__} in the shapes"
+            f" that its config.json says, but {len(lost)} are missing or of another"
+            f" shape, {lost[0]} first; fetch or write it again"
+        )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tells a lack of memory from other errors; torch's CPU has no class for it."""
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or "DefaultCPUAllocator" in str(error)
+    )
+
+
 def longest_input(model: Any) -> int | None:
     """Returns how many tokens a model can read, or None where nothing bounds them."""
-    config = model.config.get_text_config()
+    return longest_told(model.config)
+
+
+def longest_told(config: Any) -> int | None:
+    """Returns how many tokens a configuration says can be read; None where it doesn't.
+
+    Args:
+      config: as transformers has it.
+    """
+    config = config.get_text_config()
     found = [getattr(config, name, None) for name in _LONGEST]
     return next((n for n in found if isinstance(n, int) and n > 0), None)
 

@@ -57,8 +57,7 @@ def render(
             bos=template.tokens.get("bos_token"),
         )
     except RefusalError as error:
-        detail = f"the template must take the dialogue, it refuses: {error}"
-        raise UnusableError("template_refused", detail) from error
+        raise _refused(error) from error
     if found is None:
         detail = (
             "what comes from which turn must be seen in what the template makes of it,"
@@ -71,13 +70,19 @@ def render(
     return found
 
 
+def _refused(error: RefusalError) -> UnusableError:
+    detail = f"the template must take the dialogue, it refuses: {error}"
+    return UnusableError("template_refused", detail)
+
+
 def ask(
     prompt: str, template: Template, tokenizer: Tokenizer
 ) -> tuple[str, tuple[int, ...]]:
     """Renders a user's turn as far as where the assistant's answer begins.
 
-    That is what stands in front of an answer in a dialogue of both, so it is what a
-    model trained on dialogues has read before it answered.
+    That is the template's prompt for generation, or, where it has none, what stands in
+    front of an answer in a dialogue of both. A BOS in front is left out, as `render`
+    leaves it out.
 
     Args:
       prompt: what the user says.
@@ -91,9 +96,32 @@ def ask(
       UnusableError: as of `render`.
     """
     found = _answered(prompt, template, tokenizer)
-    start = found.loss_spans[0]
-    text = found.text.encode()[:start].decode()
-    return text, clip(found.control_spans, 0, start)
+    raw, start = found.text.encode(), found.loss_spans[0]
+    spans = clip(found.control_spans, 0, start)
+    said = spans[-2] if spans and spans[-1] == start else start
+    for text in _generation_prompts(prompt, template):
+        if text.encode().startswith(raw[:said]):
+            own = clip(found.control_spans, 0, said)
+            return text, (*own, said, len(text.encode()))
+    return raw[:start].decode(), spans
+
+
+def _generation_prompts(prompt: str, template: Template) -> tuple[str, ...]:
+    """Renders a user's turn with the prompt for an answer, with BOS and without it.
+
+    Returns:
+      Both; nothing where the template has no such prompt.
+
+    Raises:
+      UnusableError: if the template refuses the turn.
+    """
+    turn = (Turn(role=USER, content=prompt),)
+    try:
+        asked, plain = template.render(turn, prompt=True), template.render(turn)
+    except RefusalError as error:
+        raise _refused(error) from error
+    bos = template.tokens.get("bos_token", "")
+    return () if asked == plain else (asked.removeprefix(bos), asked)
 
 
 def end_of_turn(template: Template, tokenizer: Tokenizer) -> int | None:

@@ -280,7 +280,7 @@ class Scorer:
             with self._lock:
                 kept = self._forward(names, encodings)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not causal.is_out_of_memory(error):
                 raise
             kept = None
         if kept is None:  # the error, which held on to the tensors, is gone
@@ -389,13 +389,6 @@ def _encode_chat(tokenizer: Tokenizer, window: Window) -> Encoding | str:
         )
     except AlignmentError as error:
         return str(error)
-
-
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Tells a lack of memory from other errors; torch's CPU has no class for it."""
-    return isinstance(
-        error, torch.OutOfMemoryError | MemoryError
-    ) or "DefaultCPUAllocator" in str(error)
 
 
 def _does_not_fit(length: int) -> str:

@@ -183,7 +183,7 @@ def _named(own: Mapping[str, str], name: str, model: str) -> str:
     has = f"it has {', '.join(sorted(own))}" if own else "it has none"
     raise ValueError(
         f"{model} must have a chat template called {name!r}, {has}; name one of its own"
-        " or a .jinja file by --chat_template, or a model that has one by --chat_model"
+        " or a .jinja file by --chat_template"
     )
 
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ output = "{folder}/made"
 [inputs]
 {inputs}
 [corpus]
-inputs = ["a.jsonl"]
+inputs = ["{folder}/made/inputs/a.jsonl"]
 [prepare]
 splits = "fusion=.5,heldout=.5"
 max_bytes = 100
 [target]
-model = "t"
+model = "{folder}/made/inputs/t"
 [sources.one]
-model = "m"
+model = "{folder}/made/inputs/m"
 """
 
 
@@ -120,6 +121,26 @@ def test_a_table_that_names_nothing_is_refused(tmp_path: Path) -> None:
         read(tmp_path, 'size = "tiny"')
 
 
+@pytest.mark.parametrize(
+    ("place", "where"),
+    [
+        ("a.jsonl", r"\[corpus\]\.inputs \(.*a\.jsonl\)"),
+        ("t", r"\[target\]\.model"),
+        ("m", r"\[sources\.one\]\.model"),
+    ],
+)
+def test_nothing_is_made_for_a_recipe_that_takes_other_inputs(
+    place: str, where: str, tmp_path: Path
+) -> None:
+    lines = '[inputs]\nmade_by = "examples.demo"\nsize = "tiny"'
+    text = TEXT.format(folder=tmp_path, inputs="").replace("[inputs]", lines)
+    path = tmp_path / "recipe.toml"
+    path.write_text(text.replace(f"/made/inputs/{place}", f"/mine/{place}"))
+    told = rf"{where} must lie in {tmp_path}/made/inputs, .* leave \[inputs\] out"
+    with pytest.raises(ValueError, match=told):
+        recipe.read(str(path))
+
+
 @pytest.mark.parametrize("value", ["[1]", "0.5", "true", "{a = 1}"])
 def test_settings_are_text_or_whole_numbers(value: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\[inputs\]\.seed must be text or a whole"):
@@ -156,6 +177,23 @@ def test_what_an_example_does_not_take_is_refused(
 def test_an_example_without_inputs_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"examples\.smollm2 has no make_inputs"):
         makers.make(inputs(tmp_path, 'made_by = "examples.smollm2"'))
+
+
+def test_an_example_that_is_not_there_is_told_apart_from_a_missing_checkout(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"name an example.*did you mean"):
+        makers.make(inputs(tmp_path, 'made_by = "examples.tabel7"'))
+
+
+def test_examples_of_another_project_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = types.ModuleType("examples")
+    other.__path__ = [str(tmp_path)]
+    monkeypatch.setitem(sys.modules, "examples", other)
+    with pytest.raises(ImportError, match=rf"checkout's own.* loaded {tmp_path}"):
+        makers.make(inputs(tmp_path, 'made_by = "examples.demo"', 'size = "tiny"'))
 
 
 def test_examples_that_are_no_checkouts_are_not_run(

@@ -1,5 +1,6 @@
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,3 +131,31 @@ def test_a_domain_may_be_called_with_colons() -> None:
     shown = run.taught_table(dataclasses.replace(made, counts=counts)).splitlines()
     assert shown[0].split() == ["taught", "by", "one", "target"]
     assert shown[1].split() == ["a:b", "75%", "25%"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[ensembles.a]", r"\[ensembles\.a\]: models of an ensemble must have one"),
+        ('[merges.b]\nmethod = "linear"', r"\[merges\.b\]: .*neox"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused_before_any_work(
+    table: str, message: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    text = GOOD.replace('"t"', f'"{models["llama"]}"').replace(
+        'output = "runs/', 'output = "'
+    )
+    text = text.replace('"m"', f'"{models["llama"]}"')
+    more = f'[sources.neox]\nmodel = "{models["neox"]}"\n{table}\n'
+    named = 'models = ["source.one", "source.neox"]\n'
+    path = tmp_path / "recipe.toml"
+    path.write_text(text + more + named)
+    plan = recipe.read(str(path), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=message):
+        run.run(plan)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(
+        FileNotFoundError, match=r"got .a\.jsonl."
+    ):  # what is not asked for may be
+        run.run(plan, only=["fused"])

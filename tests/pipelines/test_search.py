@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pipelines import cli, merge, merging, search, search_page, searching
-from schemas.errors import FusionError, SchemaError
+from schemas import locks
+from schemas.errors import SchemaError
 from tests import commands
 from tests import merging as plainly
 from tests import searching as small
@@ -21,7 +22,6 @@ from train import evaluate
 from train.evaluate import EvaluateConfig
 from train.merge.inputs import Input
 from train.search import objective, trials
-from transforms import scorer
 
 Contents = Callable[[str], dict[str, str]]
 NOTHING: dict[str, Any] = {"baselines": [], "budget": 1}
@@ -49,11 +49,6 @@ def finished(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return Finished(out, result, said)
 
 
-def bench_of(given: searching.Searching) -> tuple[search.Planned, Any]:
-    planned = search.plan_search(given)
-    return planned, search.open_measuring(planned, search.identity_of(planned))
-
-
 @pytest.mark.parametrize(
     ("method", "more"),
     [
@@ -66,7 +61,7 @@ def test_a_trial_is_what_the_merger_writes_to_the_bit(
     method: str, more: dict[str, Any], made: Made, out: str, tmp_path: Path
 ) -> None:
     given = small.given(made, out, method=method, **more)
-    planned, measuring = bench_of(given)
+    planned, measuring = small.bench_of(given)
     x = np.random.default_rng(0).normal(0.5, 0.5, len(planned.genome.genes))
     merged = given.merging(planned.genome, x)
     found = measuring.trial(given.search, merged)
@@ -102,7 +97,7 @@ def test_the_best_is_written_by_the_merger_from_the_recipe_alone(
     merged = merging.read_recipe(path, {"slices": "0-0"})
     assert merge.merge_models(merged)
     given = small.given(made, out, method="dare_ties")
-    planned, measuring = bench_of(given)
+    planned, measuring = small.bench_of(given)
     again = given.merging(planned.genome, np.array(best["genes"]))
     assert plainly.same(measuring.bench.tensors(again.rules), plainly.state(f"{out}/m"))
     assert (
@@ -192,45 +187,6 @@ def test_a_merge_that_is_no_model_is_a_dead_trial(made: Made, out: str) -> None:
     table = Path(f"{out}/s/table.md").read_text()
     assert "one global value: 2 of 3 trials had no finite objective" in table
     assert "| random search | 3 | none | dead | dead | dead | dead |" in table
-
-
-def test_a_trial_whose_logits_are_not_finite_is_dead(
-    made: Made, out: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    score = scorer.Scorer._forward
-
-    def spoil(self: Any, *args: Any) -> Any:
-        kept = score(self, *args)
-        return dataclasses.replace(kept, finite=np.zeros_like(kept.finite))
-
-    given = small.given(made, out)
-    planned, measuring = bench_of(given)
-    merged = given.merging(planned.genome, planned.genome.start)
-    assert measuring.trial(given.search, merged).error is None
-    monkeypatch.setattr(scorer.Scorer, "_forward", spoil)
-    found = measuring.trial(given.search, merged)
-    assert found.rank == trials.DEAD
-    assert found.error
-    assert "these failed: 2 of 2 of code, 2 of 2 of prose;" in found.error
-    with pytest.raises(SchemaError, match="base must be a sound model before it is"):
-        measuring.reference("base")
-
-
-def test_a_lack_of_memory_ends_a_search_and_is_not_kept(
-    made: Made, out: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = small.given(made, out)
-    planned, measuring = bench_of(given)
-    merged = given.merging(planned.genome, planned.genome.start)
-    with monkeypatch.context() as patch:
-        patch.setattr(scorer.Scorer, "_run_batch", lambda *_: None)
-        for work in (
-            lambda: measuring.trial(given.search, merged),
-            lambda: measuring.reference("base"),
-        ):
-            with pytest.raises(FusionError, match=r"memory must hold .* 2 of 2;"):
-                work()
-    assert measuring.reference("base")["search"].error is None
 
 
 def test_a_search_of_dead_trials_says_why(made: Made, out: str) -> None:
@@ -334,7 +290,7 @@ def test_tokens_that_one_model_has_alone_stay_out_where_the_base_says_so(
     result = small.run(own, out, embeddings="base", **NOTHING)
     assert list(result["models"]) == ["base"]
     given = small.given(own, out, embeddings="base", **NOTHING)
-    planned, measuring = bench_of(given)
+    planned, measuring = small.bench_of(given)
     held = measuring.bench.tensors(given.plain(()).rules)
     key = "model.embed_tokens.weight"
     assert torch.equal(held[key], plainly.state(made["base"])[key])
@@ -386,16 +342,84 @@ def test_a_recipe_that_does_not_fit_the_models_is_refused(
         small.run(made, out, **change)
 
 
+def test_a_line_of_other_places_is_not_taken_for_this_one(
+    made: Made, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"budget": 2, "baselines": ["global"]}
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "arm_identity", lambda given, arm, identity: identity)
+        small.run(made, out, **more)
+    with pytest.raises(
+        SchemaError, match="was made with line = None, and now it is 'w"
+    ):
+        small.run(made, out, **more)
+    held = Path(out, "s", "trials")
+    before = (held / "cma.json").read_bytes()
+    (held / "global-2.json").unlink()
+    small.run(made, out, **more)
+    assert (held / "cma.json").read_bytes() == before
+
+
+def test_the_report_of_a_trial_of_another_line_is_not_taken_for_this_ones(
+    made: Made, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "best", lambda done: done[1])
+    more = {"baselines": ["global"]}
+    few, many = (
+        small.run(made, out, budget=budget, **more)["arms"]["global"]["best"]
+        for budget in (2, 3)
+    )
+    assert few["settings"] != many["settings"]
+    assert few["report"] != many["report"]
+
+
+def test_of_two_searches_in_one_folder_the_second_is_refused(
+    made: Made, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "WAIT_S", 0.0)
+    tried = []
+
+    def try_another(line: str) -> None:
+        with pytest.raises(SchemaError, match=r"/s must be .* is searching there"):
+            small.run(made, out, **NOTHING)
+        tried.append(line)
+
+    search.search(small.given(made, out, **NOTHING), try_another)
+    assert len(tried) == 1
+    assert not Path(out, "s", locks.NAME).exists()
+
+
 def test_the_genome_is_shown_and_nothing_written(
     made: Made, out: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = small.recipe(made, out, method="ties")
+    path = small.recipe(made, out, method="ties", budget=30)
     assert search.main([path, "--show"]) == 0
     told = capsys.readouterr().out
     assert "layers 0-0 attention: *.self_attn.*" in told
     assert "  density of m2: 0.05 to 1, from 1" in told
-    assert "35 genes in 7 cells" in told
+    assert told.splitlines()[-5:] == [
+        "35 genes in 7 cells",
+        "uniform weights: 1 evaluation",
+        "one global value: 30 evaluations, lambda from 0 to 2",
+        "random search: 30 evaluations",
+        "CMA-ES: 30 evaluations, 2 updates, one after every 14",
+    ]
     assert not Path(out, "s").exists()
+
+
+def test_what_the_arms_come_to_is_shown_without_the_extra(
+    made: Made,
+    out: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    path = small.recipe(made, out, population=8, baselines=["global"], budget=7)
+    assert search.main([path, "--show"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "one global value: 7 evaluations, weight times lambda from 0 to 2",
+        "CMA-ES: 7 evaluations, 0 updates, one after every 8",
+    ]
 
 
 def test_a_search_without_its_extra_says_which(
@@ -420,7 +444,7 @@ def test_flags_take_the_place_of_keys(made: Made, out: str) -> None:
 def test_a_rule_of_ones_own_has_nothing_of_the_genes(made: Made, out: str) -> None:
     rules = [{"pattern": "*.mlp.*", "settings": {"normalize": False}}]
     given = small.given(made, out, method="ties", rules=rules)
-    planned, measuring = bench_of(given)
+    planned, measuring = small.bench_of(given)
 
     def tensors(x: Any) -> dict[str, torch.Tensor]:
         return measuring.bench.tensors(given.merging(planned.genome, x).rules)
@@ -434,7 +458,7 @@ def test_a_rule_of_ones_own_has_nothing_of_the_genes(made: Made, out: str) -> No
 def test_what_rules_settle_is_not_searched(made: Made, out: str) -> None:
     rules = [{"pattern": "*.mlp.*", "take": "m1"}]
     given = small.given(made, out, rules=rules)
-    planned, measuring = bench_of(given)
+    planned, measuring = small.bench_of(given)
     assert not any("mlp" in cell.name for cell in planned.genome.cells)
     held = measuring.bench.tensors(
         given.merging(planned.genome, planned.genome.start).rules

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from schemas import files, locks
+from schemas.errors import SchemaError
 
 MOUNTS = r"""
 21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
@@ -67,6 +68,22 @@ def test_a_lock_is_had_by_one_and_ends_with_its_file(tmp_path: Path) -> None:
         assert not locks.take(other.fileno())
         one.close()
         assert locks.take(other.fileno())
+
+
+def test_a_folder_is_held_by_one_command_and_free_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "WAIT_S", 0.0)
+    folder = tmp_path / "work"
+    with locks.hold(folder, "dancing"):
+        with (
+            pytest.raises(SchemaError, match=r"work must be .* is dancing there;"),
+            locks.hold(folder, "dancing"),
+        ):
+            raise AssertionError("two commands in one folder")
+        (folder / locks.NAME).unlink()
+    with locks.hold(folder, "dancing"):
+        assert (folder / locks.NAME).exists()
 
 
 def test_a_file_that_was_removed_before_it_was_locked_is_made_again(

@@ -1,6 +1,5 @@
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +142,23 @@ def test_a_result_is_kept_until_settings_or_data_change(
     assert benchmarks.measured_tasks(config, benchmarks.load(config)) == {}
     anew = dataclasses.replace(few, overwrite=True)
     assert benchmarks.evaluate_tasks(anew, silent)["colors"]["items"] == 2
+
+
+@pytest.mark.parametrize("place", ["mine/own.py", "mine/below/other.py", "its.py"])
+def test_a_result_is_of_all_python_that_its_folder_may_run(
+    config: EvaluateConfig, folder: Path, place: str
+) -> None:
+    add_line(folder, "include: ../shared\n")
+    (folder.parent / "shared").write_text("process_results: !function its.result\n")
+    text = "def result(doc, found):\n    return {'acc': 1, 'acc_norm': 1}\n"
+    (folder.parent / "its.py").write_text(text)
+    allowed = dataclasses.replace(config, run_code=True)
+    assert benchmarks.evaluate_tasks(allowed, silent)["colors"]["acc"] == 1
+    changed = folder.parent / place
+    changed.parent.mkdir(exist_ok=True)
+    changed.write_text(text.replace("1", "0"))
+    with pytest.raises(SchemaError, match="was measured with task = "):
+        benchmarks.evaluate_tasks(allowed, silent)
 
 
 def test_prompts_of_a_chat_model_are_dialogues_by_its_template(
@@ -464,19 +480,3 @@ def test_an_evaluation_must_be_of_something(config: EvaluateConfig) -> None:
         dataclasses.replace(config, tasks=())
     with pytest.raises(ValueError, match="tasks must be names, without slashes"):
         dataclasses.replace(config, tasks=("../colors",))
-
-
-def test_a_table_has_a_line_a_metric_and_a_column_a_model() -> None:
-    found = {
-        "a": {"t": {"acc": 0.5, "acc_stderr": 0.125, "items": 9, "cut_prompts": 0}},
-        "b": {"t": {"acc": 0.25, "items": 9}, "u": {"em,strict": 1.0}},
-    }
-    tasks = benchmarks.side_by_side(found)
-    assert json.loads(json.dumps(tasks)) == tasks
-    lines = benchmarks.table(tasks).splitlines()
-    assert [line.split() for line in lines] == [
-        ["a", "b"],
-        ["t", "acc", "0.5000", "±", "0.1250", "0.2500"],
-        ["u", "em,strict", "-", "1.0000"],
-    ]
-    assert len({len(line) for line in lines}) == 1

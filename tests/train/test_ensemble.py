@@ -1,4 +1,6 @@
+import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from schemas import files
 from schemas.errors import SchemaError
 from tests import causal_models, tiny
 from tests.train import held_out
@@ -151,6 +154,23 @@ def test_models_of_other_tokens_are_refused(
 ) -> None:
     other = EvaluateConfig(**{**vars(config), "ensemble": (models["neox"],)})
     with pytest.raises(ValueError, match=r"must have one vocabulary, but .* tokens"):
+        evaluate.evaluate_model(other)
+
+
+def test_models_of_other_borders_are_refused(
+    config: EvaluateConfig, trio: list[str], tmp_path: Path
+) -> None:
+    # One vocabulary, but texts begin and end with another token of it.
+    copy = shutil.copytree(trio[1], tmp_path / "other")
+    path = copy / "tokenizer_config.json"
+    told = files.read_json(str(path))
+    own = tokenizer.load(trio[1])
+    told["bos_token"] = told["eos_token"] = own.vocabulary()[own.start_id + 1]
+    path.write_text(json.dumps(told))
+    other = EvaluateConfig(**{**vars(config), "ensemble": (str(copy),)})
+    with pytest.raises(
+        ValueError, match=r"has start token \d+ and .* \d+; take it out"
+    ):
         evaluate.evaluate_model(other)
 
 

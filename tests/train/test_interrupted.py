@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from schemas import locks
 from schemas.errors import SchemaError
 from tests.train.runs import Killed, curve, other, silent, weights
 from train import checkpoints, loop, offload, publish, states, trainer
@@ -170,7 +171,7 @@ def test_of_two_commands_on_one_output_the_second_is_refused(
         for place in held:
             with (
                 pytest.raises(SchemaError, match="must be of one command at a time"),
-                checkpoints.hold(place),
+                locks.hold(place, "training"),
             ):
                 raise AssertionError("two commands in one folder")
         original(folder)
@@ -181,8 +182,11 @@ def test_of_two_commands_on_one_output_the_second_is_refused(
     if checkpoints_in is not None:
         held.append(tmp_path / checkpoints_in)
         run = dataclasses.replace(config, checkpoints=str(held[1]))
-    monkeypatch.setattr(checkpoints, "WAIT_S", 0.0)
-    with checkpoints.hold(held[0]), pytest.raises(SchemaError, match=r"out\.partial"):
+    monkeypatch.setattr(locks, "WAIT_S", 0.0)
+    with (
+        locks.hold(held[0], "training"),
+        pytest.raises(SchemaError, match=r"out\.partial"),
+    ):
         trainer.train(run, silent)
     monkeypatch.setattr(checkpoints, "complete", try_another)
     trainer.train(dataclasses.replace(run, max_steps=2), silent)

@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from schemas.errors import SchemaError
 from tests.train import shards
 from train import data
 from train import model as models
@@ -290,6 +291,16 @@ def test_weights_are_trained_in_float32_whatever_they_are_stored_in(
     llama().to(torch.bfloat16).save_pretrained(tmp_path)
     assert models.stored_dtype(tmp_path) == torch.bfloat16
     assert {p.dtype for p in models.load(tmp_path).parameters()} == {torch.float32}
+
+
+def test_a_target_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path)
+    held = model.state_dict()
+    del held["model.norm.weight"]
+    model.save_pretrained(tmp_path, state_dict=held)
+    with pytest.raises(SchemaError, match=r"but 1 are missing .* model\.norm\.weight"):
+        models.load(tmp_path)
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
+import shutil
+from pathlib import Path
+
 import huggingface_hub
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
+from schemas.errors import SchemaError
 from tests import causal_models
 from transforms import causal
 
@@ -87,6 +92,22 @@ def test_pickled_weights_are_never_read(models, tmp_path) -> None:
     torch.save(safe.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="pickled weights only"):
         causal.load_model(str(tmp_path), dtype=torch.float32, device=cpu)
+
+
+@pytest.mark.parametrize("change", ["lost", "cut"])
+def test_a_model_that_lacks_a_weight_is_refused(
+    models: dict[str, str], tmp_path: Path, change: str
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(models["llama"], folder)
+    path, key = folder / "model.safetensors", "model.norm.weight"
+    held = safetensors.torch.load_file(path)
+    whole = held.pop(key)
+    more = {} if change == "lost" else {key: whole[:-1].clone()}
+    safetensors.torch.save_file({**held, **more}, path, {"format": "pt"})
+    cpu = torch.device("cpu")
+    with pytest.raises(SchemaError, match=rf"broken must hold .* but 1 are .* {key}"):
+        causal.load_model(str(folder), dtype=torch.float32, device=cpu)
 
 
 def test_loaded_weights_have_the_asked_for_type(models) -> None:

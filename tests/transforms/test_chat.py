@@ -272,3 +272,66 @@ def test_a_dialogue_whose_answers_the_template_drops_is_refused(target):
     with pytest.raises(UnusableError) as caught:
         only(deaf, SAID, target)
     assert caught.value.args[0] == "no_answer"
+
+
+@pytest.fixture(scope="module")
+def polyglot(tmp_path_factory) -> Family:
+    """Returns a byte-level BPE with the control tokens of all families."""
+    fast = tiny.byte_level()
+    fast.add_special_tokens([*made.CONTROLS])
+    folder = tmp_path_factory.mktemp("polyglot")
+    return Family.save(folder, fast, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("name", made.FAMILIES)
+def test_what_is_asked_is_the_templates_prompt_for_an_answer(name, polyglot):
+    template = made.template(*made.FAMILIES[name])
+    said = "Käse? <|im_end|> or [/INST]"
+    asked, controls = chat.ask(said, template, polyglot.own)
+    wanted = template.render([Turn(role=USER, content=said)], prompt=True)
+    wanted = wanted.removeprefix(template.tokens["bos_token"])
+    if name == "generation":  # which has none, so its header of an answer follows
+        wanted += "<|im_start|>assistant\n"
+    assert asked == wanted
+    raw = asked.encode()
+    pairs = list(zip(controls[::2], controls[1::2], strict=True))
+    told = b"".join(raw[start:stop] for start, stop in pairs).decode()
+    assert told == asked.replace(said, "")
+    ids = polyglot.own.encode_window(asked, False, controls).token_ids.tolist()
+    end = "<|im_end|>"  # what a user says stays text
+    assert ids.count(polyglot.id(end)) == asked.replace(said, "").count(end)
+
+
+def test_an_answer_is_asked_for_as_it_stands_in_a_dialogue(polyglot):
+    for text in (made.CHATML, made.LLAMA3, made.GEMMA, made.LLAMA2, made.GENERATION):
+        template = Template(text=text, tokens=polyglot.template_tokens)
+        document = Document(doc_id="d", text="d", turns=SAID[:2])
+        whole = chat.render(document, template, [polyglot.own])
+        start = whole.loss_spans[0]
+        asked = chat.ask(SAID[0].content, template, polyglot.own)
+        assert asked == (whole.text[:start], chat.clip(whole.control_spans, 0, start))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("chatml", "<|im_end|>"),
+        ("llama2", "</s>"),
+        ("llama3", "<|eot_id|>"),
+        ("gemma", "<end_of_turn>"),
+        ("phi", "<|end|>"),
+        ("generation", "<|im_end|>"),
+        ("vicuna", None),
+    ],
+)
+def test_a_turn_ends_with_the_control_token_behind_an_answer(name, wanted, polyglot):
+    template = made.template(*made.FAMILIES[name])
+    found = chat.end_of_turn(template, polyglot.own)
+    assert found == (None if wanted is None else polyglot.id(wanted))
+
+
+def test_a_template_that_refuses_to_ask_says_so(polyglot):
+    stern = "{% if add_generation_prompt %}{{ raise_exception('no') }}{% endif %}"
+    template = Template(text=made.CHATML + stern, tokens={})
+    with pytest.raises(UnusableError, match="it refuses: no"):
+        chat.ask("Why?", template, polyglot.own)

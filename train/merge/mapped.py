@@ -16,6 +16,24 @@ def open_models(reading: Reading) -> Opened:
     return Opened(reading, _Mapped(reading).read)
 
 
+def check(reading: Reading) -> None:
+    """Looks whether files on disks are those that the work was planned with.
+
+    One that is written over where it lies changes under its mapping. Those in buckets
+    are looked at whenever they are read.
+
+    Raises:
+      FileNotFoundError: if one is gone.
+      FusionError: if one is another.
+    """
+    for model, stamps in zip(reading.models, reading.stamps, strict=True):
+        for name, stamp in stamps.items():
+            if not buckets.protocol(model.folder):
+                path = files.join(model.folder, name)
+                with files.open_input(path) as file:
+                    weights.check_version(path, file, stamp)
+
+
 class _Mapped:
     """The files of models, each mapped when it is first read."""
 

@@ -73,7 +73,7 @@ def read(path: str, *, run_code: bool = False) -> tuple[Item, ...]:
             continue
         try:
             item = _item(json.loads(line.decode()), number)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise SchemaError(
                 f"{path}, line {number}, must hold 'prompt' and 'answer', both strings"
                 " that are not empty, and of a program 'calls' and 'expected', lists of"
@@ -96,6 +96,7 @@ def _item(told: Any, line: int) -> Item:
         raise TypeError("they are no strings")
     if not (prompt and answer.strip()):
         raise ValueError("one is empty")
+    f"{prompt}{answer}".encode()  # half a surrogate pair is no text
     calls, expected = told.get("calls", []), told.get("expected", [])
     if not (isinstance(calls, list) and isinstance(expected, list)):
         raise TypeError("'calls' or 'expected' is no list")

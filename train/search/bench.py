@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from schemas.errors import FusionError
 from train.merge import mapped, match, work
+from train.merge.inputs import Input
 from train.merge.match import Sources
 from train.merge.reading import Opened, Reading
 from train.merge.rules import Rule
@@ -49,30 +51,56 @@ class Bench:
         """Merges all tensors, each as it would be stored.
 
         Raises:
-          SchemaError: if one is not finite.
+          FusionError: if a file of the models was written meanwhile.
+          NotFiniteError: if one is not finite.
           ValueError: if the rules do not fit the models.
         """
         planned, _ = match.match(self.sources, rules, self.stored)
-        with self.opened.of.set_threads():
-            return {
-                one.key: work.stored(self.opened, one, self.seed) for one in planned
-            }
+        mapped.check(self.opened.of)  # a file cut short would end the process
+        try:
+            with self.opened.of.set_threads():
+                return {
+                    one.key: work.stored(self.opened, one, self.seed) for one in planned
+                }
+        finally:  # what is not finite may be of such a file, and no fault of the merge
+            mapped.check(self.opened.of)
 
     def model(self, rules: Sequence[Rule]) -> Any:
         """Merges a model and loads it.
 
         Raises:
-          SchemaError: if a tensor is not finite.
+          FusionError: if memory does not hold it, or a file of the models was written
+            meanwhile.
+          NotFiniteError: if a tensor is not finite.
+          SchemaError: if the lead lacks a weight of its architecture.
           ValueError: if the rules do not fit the models.
         """
-        weights = self.tensors(rules)
+        try:
+            return self._loaded(self.tensors(rules))
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not causal.is_out_of_memory(error):
+                raise
+            told, kind = str(error).partition("\n")[0], str(self.dtype)
+            raise FusionError(
+                "memory must hold a merged model, as it is stored and in"
+                f" {kind.removeprefix('torch.')} on {self.device}, but does not"
+                f" ({told}); end what else takes it, or choose a smaller dtype, and"
+                " repeat the command, which goes on from here"
+            ) from error
+
+    def _loaded(self, weights: dict[str, torch.Tensor]) -> Any:
+        """Gives weights to a model of the lead's architecture."""
         with causal.quiet():
-            made = self.kind.from_pretrained(
+            made, told = self.kind.from_pretrained(
                 None,
                 config=copy.deepcopy(self.config),
                 state_dict=weights,
                 dtype=self.dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
+        lead = self.sources.models[self.sources.lead]
+        causal.refuse_incomplete(f"{lead.name} ({lead.model})", made, told)
         return made.to(self.device).eval()
 
 
@@ -106,11 +134,7 @@ def open_bench(
         output="",  # nothing is written, and no pass goes before
         identity="",
     )
-    folder = sources.models[sources.lead].folder_with((checkpoint.CONFIG,))
-    local = checkpoint.locate(folder, config_only=True).folder
-    config = transformers.AutoConfig.from_pretrained(
-        str(local), trust_remote_code=False, local_files_only=True
-    )
+    config = read_config(sources.models[sources.lead])
     with torch.device("meta"):
         empty = transformers.AutoModelForCausalLM.from_config(config)
     return Bench(
@@ -122,4 +146,15 @@ def open_bench(
         device=device,
         config=config,
         kind=type(empty),
+    )
+
+
+def read_config(model: Input) -> Any:
+    """Reads the configuration of a model, as transformers has it."""
+    import transformers  # takes seconds
+
+    folder = model.folder_with((checkpoint.CONFIG,))
+    local = checkpoint.locate(folder, config_only=True).folder
+    return transformers.AutoConfig.from_pretrained(
+        str(local), trust_remote_code=False, local_files_only=True
     )

@@ -94,6 +94,10 @@ class Gene:
         share = (value - self.low) / (self.high - self.low)
         return min(1.0, max(0.0, share))
 
+    def nearest(self, value: float) -> float:
+        """Returns the value of its range that is nearest to another."""
+        return min(self.high, max(self.low, value))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Genome:
@@ -114,13 +118,14 @@ class Genome:
         """Where the search begins: the models weigh the same, lambda is 1."""
         return np.array([gene.place(gene.start) for gene in self.genes])
 
-    def with_all(self, setting: str, value: float) -> Genes:
-        """Returns the start, but for one setting, which has one value everywhere."""
+    def gene(self, setting: str) -> Gene:
+        """Returns the first gene of a setting; all have one range and one start."""
+        return next(gene for gene in self.genes if gene.setting == setting)
+
+    def with_all(self, values: Mapping[str, float]) -> Genes:
+        """Returns the start, but for some settings, each of one value everywhere."""
         return np.array(
-            [
-                gene.place(value if gene.setting == setting else gene.start)
-                for gene in self.genes
-            ]
+            [gene.place(values.get(gene.setting, gene.start)) for gene in self.genes]
         )
 
     def values(self, x: Genes) -> list[float]:

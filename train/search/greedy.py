@@ -23,8 +23,8 @@ PADDED = frozenset(
 )
 """Architectures, as configurations call them, that pass over masked tokens in front."""
 
-_UNEVEN = frozenset({"dynamic", "longrope"})
-"""Rotary embeddings that depend on the longest row, so on a row's neighbors."""
+_ROTARY = frozenset({None, "default", "linear", "llama3", "yarn"})
+"""Rotary embeddings that do not depend on the longest row, so on a row's neighbors."""
 
 _BATCH = 64
 """Most prompts at once."""
@@ -68,7 +68,7 @@ def pads(model: Any) -> bool:
     )
     nested = [one for one in scaling.values() if isinstance(one, dict)]
     kinds = {one.get("rope_type") for one in (scaling, *nested)}
-    return config.model_type in PADDED and kinds.isdisjoint(_UNEVEN)
+    return config.model_type in PADDED and kinds <= _ROTARY
 
 
 def _batches(lengths: Sequence[int], most: int, pads: bool) -> Iterator[list[int]]:

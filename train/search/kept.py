@@ -1,6 +1,6 @@
 """What a search has measured beside its trials, so that nothing is measured twice."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from schemas import files
@@ -42,11 +42,15 @@ class Kept:
         return trials.from_json(found[name])
 
 
-def others(paths: Sequence[str], identity: Mapping[str, Any]) -> bool:
-    """Says whether one of some files is there, and of another search."""
-    for path in filter(files.exists, paths):
+def others(identities: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Says whether one of some files is there, and of another search.
+
+    Args:
+      identities: what each is to be of, by path.
+    """
+    for path in filter(files.exists, identities):
         try:
-            trials.refuse_other(path, files.read_json(path), identity)
+            trials.refuse_other(path, files.read_json(path), identities[path])
         except SchemaError:
             return True
     return False

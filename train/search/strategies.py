@@ -1,6 +1,7 @@
 """Ways to propose trials: CMA-ES, and what it must beat with as many evaluations."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from schemas.arrays import Genes
 from schemas.errors import SchemaError
 from train.search import trials
-from train.search.genome import Genome
+from train.search.genome import Genome, Range
 from train.search.trials import Trial
 
 _ARRAYS = {
@@ -19,6 +20,21 @@ _ARRAYS = {
     "path_covariance": "_pc",
 }
 """What a state calls the optimizer's arrays, and what `cmaes` does."""
+
+
+def population_of(genes: int) -> int:
+    """Returns how many trials go before an update of so many genes, if none says.
+
+        4 + floor(3 ln n)
+
+    Example:
+      >>> population_of(35)
+      14
+
+    References:
+      Hansen 2016, arXiv 1604.00772, equation 48.
+    """
+    return 4 + math.floor(3 * math.log(genes))
 
 
 class Evolution:
@@ -45,13 +61,15 @@ class Evolution:
           start: the first mean.
           sigma: the first step size, in units of the genes' ranges.
           seed: of the search.
-          population: trials between two updates; None = 4 + floor(3 ln n) of n genes.
+          population: trials between two updates; None = as `population_of` has it.
         """
         import cmaes  # an extra of its own
 
         self._seed = seed
         self._cma = cmaes.CMA(
-            mean=np.array(start), sigma=sigma, population_size=population
+            mean=np.array(start),
+            sigma=sigma,
+            population_size=population or population_of(len(start)),
         )
         self._state = self._updated()
 
@@ -136,16 +154,61 @@ def uniform(genome: Genome) -> Listed:
 
 
 def one_for_all(genome: Genome, setting: str, budget: int) -> Listed:
-    """Tries one value everywhere, evenly spread over its range, both ends included.
+    """Tries one value everywhere, evenly spread over its reach, both ends included.
 
     Args:
       genome: what is searched.
-      setting: `weight` of all models, or `lambda` where weights say nothing of scale.
-      budget: how many values.
+      setting: `weight` of all models, times lambda; or `lambda` alone, where weights
+        say nothing of scale.
+      budget: how many values; one is the start.
     """
-    gene = next(gene for gene in genome.genes if gene.setting == setting)
-    line = np.linspace(gene.low, gene.high, budget) if budget > 1 else [gene.start]
-    return Listed(genes=lambda number: genome.with_all(setting, float(line[number])))
+    if budget == 1:
+        return uniform(genome)
+    line = np.linspace(*reach(genome, setting), budget)
+
+    def place(number: int) -> Genes:
+        value = float(line[number])
+        factors = _factors(genome, value) if setting == "weight" else {setting: value}
+        return genome.with_all(factors)
+
+    return Listed(genes=place)
+
+
+def reach(genome: Genome, setting: str) -> Range:
+    """Returns the least and the greatest value that is tried everywhere.
+
+    As where all genes vary, it is weight times lambda that says how far a merge goes
+    from the base, if weights do so at all.
+
+    Args:
+      genome: what is searched.
+      setting: as `one_for_all` has it.
+    """
+    scale = genome.gene("lambda")
+    if setting == "lambda":
+        return scale.low, scale.high
+    weight = genome.gene("weight")
+    ends = [w * s for w in (weight.low, weight.high) for s in (scale.low, scale.high)]
+    return min(ends), max(ends)
+
+
+def _factors(genome: Genome, product: float) -> dict[str, float]:
+    """Returns a weight and a lambda of a product, lambda at its start if that does.
+
+    Else one of both is at an end of its range: whatever is in reach lies between the
+    products of two corners, and so somewhere on the edges that lead from one to the
+    other.
+    """
+    weight, scale = genome.gene("weight"), genome.gene("lambda")
+    found = [(product / scale.start, scale.start)] if scale.start else []
+    found += [(w, product / w) for w in (weight.low, weight.high) if w]
+    found += [(product / s, s) for s in (scale.low, scale.high) if s]
+    inside = ((weight.nearest(w), scale.nearest(s)) for w, s in found)
+    return next(
+        {"weight": w, "lambda": s}
+        for w, s in inside
+        if math.isclose(w * s, product, rel_tol=1e-9, abs_tol=1e-12)
+    )
 
 
 def at_random(genome: Genome, seed: int) -> Listed:

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from schemas.checked import UnusableError
+from schemas.errors import AlignmentError, SchemaError
 from train.search import answers, greedy
 from train.search.answers import Item
 from transforms import chat
@@ -99,6 +101,52 @@ def written(
     stops = [end for end in dict.fromkeys(ends) if end is not None]
     made = greedy.continuations(model, rows, max_new_tokens, stops)
     return [spelled(tokenizer, ids) for ids in made]
+
+
+def refuse_misfits(
+    path: str,
+    task: Task,
+    tokenizer: Tokenizer,
+    longest: int | None,
+    max_new_tokens: int,
+) -> None:
+    """Looks whether every prompt and its right answer fit.
+
+    Where an answer is worked first, its work is known by the item's response alone.
+
+    Args:
+      path: the file of the items.
+      task: what is asked.
+      tokenizer: of the model that is asked.
+      longest: tokens that the model reads; None where nothing bounds them.
+      max_new_tokens: most tokens of a response.
+
+    Raises:
+      SchemaError: if a prompt leaves no room for a response, or cannot be read, or a
+        right answer is longer than a response may be; names the line.
+    """
+    for item in task.items:
+        place = f"{path}, line {item.line}, must"
+        try:
+            asked = len(prompt_ids(tokenizer, item.prompt, task.template))
+        except (UnusableError, AlignmentError) as error:
+            raise SchemaError(
+                f"{place} hold a prompt that becomes tokens: {error.args[-1]}"
+            ) from error
+        if longest is not None and asked + max_new_tokens > longest:
+            raise SchemaError(
+                f"{place} leave room for a response of {max_new_tokens} tokens, but its"
+                f" prompt has {asked} of the {longest} that the model reads; lower"
+                " max_new_tokens, or leave the item out"
+            )
+        told = item.answer if task.answer_after is None else item.response or ""
+        needed = len(tokenizer.encode_middle(told))
+        if needed > max_new_tokens:
+            raise SchemaError(
+                f"{place} have a right answer of at most {max_new_tokens} tokens, with"
+                f" its work, but it has {needed}; set max_new_tokens to that at least,"
+                " or leave the item out"
+            )
 
 
 def prompt_ids(

@@ -192,8 +192,8 @@ def refuse_other(path: str, told: Any, identity: Mapping[str, Any]) -> None:
         if had.get(key) != _plain(identity.get(key)):
             raise SchemaError(
                 f"{path} was made with {key} = {had.get(key)!r}, and now it is"
-                f" {identity.get(key)!r}; choose another folder, or pass --overwrite to"
-                " search anew"
+                f" {identity.get(key)!r}; choose another folder, remove this file, or"
+                " pass --overwrite to search all anew"
             )
 
 

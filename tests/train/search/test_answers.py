@@ -38,6 +38,7 @@ def plain(prompt: str = "1+1=", **more: Any) -> dict[str, Any]:
         ('{"prompt": "a", "answer": " "}', "one is empty"),
         ('{"prompt": "a", "answer": "1\\n2"}', "the answer has several lines"),
         ("\xff", "line 3, must"),
+        (json.dumps(plain("\ud800")), "surrogates not allowed"),
         (json.dumps(plain(response=1)), "'response' is no string"),
         (json.dumps(plain(calls={})), "is no list"),
         (json.dumps({**DOUBLE, "expected": []}), "has 1 calls, and expects 0"),

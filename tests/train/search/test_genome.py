@@ -1,5 +1,4 @@
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -141,21 +140,57 @@ def test_genes_of_one_cell_leave_others_alone() -> None:
     assert after[changed[0]]["weight"] == {"models": {"a": 0.25, "b": 0.5}}
 
 
-def test_one_value_for_all_goes_from_end_to_end_of_its_range() -> None:
-    found = made()
-    line = strategies.one_for_all(found, "weight", 5)
-    values: list[Any] = []
-    for number in range(5):
-        every = found.settings(line.propose(number))
-        told = {
-            tuple(own["weight"]["models"].values())
-            for own in every.values()
-            if "weight" in own
-        }
-        assert len(told) == 1
-        values += told
-        assert every["all"] == {"lambda": 1.0}
-    assert values == [(w, w) for w in (0.0, 0.25, 0.5, 0.75, 1.0)]
+def values_of(found: Genome, setting: str, budget: int) -> list[tuple[float, float]]:
+    """Returns the weight and the lambda of each trial of one value everywhere."""
+    line = strategies.one_for_all(found, setting, budget)
+    values = []
+    for number in range(budget):
+        x = line.propose(number)
+        assert 0 <= x.min() <= x.max() <= 1
+        told: dict[str, set[float]] = {}
+        for gene, value in zip(found.genes, found.values(x), strict=True):
+            told.setdefault(gene.setting, set()).add(value)
+        assert told["density"] == {1.0}
+        assert len(told["weight"]) == len(told["lambda"]) == 1
+        values.append((*told["weight"], *told["lambda"]))
+    return values
+
+
+def test_one_weight_for_all_reaches_what_weight_and_lambda_reach_together() -> None:
+    assert values_of(made(), "weight", 5) == [
+        *((0.0, 1.0), (0.5, 1.0), (1.0, 1.0)),
+        *((1.0, 1.5), (1.0, 2.0)),
+    ]
+
+
+def test_one_lambda_for_all_goes_from_end_to_end_of_its_range() -> None:
+    found = made(normalized=True)
+    assert values_of(found, "lambda", 3) == [(0.5, 0.0), (0.5, 1.0), (0.5, 2.0)]
+
+
+@pytest.mark.parametrize("setting", ["weight", "lambda"])
+def test_one_value_for_all_that_is_tried_once_is_the_start(setting: str) -> None:
+    found = made(normalized=setting == "lambda")
+    assert values_of(found, setting, 1) == [(0.5, 1.0)]
+
+
+ranges = drawn.tuples(drawn.floats(-4, 4), drawn.floats(0.1, 4)).map(
+    lambda ends: (ends[0], ends[0] + ends[1])
+)
+
+
+@given(ranges, ranges, drawn.integers(2, 9))
+def test_one_value_for_all_is_evenly_spread_from_corner_to_corner_of_any_ranges(
+    weights: genome.Range, lambdas: genome.Range, budget: int
+) -> None:
+    cells = genome.cells_of(layers.layers_of(["a.weight"]), 1, MODULES)
+    wide = {**RANGES, "weight": weights, "lambda": lambdas}
+    genes = genome.genes_of(cells, MODELS, wide, STARTS, normalized=False)
+    found = Genome(models=MODELS, cells=cells, genes=genes)
+    corners = [w * s for w in weights for s in lambdas]
+    products = [w * s for w, s in values_of(found, "weight", budget)]
+    expected = np.linspace(min(corners), max(corners), budget)
+    assert np.allclose(products, expected, rtol=1e-7, atol=1e-9)
 
 
 def test_random_search_draws_all_of_every_range() -> None:

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from train.search import greedy
 
 VOCABULARY, MOST = 40, 7
-PROMPTS = [[n % 37 + 3 for n in range(k, 3 * k + 1)] for k in (9, 1, 4, 4, 12, 2)]
-"""Of 2 to 25 tokens, in no order; two are as long as each other."""
+PROMPTS = [
+    [(n + s) % 37 + 3 for n in range(k, 3 * k + 1)]
+    for s, k in enumerate((9, 1, 4, 4, 12, 2))
+]
+"""Of 3 to 25 tokens, in no order; two are as long as each other."""
 
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -23,25 +26,21 @@ SIZES = {
     "head_dim": 8,
     "max_position_embeddings": 64,
     "initializer_range": 0.3,
-    "pad_token_id": 0,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+    "tie_word_embeddings": False,
 }
 OTHER: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "mistral": {"sliding_window": 6},
     "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},
     "gemma3_text": {"sliding_window": 6, "query_pre_attn_scalar": 8},
     "mixtral": {"num_local_experts": 4},
     "mamba": {"state_size": 4},
-    "mpt": {"d_model": 16, "n_layers": 2, "n_heads": 2, "max_seq_len": 64},
-    "bloom": {"n_layer": 2, "n_head": 2},
 }
 
 
 def small(kind: str, **more: Any) -> Any:
     torch.manual_seed(3)
     sizes = {**SIZES, **OTHER.get(kind, {}), **more}
-    if kind in ("gpt2", "mpt"):
-        sizes = {k: v for k, v in sizes.items() if k in OTHER[kind] or k[:2] in "voin"}
     config = transformers.AutoConfig.for_model(kind, **sizes)
     made = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -68,6 +67,7 @@ def test_prompts_go_on_together_as_each_does_alone(kind: str) -> None:
     assert greedy.pads(model) == (kind in greedy.PADDED)
     free = [alone(model, ids, MOST, ()) for ids in PROMPTS]
     assert greedy.continuations(model, PROMPTS, MOST, ()) == free
+    assert len(set(map(tuple, free))) > 3  # none of the models says always the same
     stops = (free[0][3], free[1][-1])
     wanted = [alone(model, ids, MOST, stops) for ids in PROMPTS]
     assert greedy.continuations(model, PROMPTS, MOST, stops) == wanted
@@ -87,7 +87,7 @@ def llama() -> Any:
     return small("llama")
 
 
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=12, derandomize=True)
 @hypothesis.given(
     prompts=st.lists(
         st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20),

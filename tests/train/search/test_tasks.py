@@ -5,6 +5,7 @@ import torch
 import transformers
 
 from schemas.checked import UnusableError
+from schemas.errors import SchemaError
 from tests import twins
 from tests.transforms import chat_templates
 from train.sandbox import Call
@@ -125,34 +126,6 @@ def spellings(known: Tokenizer, ids: list[int]) -> list[bytes]:
     ]
 
 
-def test_what_is_asked_is_what_stands_before_an_answer_in_a_dialogue(
-    spoken: str,
-) -> None:
-    known, template = tokenizer.load(spoken), templates.read(spoken)
-    text, controls = chat.ask("Why?", template, known)
-    assert text == ("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
-    raw = text.encode()
-    pairs = zip(controls[::2], controls[1::2], strict=True)
-    assert "".join(raw[a:b].decode() for a, b in pairs) == text.replace("Why?", "")
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        (chat_templates.CHATML, "<|im_end|>"),
-        (chat_templates.ZEPHYR, "</s>"),
-        (chat_templates.CHATML.replace("'<|im_end|>' + ", ""), None),
-    ],
-)
-def test_a_turn_ends_with_the_control_token_behind_an_answer(
-    text: str, wanted: str | None, spoken: str
-) -> None:
-    known = tokenizer.load(spoken)
-    template = Template(text=text, tokens={"eos_token": "</s>", "bos_token": "<s>"})
-    found = chat.end_of_turn(template, known)
-    assert (None if found is None else control_ids(known)[found]) == wanted
-
-
 def test_a_model_stops_at_the_end_of_its_turn_and_at_the_end_of_text(
     spoken: str,
 ) -> None:
@@ -186,3 +159,53 @@ def test_tokens_without_bytes_and_logits_without_tokens_are_not_spelled(
     known = tokenizer.load(models["llama"])
     ids = [int(n) for n in known.encode("12 m").token_ids]
     assert tasks.spelled(known, [1, *ids, known.size + 3]) == "12 m"
+
+
+def refuse(known: Tokenizer, most: int, longest: int | None, **more: Any) -> None:
+    items = (Item(prompt="x = ", answer="12345", line=3, **more.pop("item", {})),)
+    tasks.refuse_misfits("a.jsonl", Task(items=items, **more), known, longest, most)
+
+
+def test_a_prompt_leaves_room_for_all_that_may_be_written(
+    models: dict[str, str], spoken: str
+) -> None:
+    for folder in (models["llama"], models["neox"], spoken):
+        known = tokenizer.load(folder)
+        asked = len(tasks.prompt_ids(known, "x = "))
+        refuse(known, 9, asked + 9)
+        refuse(known, 9, None)
+        with pytest.raises(SchemaError, match=r"a\.jsonl, line 3, must leave room"):
+            refuse(known, 9, asked + 8)
+    template = templates.read(spoken)
+    with pytest.raises(SchemaError, match=rf"its prompt has \d+ of the {asked + 9} "):
+        refuse(known, 9, asked + 9, template=template)
+
+
+def test_a_right_answer_is_no_longer_than_what_may_be_written(
+    models: dict[str, str],
+) -> None:
+    known = tokenizer.load(models["llama"])
+    needed = len(known.encode_middle("12345"))
+    refuse(known, needed, None)
+    with pytest.raises(SchemaError, match=rf"line 3, .*but it has {needed}; set max"):
+        refuse(known, needed - 1, None)
+
+
+def test_the_work_of_an_answer_counts_where_it_is_known(
+    models: dict[str, str],
+) -> None:
+    known = tokenizer.load(models["llama"])
+    work = {"response": "1 2 3 4 5 6 7.\n= 12345"}
+    needed = len(known.encode_middle(work["response"]))
+    refuse(known, 1, None, answer_after="=")
+    refuse(known, needed, None, answer_after="=", item=work)
+    with pytest.raises(SchemaError, match=f"with its work, but it has {needed}"):
+        refuse(known, needed - 1, None, answer_after="=", item=work)
+    refuse(known, needed - 1, None, item=work)  # of which the first line is asked
+
+
+def test_a_prompt_that_cannot_be_rendered_is_named(spoken: str) -> None:
+    text = chat_templates.CHATML + "{{ raise_exception('no') }}"
+    template = Template(text=text, tokens={})
+    with pytest.raises(SchemaError, match=r"a\.jsonl, line 3, must .* it refuses: no"):
+        refuse(tokenizer.load(spoken), 9, None, template=template)

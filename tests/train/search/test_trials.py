@@ -54,7 +54,7 @@ def evolving(budget: int) -> Strategy:
 
 
 def on_a_line(budget: int) -> Strategy:
-    return strategies.one_for_all(toys.genome(), "weight", budget)
+    return strategies.one_for_all(toys.genome(), "lambda", budget)
 
 
 def drawing(budget: int) -> Strategy:

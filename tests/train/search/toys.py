@@ -17,7 +17,7 @@ IDENTITY = {"of": "a toy", "list": [1, 2]}
 
 def genome(count: int = GENES) -> Genome:
     genes = [
-        Gene(cell="all", setting="weight", model=f"m{n}", low=0.0, high=1.0, start=0.5)
+        Gene(cell="all", setting="lambda", model=f"m{n}", low=0.0, high=1.0, start=0.5)
         for n in range(count)
     ]
     return Genome(
