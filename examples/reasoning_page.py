@@ -104,7 +104,7 @@ def emergence(seeds: Seeds) -> str:
         cells = []
         for pair in PAIRS:
             more, less = counts(seeds, name, pair)
-            told = (comparison.spread(each, ".0f") for each in (more, less))
+            told = (comparison.spread(each, ".1f") for each in (more, less))
             cells.append(" / ".join(told))
         lines.append([says(name), *cells])
     return comparison.table(["emergent / lost", *PAIRS], lines)

@@ -30,7 +30,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from examples import digits, problems
+from examples import conversions, digits, problems
 from examples.problems import Unit
 from schemas import files
 from schemas.errors import SchemaError
@@ -47,39 +47,6 @@ SPLITS = (*SHARES, "combined")
 
 MARK = "Answer:"
 """What the last line of a response begins with: behind it stands the answer."""
-
-UNITS = tuple(
-    Unit(*told)
-    for told in (
-        ("kilometers", "meters", "1000"),
-        ("meters", "centimeters", "100"),
-        ("kilograms", "grams", "1000"),
-        ("tonnes", "kilograms", "1000"),
-        ("liters", "milliliters", "1000"),
-        ("hours", "minutes", "60"),
-        ("minutes", "seconds", "60"),
-        ("weeks", "days", "7"),
-        ("yards", "feet", "3"),
-        ("fathoms", "feet", "6"),
-        ("miles", "furlongs", "8"),
-        ("gallons", "quarts", "4"),
-        ("quarts", "pints", "2"),
-        ("pints", "cups", "2"),
-        ("dollars", "quarters", "4"),
-        ("dimes", "cents", "10"),
-        ("nickels", "cents", "5"),
-        ("bytes", "bits", "8"),
-        ("decades", "years", "10"),
-        ("centuries", "years", "100"),
-    )
-)
-"""Units whose conversion needs the product with one digit, and zeros."""
-
-_SMALL = tuple(unit for unit in UNITS if int(unit.factor) <= 10)
-"""Units whose conversion leaves numbers of at most three digits."""
-
-_ZEROS = tuple(unit for unit in UNITS if unit.factor.strip("0") == "1")
-"""Units that are converted back by taking zeros away."""
 
 _LET = "Let k be that."
 _BACK = 0.25  # share of the conversions that go back
@@ -252,9 +219,9 @@ def _units(choose: random.Random) -> Item:
     """A conversion, one after another, or one back."""
     value, asks = choose.randint(2, 99), choose.random() < 0.5
     if choose.random() < _BACK:
-        return _back(choose.choice(_ZEROS), value, asks)
-    unit = choose.choice(UNITS)
-    further = [other for other in _SMALL if other.name == unit.other]
+        return _back(choose.choice(conversions.ZEROS), value, asks)
+    unit = choose.choice(conversions.UNITS)
+    further = [other for other in conversions.SMALL if other.name == unit.other]
     if asks and not further:
         work = _Work(value)
         work.convert(unit, f"How many {unit.other} are {value} {unit.name}?")
@@ -278,7 +245,7 @@ def _back(unit: Unit, value: int, asks: bool) -> Item:
 def _arithmetic_units(choose: random.Random) -> Item:
     """A conversion before or behind an operation."""
     first = choose.random() < 0.5
-    unit = choose.choice(UNITS if first else _SMALL)
+    unit = choose.choice(conversions.UNITS if first else conversions.SMALL)
     work = _taken(choose.randint(2, 49), unit.name)
     if first:
         work.operate(choose, _PLAIN)
@@ -303,7 +270,7 @@ def _programs(choose: random.Random) -> Item:
 
 def _units_programs(choose: random.Random) -> Item:
     """The number is what a conversion comes to."""
-    unit = choose.choice(_SMALL)
+    unit = choose.choice(conversions.SMALL)
     work = _taken(choose.randint(2, 49), unit.name)
     work.convert(unit)
     work.tell(_LET)
