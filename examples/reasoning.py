@@ -1,7 +1,7 @@
 """Reasoning experts of several makes become one, and merge with others of its make.
 
     python -m examples.reasoning --size full    three seeds, half an hour each on a core
-    python -m examples.reasoning --size tiny    a minute: the road of it, no page
+    python -m examples.reasoning --size tiny    some minutes: the road of it, no page
 
 Unconstrained Model Merging (arXiv 2410.13699) in the small: experts of
 arithmetic, of units and of programs, each of another architecture and tokenizer, teach
@@ -25,13 +25,14 @@ from examples import (
     reasoning_answers,
     reasoning_models,
     reasoning_page,
+    reasoning_search,
     results,
     smollm2,
     table7,
 )
 from examples import skills as skill_items
 from examples.skills import PAIRS, SINGLE, Item
-from pipelines import card, merge, merging, recipe, run, search, searching
+from pipelines import recipe, run
 from pipelines.recipe import Recipe
 from schemas import files
 from transforms import allocator
@@ -48,8 +49,6 @@ RECIPES: Mapping[Size, str] = {
 }
 
 SMOLLM2 = "smollm2"
-MERGED = "fused_ties"
-"""Merge of the recipes whose models a search merges."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,8 @@ class Scale:
 
     Attributes:
       learned: items that models are made of.
-      windows: items in the windows of each split.
+      windows: items in the windows of each split; of fusion as many times more as a
+        skill takes longer.
       asked: items that models are asked, of each split.
       budget: evaluations of each arm of a search; 0 for none.
     """
@@ -69,18 +69,18 @@ class Scale:
     budget: int
 
 
-SCALES: Mapping[Size, Scale] = {
+SCALES: dict[Size, Scale] = {
     "full": Scale(
         learned=2800,
-        windows={"fusion": 600, "search": 24, "report": 80},
+        windows={"fusion": 700, "search": 24, "report": 80},
         asked={"search": 8, "report": 80, "combined": 100},
         budget=30,
     ),
     "tiny": Scale(
         learned=40,
         windows={"fusion": 8, "search": 3, "report": 4},
-        asked={"search": 2, "report": 3, "combined": 3},
-        budget=4,
+        asked={"search": 1, "report": 2, "combined": 2},
+        budget=1,
     ),
     "smollm2": Scale(
         learned=2800,
@@ -98,7 +98,7 @@ def make_inputs(output: str, size: Size, seed: int = 0) -> None:
       SystemExit: if others are there.
     """
     scale, place = SCALES[size], files.join(output, "inputs")
-    wanted = {"scale": dataclasses.asdict(scale), "seed": seed}
+    wanted = {"windows": scale.windows, "asked": scale.asked, "seed": seed}
     if _is_missing(files.join(output, "inputs.json"), wanted):
         _write_items(place, scale, seed)
         files.write_json(files.join(output, "inputs.json"), wanted)
@@ -151,11 +151,17 @@ def _write_items(place: str, scale: Scale, seed: int) -> None:
         )
         for split, count in scale.windows.items()
         for skill in SINGLE
-        for number, item in enumerate(skill_items.items(split, skill, count, seed))
+        for number, item in enumerate(
+            skill_items.items(split, skill, count * _times(split, skill), seed)
+        )
     ]
     path = files.join(place, "items.jsonl")
     files.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
     skill_items.write(files.join(place, "asked"), scale.asked, seed)
+
+
+def _times(split: str, skill: str) -> int:
+    return reasoning_models.TOIL[skill] if split == "fusion" else 1
 
 
 def items_of(output: str) -> dict[str, Sequence[Item]]:
@@ -168,62 +174,10 @@ def items_of(output: str) -> dict[str, Sequence[Item]]:
     }
 
 
-def write_search(plan: Recipe, method: str, size: Size, seed: int) -> str:
-    """Writes the recipe of a search of the merge of `MERGED`; returns its path."""
-    names = next(one.models for one in plan.merges if one.name == MERGED)
-    place = plan.folder("searches", method)
-    asked = plan.folder("inputs", "asked")
-    told = {
-        "windows": plan.folder("windows", "search"),
-        "report": plan.folder("windows", "report"),
-        "output": files.join(place, "search"),
-        "budget": SCALES[size].budget,
-        "groups": 2,
-        "max_new_tokens": 120,
-        "run_code": True,
-        "seed": seed,
-        "device": "cpu",
-    }
-    made = {
-        "models": {name.rpartition(".")[2]: plan.places[name] for name in names},
-        "base": plan.target,
-        "method": method,
-        "output": files.join(place, "merged"),
-    }
-    lines = [card.merge_table(made, ()), "[search]"]
-    lines += [f"{key} = {card.toml(value)}" for key, value in told.items()]
-    for skill in SINGLE:
-        lines += ["", f"[search.tasks.{skill}]"]
-        for split in ("search", "report"):
-            path = files.join(asked, f"{split}.{skill}.jsonl")
-            lines.append(f"{split} = {card.toml(path)}")
-        lines.append(f"answer_after = {card.toml(skill_items.MARK)}")
-        lines.append("chat_prompts = true")
-    path = files.join(place, "recipe.toml")
-    files.write_bytes(path, ("\n".join(lines) + "\n").encode())
-    return path
-
-
-def run_searches(plan: Recipe, size: Size, seed: int) -> dict[str, Any]:
-    """Searches with every method, and makes the merge that it has found.
-
-    Returns:
-      The result of each search, by method.
-    """
-    found = {}
-    for method in searching.METHODS if SCALES[size].budget else ():
-        print(f"── search {method}", flush=True)
-        given = searching.read_recipe(write_search(plan, method, size, seed), {})
-        found[method] = search.search(given, lambda _: None)
-        best = merging.read_recipe(files.join(given.config.output, "recipe.toml"), {})
-        merge.merge_models(best)
-    return found
-
-
 def models_of(plan: Recipe, searches: Sequence[str]) -> dict[str, str]:
     """Returns where all models are that are asked, by their names in the table."""
-    found = {f"search:{m}": plan.folder("searches", m, "merged") for m in searches}
-    return {**plan.models, **found}
+    found = {m: reasoning_search.merged(plan, m) for m in searches}
+    return {**plan.models, **{f"search:{m}": place for m, place in found.items()}}
 
 
 def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
@@ -232,7 +186,7 @@ def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
     path = table7.recipe_of_seed(RECIPES[size], seed, output)
     plan = recipe.read(path)
     table = run.run(plan)
-    searches = run_searches(plan, size, seed)
+    searches = reasoning_search.run(plan, SCALES[size].budget, seed)
     items = items_of(output)
     right = {}
     for name, place in models_of(plan, list(searches)).items():
@@ -243,8 +197,16 @@ def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
         "bits": {name: row["all"] for name, row in table["models"].items()},
         "right": right,
         "searches": searches,
-        "minutes": (time.monotonic() - start) / 60,
+        "minutes": _minutes(plan, (time.monotonic() - start) / 60),
     }
+
+
+def _minutes(plan: Recipe, more: float) -> float:
+    """Returns the minutes that a seed has taken, those of killed runs apart."""
+    path = plan.folder("minutes.json")
+    before: float = files.read_json(path) if files.exists(path) else 0.0
+    files.write_json(path, before + more)
+    return before + more
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -46,6 +46,9 @@ OTHERS: Mapping[str, str] = dict(
 
 JOINT = "joint"
 
+TOIL: Mapping[str, int] = {"arithmetic": 2, "units": 1, "programs": 1}
+"""How long skills take to learn, beside each other."""
+
 _APART = "\n0123456789"
 """Characters that are tokens of their own."""
 
@@ -75,7 +78,7 @@ def _plans(width: int, layers: int, steps: int, more: int) -> tuple[Learner, ...
       width: of all.
       layers: of all.
       steps: of models that begin anew.
-      more: steps of those that go on from the base.
+      more: steps of the base, and of an expert of the least toil that goes on from it.
     """
     even = dict.fromkeys(SINGLE, 1 / len(SINGLE))
 
@@ -96,11 +99,16 @@ def _plans(width: int, layers: int, steps: int, more: int) -> tuple[Learner, ...
 
     makes: Sequence[Architecture] = ("qwen2", "mistral", "gpt_neox")
     others = zip(OTHERS.items(), makes, strict=True)
+    toil = sum(TOIL.values())
+    by_toil = {skill: TOIL[skill] / toil for skill in SINGLE}
     return (
         Learner(plan=plan(BASE, "llama", even, more)),
         *(Learner(plan=plan(n, make, {s: 1.0}, steps)) for (n, s), make in others),
-        *(Learner(plan=plan(s, "llama", {s: 1.0}, more), parent=BASE) for s in SINGLE),
-        Learner(plan=plan(JOINT, "llama", even, len(SINGLE) * more), parent=BASE),
+        *(
+            Learner(plan=plan(s, "llama", {s: 1.0}, TOIL[s] * more), parent=BASE)
+            for s in SINGLE
+        ),
+        Learner(plan=plan(JOINT, "llama", by_toil, toil * more), parent=BASE),
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,11 +12,14 @@ from examples import (
     reasoning_answers,
     reasoning_models,
     reasoning_page,
+    reasoning_search,
     results,
     skills,
 )
 from examples.skills import PAIRS, SINGLE
-from pipelines import recipe, searching, selection
+from pipelines import recipe, search, searching, selection
+from schemas import files, windows
+from schemas import plan as slices
 from train.search import tasks
 from transforms import templates, tokenizer
 
@@ -150,10 +154,48 @@ def test_experts_share_the_items_and_the_joint_model_has_all_their_steps() -> No
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> str:
+def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Does all of a tiny seed but searches; returns its folder and what it came to."""
     output = str(tmp_path_factory.mktemp("reasoning"))
-    reasoning.make_inputs(output, "tiny", 0)
-    return output
+    with pytest.MonkeyPatch.context() as patch:
+        scale = dataclasses.replace(reasoning.SCALES["tiny"], budget=0)
+        patch.setitem(reasoning.SCALES, "tiny", scale)
+        patch.setattr(reasoning_answers, "MOST_TOKENS", 4)
+        return output, reasoning.run_seed("tiny", 0, output)
+
+
+@pytest.fixture(scope="module")
+def made(figures: tuple[str, dict[str, Any]]) -> str:
+    return figures[0]
+
+
+def test_a_seed_asks_every_model_that_it_makes_and_tells_them_all(
+    figures: tuple[str, dict[str, Any]],
+) -> None:
+    output, seed = figures
+    plan = recipe.read(f"{output}/recipe.toml")
+    assert seed["right"].keys() == {*plan.models}
+    for answers in seed["right"].values():
+        assert {skill: len(some) for skill, some in answers.items()} == dict.fromkeys(
+            ALL, 2
+        )
+    assert seed["bits"].keys() == {*plan.models}
+    weights = {
+        files.checksum(f"{place}/model.safetensors") for place in plan.models.values()
+    }
+    assert len(weights) == len(plan.models)
+    page = reasoning_page.page({"seeds": {"0": seed}, "run": found()["run"]})
+    for name in plan.models:
+        assert f"| {reasoning_page.says(name)} |" in page
+
+
+def test_windows_count_the_response_and_the_end_and_nothing_else(made: str) -> None:
+    folder = f"{made}/windows/fusion"
+    for window in windows.read_all(folder, slices.read(folder)):
+        prompt, _, response = window.text.partition("\n")
+        begin = len(prompt.encode()) + 1
+        assert list(window.loss_spans) == [begin, begin + len(response.encode())]
+        assert window.ends_document
 
 
 def test_inputs_are_made_once_and_those_of_another_seed_are_refused(made: str) -> None:
@@ -230,11 +272,12 @@ def test_answers_are_kept_and_asked_for_again_of_other_weights(
 def test_a_search_is_of_the_merge_of_fused_and_reads_no_item_that_it_reports(
     made: str,
 ) -> None:
-    plan = recipe.read(str(ROOT / reasoning.RECIPES["tiny"]), output=made)
-    path = reasoning.write_search(plan, "ties", "tiny", 0)
+    plan = recipe.read(f"{made}/recipe.toml")
+    path = reasoning_search.write_recipe(plan, "ties", 1, 0)
     given = searching.read_recipe(path, {})
     assert [*given.merge.names] == ["fused", *SINGLE]
     assert given.merge.base == plan.target
+    assert search.plan_search(given).genome.models == ("fused", *SINGLE)
     tasks_of = given.search.items(), given.report.items()
     for skill in SINGLE:
         one, other = ({i.prompt for i in some[skill]} for some in tasks_of)
