@@ -11,7 +11,7 @@ JOB_SERVER := .cache/flink/jobserver/flink-1.19-job-server-2.70.0.jar
 CLIENTS := .cache/clients
 
 .DEFAULT_GOAL := help
-.PHONY: help install run fusechat test test-runners flink test-flink test-buckets check lint format bench results scale search strategies table7 templates kills golden tokenizers clean
+.PHONY: help install run fusechat test test-runners flink test-flink test-buckets check lint format bench reasoning results scale search strategies table7 templates kills golden tokenizers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | \
@@ -102,6 +102,9 @@ bench: $(STAMP)  ## measure speed and size; prints a table, writes build/bench.j
 
 fusechat: $(STAMP)  ## pairs of a pivot and each source, merged; into docs/results.md (DEMO=tiny: two minutes, no page)
 	$(BIN)/python -m examples.fusechat --size $(DEMO)
+
+reasoning: $(STAMP)  ## reasoners of several makes, fused, merged and searched, into docs/results.md (DEMO=tiny: no page)
+	$(BIN)/python -m examples.reasoning --size $(DEMO)
 
 results: $(STAMP)  ## the demo's controls over seeds, into docs/results.md (hours)
 	$(BIN)/python -m examples.results

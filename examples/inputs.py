@@ -4,10 +4,11 @@
         if missing:
             ...
 
-The mark is written when all is made. Whoever is stopped before makes all of it again.
+The mark is written when all of the block is made; who is stopped before makes it again.
 """
 
 import contextlib
+import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,16 +17,18 @@ from typing import Any
 from schemas import buckets, files, locks
 from schemas.errors import SchemaError
 
-MARK = "inputs.json"
-
 
 @contextlib.contextmanager
-def making(output: str, wanted: Mapping[str, Any]) -> Iterator[bool]:
+def making(
+    output: str, wanted: Mapping[str, Any], mark: str = "inputs.json"
+) -> Iterator[bool]:
     """Says whether inputs are missing, and marks them as made behind its block.
 
     Args:
       output: folder of the example; its inputs lie in `inputs` below it.
-      wanted: all that they are made by, flat.
+      wanted: all that they are made by.
+      mark: path of the mark in the folder; another for each part that stays once it is
+        made.
 
     Raises:
       SchemaError: if another command is making them, or those that were made by
@@ -39,13 +42,14 @@ def making(output: str, wanted: Mapping[str, Any]) -> Iterator[bool]:
         )
     place = files.join(output, "inputs")
     with locks.hold(Path(place), "making inputs"):
-        mark = files.join(output, MARK)
-        made = files.exists(mark)
+        path = files.join(output, mark)
+        made = files.exists(path)
         if made:
-            _refuse_other(output, files.read_json(mark), wanted)
+            plain = json.loads(json.dumps(wanted))  # as the mark has it: no tuples
+            _refuse_other(output, files.read_json(path), plain)
         yield not made
         if not made:
-            files.write_json(mark, wanted)
+            files.write_json(path, wanted)
 
 
 def _refuse_other(

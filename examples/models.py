@@ -38,7 +38,8 @@ _LEAST_RATE = 0.1  # of the peak, where the cosine ends
 _BETAS = (0.9, 0.95)
 _WEIGHT_DECAY = 0.1
 _CLIP_NORM = 1.0
-_IGNORED = -100  # label of padding
+IGNORED = -100
+"""Label of what is not learned: padding, say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +175,7 @@ def make_model(
         tokenizer.add_special_tokens(dict(vocabularies.CHAT_ROLES))
         tokenizer.chat_template = template
     torch.manual_seed(seed)
-    model = _model(made, tokenizer).to(device)
+    model = new_model(made, tokenizer).to(device)
     return _train_and_save(made, texts, model, tokenizer, folder, seed)
 
 
@@ -215,16 +216,16 @@ def _train_and_save(
     seed: int,
 ) -> float:
     """Trains a model and saves it; returns the last losses' mean, in nats a token."""
-    drawn = _draw(made, texts, np.random.default_rng(seed))
-    losses = _train(made, model, _batches(made, drawn, tokenizer))
+    drawn = draw(made, texts, np.random.default_rng(seed))
+    losses = train(made, model, _batches(made, drawn, tokenizer))
     with causal.quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return float(np.mean(losses[-max(1, made.steps // 10) :]))
 
 
-_ONE_BORDER = {"bos_token": vocabularies.BORDER, "eos_token": vocabularies.BORDER}
-_SENTENCEPIECE = {
+ONE_BORDER = {"bos_token": vocabularies.BORDER, "eos_token": vocabularies.BORDER}
+SENTENCEPIECE = {
     "bos_token": vocabularies.BEGIN,
     "eos_token": vocabularies.END,
     "unk_token": vocabularies.UNKNOWN,
@@ -233,10 +234,10 @@ _TOKENIZERS: Mapping[
     Architecture,
     tuple[Callable[[Sequence[str], int], tokenizers.Tokenizer], Mapping[str, str]],
 ] = {
-    "llama": (vocabularies.train_byte_bpe, _ONE_BORDER),
-    "qwen2": (vocabularies.train_digit_bpe, _ONE_BORDER),
-    "gpt_neox": (vocabularies.train_unigram, _SENTENCEPIECE),
-    "mistral": (vocabularies.train_piece_bpe, _SENTENCEPIECE),
+    "llama": (vocabularies.train_byte_bpe, ONE_BORDER),
+    "qwen2": (vocabularies.train_digit_bpe, ONE_BORDER),
+    "gpt_neox": (vocabularies.train_unigram, SENTENCEPIECE),
+    "mistral": (vocabularies.train_piece_bpe, SENTENCEPIECE),
 }
 
 
@@ -252,10 +253,20 @@ def _tokenizer(made: Plan, texts: Texts) -> transformers.PreTrainedTokenizerFast
     return transformers.PreTrainedTokenizerFast(tokenizer_object=trained, **roles)
 
 
-def _model(
-    made: Plan, tokenizer: transformers.PreTrainedTokenizerFast
+def new_model(
+    made: Plan,
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    deviation: float = 0.02,
 ) -> transformers.PreTrainedModel:
+    """Makes a model with random weights, of torch's global generator.
+
+    Args:
+      made: how.
+      tokenizer: whose vocabulary and borders it has.
+      deviation: of the weights; 0.02 is what transformers has for all of these.
+    """
     shape = {
+        "initializer_range": deviation,
         "vocab_size": len(tokenizer),
         "hidden_size": made.width,
         "num_hidden_layers": made.layers,
@@ -274,7 +285,7 @@ def _model(
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
-def _draw(made: Plan, texts: Texts, order: np.random.Generator) -> list[str]:
+def draw(made: Plan, texts: Texts, order: np.random.Generator) -> list[str]:
     """Draws all windows of the training, the domains mixed by their shares."""
     wanted = made.steps * made.batch
     drawn: list[str] = []
@@ -297,14 +308,14 @@ def _batches(
             for encoding in tokenizer.backend_tokenizer.encode_batch(group)
         ]
         inputs = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        labels = torch.full_like(inputs, _IGNORED)
+        labels = torch.full_like(inputs, IGNORED)
         for place, row in enumerate(rows):
             inputs[place, : len(row)] = torch.tensor(row)
             labels[place, : len(row) - 1] = torch.tensor(row[1:])
         yield inputs, labels
 
 
-def _train(
+def train(
     made: Plan,
     model: transformers.PreTrainedModel,
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
@@ -329,7 +340,7 @@ def _train(
         loss = functional.cross_entropy(
             logits.flatten(0, 1),
             labels.to(model.device).flatten(),
-            ignore_index=_IGNORED,
+            ignore_index=IGNORED,
         )
         loss.backward()  # type: ignore[no-untyped-call]  # torch has it so
         torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)

@@ -2,15 +2,15 @@
 
     python -m examples.skills runs/skills --base 4000 --fusion 2000 --report 200
 
-An item is a prompt of short sentences, and a response with a line or two for each of
-them, digit by digit, so that a model of a few million parameters learns it in minutes:
+An item is a prompt of short sentences, and a response that says each of them again and
+works it, digit by digit, so that a model of a million parameters learns it in minutes:
 
-    Take 3 feet. Turn feet to inches. Add 14.
+    Take 14 yards. Turn yards to feet. Add 39.
 
-    feet to inches: * 12.
-    3 * 10 = 30. 3 * 2: 3 * 2 = 6, so 6. 30 + 6: 0 + 6 = 6, 3 + 0 = 3, so 36.
-    36 + 14: 6 + 4 = 10, 3 + 1 + 1 = 5, so 50.
-    Answer: 50
+    Take 14 yards: 14.
+    Turn yards to feet: *3. 14*3: 4*3=12,1*3=3+1=4 so 42.
+    Add 39: 42+39: 2+9=11,4+3+1=8 so 81.
+    Answer: 81
 
 The skills are `arithmetic`, `units` and `programs`; `arithmetic+units` and the like
 need two. The answer of a program is a function of one line, right if it returns what is
@@ -26,11 +26,12 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from examples import digits, problems
-from examples.problems import Part, Unit
+from examples import conversions, digits, problems
+from examples.problems import Unit
 from schemas import files
 from schemas.errors import SchemaError
 from train.sandbox import Call
@@ -39,7 +40,7 @@ from train.search import answers
 SINGLE = ("arithmetic", "units", "programs")
 PAIRS = ("arithmetic+units", "units+programs", "arithmetic+programs")
 
-SHARES: Mapping[str, int] = {"base": 40, "fusion": 35, "search": 10, "report": 15}
+SHARES: Mapping[str, int] = {"base": 60, "fusion": 20, "search": 5, "report": 15}
 """Splits of the items of one skill, and their hundredths."""
 
 SPLITS = (*SHARES, "combined")
@@ -47,13 +48,9 @@ SPLITS = (*SHARES, "combined")
 MARK = "Answer:"
 """What the last line of a response begins with: behind it stands the answer."""
 
-UNITS = tuple(
-    unit
-    for unit in problems.UNITS
-    if unit.factor.isdigit() and int(unit.factor) <= 1000
-)
-"""Units whose conversion needs no fractions and few digits."""
-
+_LET = "Let k be that."
+_BACK = 0.25  # share of the conversions that go back
+_TOLD = re.compile(r"\d+\.")
 _MISSES = 1_000  # draws in a row of which none is new, after which there are no more
 
 
@@ -123,11 +120,15 @@ def items(split: str, skill: str, count: int, seed: int) -> tuple[Item, ...]:
 
 
 def split_of(item: Item) -> str:
-    """Returns the one split that an item may be in, by what it works out."""
+    """Returns the one split that an item may be in, by what it works out.
+
+    Neither the words that are said again count, nor the numbers that are told.
+    """
     if item.skill in PAIRS:
         return "combined"
-    told = hashlib.sha256(f"{item.skill}\n{item.response}".encode()).digest()
-    place = int.from_bytes(told[:8], "big") % 100
+    worked = (line.partition(": ")[2] for line in item.response.splitlines())
+    key = "\n".join([item.skill, *(one for one in worked if not _TOLD.fullmatch(one))])
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
     for split, share in SHARES.items():
         place -= share
         if place < 0:
@@ -137,39 +138,46 @@ def split_of(item: Item) -> str:
 
 @dataclasses.dataclass(slots=True)
 class _Work:
-    """An item in the making: sentences of the prompt, lines of work, and the value."""
+    """An item in the making: sentences, the work of each, and the value so far."""
 
-    asked: list[str]
-    lines: list[str]
     value: int
+    asked: list[str] = dataclasses.field(default_factory=list)
+    lines: list[str] = dataclasses.field(default_factory=list)
+
+    def say(self, sentence: str, work: str) -> None:
+        """Asks for something, and works it: a line says the sentence again."""
+        self.asked.append(sentence)
+        self.lines.append(f"{sentence[:-1]}: {work}")
+
+    def tell(self, sentence: str) -> None:
+        """Says what the value is, or what it is called from now on."""
+        self.say(sentence, f"{self.value}.")
 
     def operate(self, choose: random.Random, words: Mapping[str, str]) -> None:
-        """Adds, subtracts or multiplies; words say how that is asked."""
-        kinds = ["add"]
-        if self.value > 10:
-            kinds.append("subtract")
-        if self.value < 100:
-            kinds.append("multiply")
-        kind = choose.choice(kinds)
+        """Adds or subtracts; words say how that is asked."""
+        kind = choose.choice(("add", "subtract") if self.value > 10 else ("add",))
         if kind == "add":
             n = choose.randint(2, 99)
-            line, value = digits.addition(self.value, n), self.value + n
-        elif kind == "subtract":
-            n = choose.randint(2, min(99, self.value - 1))
-            line, value = digits.subtraction(self.value, n), self.value - n
+            work, value = digits.addition(self.value, n), self.value + n
         else:
-            n = choose.randint(2, 9)
-            line, value = digits.product(self.value, n), self.value * n
-        self.asked.append(words[kind].format(n))
-        self.lines.append(line)
+            n = choose.randint(2, min(99, self.value - 1))
+            work, value = digits.subtraction(self.value, n), self.value - n
+        self.say(words[kind].format(n), work)
         self.value = value
 
-    def convert(self, unit: Unit) -> None:
-        """Turns a unit into its other."""
+    def convert(self, unit: Unit, sentence: str = "") -> None:
+        """Turns a unit into its other; by a sentence of its own, or the usual one."""
         factor = int(unit.factor)
-        self.asked.append(f"Turn {unit.name} to {unit.other}.")
-        self.lines += [_table(unit), digits.product(self.value, factor)]
+        work = f"*{factor}. {digits.product(self.value, factor)}"
+        self.say(sentence or f"Turn {unit.name} to {unit.other}.", work)
         self.value *= factor
+
+    def take_away(self, unit: Unit, sentence: str = "") -> None:
+        """Turns a unit's other back into it, where that takes zeros away."""
+        value = self.value // int(unit.factor)
+        work = f"/{unit.factor}. {self.value}/{unit.factor}={value}."
+        self.say(sentence or f"Turn {unit.other} to {unit.name}.", work)
+        self.value = value
 
     def item(self, skill: str) -> Item:
         """Returns what is made, whose answer is the value."""
@@ -181,25 +189,27 @@ class _Work:
         )
 
 
-def _table(unit: Unit) -> str:
-    return f"{unit.name} to {unit.other}: * {unit.factor}."
+def _taken(value: int, what: str = "") -> _Work:
+    """Begins with a value, of what unit."""
+    work = _Work(value)
+    work.tell(f"Take {value} {what}." if what else f"Take {value}.")
+    return work
 
 
-_PLAIN = {"add": "Add {}.", "subtract": "Subtract {}.", "multiply": "Times {}."}
+_PLAIN = {"add": "Add {}.", "subtract": "Subtract {}."}
 _STORY = {
     "add": "Then come {} more.",
     "subtract": "Then {} are given away.",
-    "multiply": "Then there are {} times as many.",
 }
 
 
 def _arithmetic(choose: random.Random) -> Item:
     """One or two operations, bare or in a story."""
-    value = choose.randint(2, 99)
+    work = _Work(choose.randint(2, 99))
     name, thing = choose.choice(problems.NAMES), choose.choice(problems.ITEMS)
     told = choose.random() < 0.5
-    begin = f"{name} has {value} {thing}s." if told else f"Take {value}."
-    work = _Work([begin], [], value)
+    begin = f"{name} has {work.value} {thing}s." if told else f"Take {work.value}."
+    work.tell(begin)
     for _ in range(choose.randint(1, 2)):
         work.operate(choose, _STORY if told else _PLAIN)
     return work.item("arithmetic")
@@ -207,38 +217,36 @@ def _arithmetic(choose: random.Random) -> Item:
 
 def _units(choose: random.Random) -> Item:
     """A conversion, one after another, or one back."""
-    unit, value = choose.choice(UNITS), choose.randint(2, 99)
-    if choose.random() < 0.35:
-        return _back(choose, unit, value)
-    further = [other for other in UNITS if other.name == unit.other]
-    if not further and choose.random() < 0.5:
-        work = _Work([], [], value)
-        work.convert(unit)
-        work.asked = [f"How many {unit.other} are {value} {unit.name}?"]
+    value, asks = choose.randint(2, 99), choose.random() < 0.5
+    if choose.random() < _BACK:
+        return _back(choose.choice(conversions.ZEROS), value, asks)
+    unit = choose.choice(conversions.UNITS)
+    further = [other for other in conversions.SMALL if other.name == unit.other]
+    if asks and not further:
+        work = _Work(value)
+        work.convert(unit, f"How many {unit.other} are {value} {unit.name}?")
         return work.item("units")
-    work = _Work([f"Take {value} {unit.name}."], [], value)
+    work = _taken(value, unit.name)
     work.convert(unit)
     if further and choose.random() < 0.5:
         work.convert(further[0])
     return work.item("units")
 
 
-def _back(choose: random.Random, unit: Unit, value: int) -> Item:
+def _back(unit: Unit, value: int, asks: bool) -> Item:
     many = value * int(unit.factor)
-    asks = (
-        f"Take {many} {unit.other}. Turn {unit.other} to {unit.name}.",
-        f"How many {unit.name} are {many} {unit.other}?",
+    work = _Work(many) if asks else _taken(many, unit.other)
+    work.take_away(
+        unit, f"How many {unit.name} are {many} {unit.other}?" if asks else ""
     )
-    table = f"{unit.other} to {unit.name}: / {unit.factor}."
-    check = digits.product(value, int(unit.factor))
-    return _Work([choose.choice(asks)], [table, check], value).item("units")
+    return work.item("units")
 
 
 def _arithmetic_units(choose: random.Random) -> Item:
     """A conversion before or behind an operation."""
-    unit, value = choose.choice(UNITS), choose.randint(2, 20)
-    work = _Work([f"Take {value} {unit.name}."], [], value)
     first = choose.random() < 0.5
+    unit = choose.choice(conversions.UNITS if first else conversions.SMALL)
+    work = _taken(choose.randint(2, 49), unit.name)
     if first:
         work.operate(choose, _PLAIN)
     work.convert(unit)
@@ -248,36 +256,46 @@ def _arithmetic_units(choose: random.Random) -> Item:
 
 
 def _programs(choose: random.Random) -> Item:
-    """A function that changes some numbers of a list, and sums or counts them."""
-    return _program(choose, _Work([], [], 0), *problems.some(choose), "programs")
+    """A function that changes some numbers of a list, and sums, lists or counts them.
+
+    The number that changes them is told as such, or as k, which is taken before.
+    """
+    k = choose.randint(2, 99)
+    if choose.random() < 0.5:
+        return _program(choose, _Work(k), "", "programs")
+    work = _taken(k)
+    work.tell(_LET)
+    return _program(choose, work, "k", "programs")
 
 
 def _units_programs(choose: random.Random) -> Item:
-    """The change is a conversion, whose factor the prompt does not tell."""
-    unit = choose.choice(UNITS)
-    _, times, _, _ = problems.changes(int(unit.factor))
-    change = dataclasses.replace(
-        times, words=f"the numbers, turned from {unit.name} to {unit.other},"
-    )
-    work = _Work([], [_table(unit)], 0)
-    return _program(choose, work, change, problems.some(choose)[1], "units+programs")
+    """The number is what a conversion comes to."""
+    unit = choose.choice(conversions.SMALL)
+    work = _taken(choose.randint(2, 49), unit.name)
+    work.convert(unit)
+    work.tell(_LET)
+    return _program(choose, work, "k", "units+programs")
 
 
 def _arithmetic_programs(choose: random.Random) -> Item:
-    """The change is by a number that is to be worked out first."""
-    value = choose.randint(2, 20)
-    work = _Work([f"Take {value}."], [], value)
+    """The number is what an operation comes to."""
+    work = _taken(choose.randint(2, 49))
     work.operate(choose, _PLAIN)
-    work.asked.append("Call it k.")
-    change = choose.choice(problems.changes(work.value, "k")[1:])
-    condition = problems.some(choose)[1]
-    return _program(choose, work, change, condition, "arithmetic+programs")
+    work.tell(_LET)
+    return _program(choose, work, "k", "arithmetic+programs")
 
 
-def _program(
-    choose: random.Random, work: _Work, change: Part, condition: Part, skill: str
-) -> Item:
-    """Asks for a function, behind what the work has so far."""
+def _program(choose: random.Random, work: _Work, called: str, skill: str) -> Item:
+    """Asks for a function, behind what the work has so far.
+
+    Args:
+      choose: makes the choices.
+      work: its value is the number of the change.
+      called: what the words call that number; empty for its digits.
+      skill: of the item.
+    """
+    change = choose.choice(problems.changes(work.value, called)[bool(called) :])
+    condition = choose.choice(problems.conditions(choose.randint(2, 12)))
     words, code, reduce, _ = choose.choice(problems.REDUCTIONS)
     asks = ("Write solve(numbers). Return", "Give solve(numbers), which returns")
     ask = f"{choose.choice(asks)} {words} {change.words} {condition.words}."

@@ -186,8 +186,21 @@ def write_recipe(size: Size, seed: int, output: str) -> str:
     Returns:
       The recipe's path.
     """
-    text = Path(RECIPES[size]).read_text()
-    folder = recipe.read(RECIPES[size]).output
+    return recipe_of_seed(RECIPES[size], seed, output)
+
+
+def recipe_of_seed(given: str, seed: int, output: str) -> str:
+    """Writes a recipe with another seed in place of 0, and another folder.
+
+    Args:
+      given: path of the recipe.
+      seed: takes the place of its seed, which is 0.
+      output: takes the place of its folder; gets the recipe.
+
+    Returns:
+      The new recipe's path.
+    """
+    text, folder = Path(given).read_text(), recipe.read(given).output
     made = text.replace(f'"{folder}', f'"{output}')
     made = made.replace("seed = 0", f"seed = {seed}")
     path = files.join(output, "recipe.toml")

@@ -62,9 +62,17 @@ def _train_byte_level(
     return tokenizer
 
 
-def train_unigram(texts: Sequence[str], size: int) -> tokenizers.Tokenizer:
-    """Trains a Unigram model of `size` tokens, bytes and control tokens included."""
-    trained = _train_sentencepiece(texts, size, "unigram")
+def train_unigram(
+    texts: Sequence[str], size: int, apart: str = ""
+) -> tokenizers.Tokenizer:
+    """Trains a Unigram model of `size` tokens, bytes and control tokens included.
+
+    Args:
+      texts: what it is trained on.
+      size: of the vocabulary.
+      apart: characters that are never joined with others, as digits.
+    """
+    trained = _train_sentencepiece(texts, size, "unigram", apart)
     entries = [
         (trained.id_to_piece(place), trained.get_score(place))
         for place in range(trained.get_piece_size())
@@ -74,9 +82,17 @@ def train_unigram(texts: Sequence[str], size: int) -> tokenizers.Tokenizer:
     )
 
 
-def train_piece_bpe(texts: Sequence[str], size: int) -> tokenizers.Tokenizer:
-    """Trains a SentencePiece BPE of `size` tokens, bytes and controls included."""
-    trained = _train_sentencepiece(texts, size, "bpe")
+def train_piece_bpe(
+    texts: Sequence[str], size: int, apart: str = ""
+) -> tokenizers.Tokenizer:
+    """Trains a SentencePiece BPE of `size` tokens, bytes and controls included.
+
+    Args:
+      texts: what it is trained on.
+      size: of the vocabulary.
+      apart: characters that are never joined with others, as digits.
+    """
+    trained = _train_sentencepiece(texts, size, "bpe", apart)
     places = range(trained.get_piece_size())
     pieces = {trained.id_to_piece(place): place for place in places}
     model = models.BPE(
@@ -111,7 +127,7 @@ def _merges(ranks: dict[str, tuple[float, int]]) -> list[tuple[str, str]]:
 
 
 def _train_sentencepiece(
-    texts: Sequence[str], size: int, kind: Literal["unigram", "bpe"]
+    texts: Sequence[str], size: int, kind: Literal["unigram", "bpe"], apart: str
 ) -> sentencepiece.SentencePieceProcessor:
     """Trains pieces and their scores.
 
@@ -124,6 +140,7 @@ def _train_sentencepiece(
         model_writer=written,
         model_type=kind,
         vocab_size=size,
+        user_defined_symbols=list(apart),
         byte_fallback=True,
         character_coverage=1.0,
         normalization_rule_name="identity",

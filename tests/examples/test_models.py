@@ -77,7 +77,7 @@ def test_mixtures_are_shares_of_all_windows():
 
 def test_domains_are_drawn_by_their_shares():
     plan = small("llama", mixture={"headers": 0.75, "code": 0.25}, steps=40)
-    drawn = models._draw(plan, BASE, np.random.default_rng(0))
+    drawn = models.draw(plan, BASE, np.random.default_rng(0))
     assert len(drawn) == 80
     assert sum(text in TEXTS for text in drawn) == 60
 

@@ -153,7 +153,7 @@ def test_models_of_the_gpu_have_about_100_million_parameters() -> None:
 
     base = table7.SCALES["gpu"].base
     with torch.device("meta"):
-        made = models._model(base, Words())
+        made = models.new_model(base, Words())
     assert isinstance(made, transformers.LlamaForCausalLM)
     assert 9e7 < made.num_parameters() < 1.1e8
 

@@ -63,8 +63,20 @@ def test_digits_stay_apart_where_they_shall(kind, most, request):
     assert joined == (most > 1)
 
 
+@pytest.mark.parametrize(
+    "train", [vocabularies.train_unigram, vocabularies.train_piece_bpe]
+)
+def test_characters_that_stay_apart_are_in_no_longer_piece(train):
+    trained = train(TEXTS, 350, "_\n0123456789")
+    pieces = [piece for piece in trained.get_vocab() if not piece.startswith("<")]
+    assert {piece for piece in pieces if set(piece) & set("_\n0123456789")} == {
+        *"_\n0123456789"
+    }
+    assert trained.decode(trained.encode(TEXTS[0]).ids) == TEXTS[0]
+
+
 def test_merges_make_the_pieces_that_sentencepiece_makes(piece_bpe):
-    own = vocabularies._train_sentencepiece(TEXTS, 400, "bpe")
+    own = vocabularies._train_sentencepiece(TEXTS, 400, "bpe", "")
     for text in [*TEXTS, *SPELLINGS[3:-1]]:
         assert piece_bpe.encode(text).ids == own.encode(text)
 

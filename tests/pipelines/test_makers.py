@@ -83,6 +83,7 @@ def test_examples_make_what_their_recipes_name(path: Path) -> None:
 def test_there_are_examples_that_make_their_inputs() -> None:
     names = ["demo", "tiny", "fusechat", "fusechat_tiny"]
     names += ["table7", "table7_tiny", "table7_gpu"]
+    names += ["reasoning", "reasoning_tiny", "reasoning_smollm2"]
     assert {path.stem for path in recipes()} == {*names}
 
 

@@ -1,0 +1,234 @@
+"""Reasoning experts of several makes become one, and merge with others of its make.
+
+    python -m examples.reasoning --size full    three seeds, half an hour each on a core
+    python -m examples.reasoning --size tiny    some minutes: the road of it, no page
+
+Unconstrained Model Merging (arXiv 2410.13699) in the small: experts of
+arithmetic, of units and of programs, each of another architecture and tokenizer, teach
+a base on questions with worked answers. What comes out is merged with experts of the
+base's own make, with and without a search of the weights. All are asked items of one
+skill, and items that need two, which nobody has learned. `fusebeam run
+examples/reasoning.toml` does the part of it that is fusion and plain merges, with one
+seed. What is done is kept: the same command goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from examples import (
+    inputs,
+    reasoning_answers,
+    reasoning_models,
+    reasoning_page,
+    reasoning_search,
+    results,
+    smollm2,
+    table7,
+)
+from examples import skills as skill_items
+from examples.skills import PAIRS, SINGLE, Item
+from pipelines import recipe, run
+from pipelines.recipe import Recipe
+from schemas import files
+from transforms import allocator
+
+PARTS = {"full": "reasoning", "smollm2": "reasoning_smollm2"}
+"""Parts of the page, by size."""
+
+Size = Literal["full", "tiny", "smollm2"]
+
+RECIPES: Mapping[Size, str] = {
+    "full": "examples/reasoning.toml",
+    "tiny": "examples/reasoning_tiny.toml",
+    "smollm2": "examples/reasoning_smollm2.toml",
+}
+
+SMOLLM2 = "smollm2"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How many items there are of each skill, or pair, and how long a search is.
+
+    Attributes:
+      learned: items that models are made of.
+      windows: items in the windows of each split; of fusion as many times more as a
+        skill takes longer.
+      asked: items that models are asked, of each split.
+      budget: evaluations of each arm of a search; 0 for none.
+    """
+
+    learned: int
+    windows: Mapping[str, int]
+    asked: Mapping[str, int]
+    budget: int
+
+
+SCALES: dict[Size, Scale] = {
+    "full": Scale(
+        learned=2800,
+        windows={"fusion": 700, "search": 24, "report": 80},
+        asked={"search": 8, "report": 80, "combined": 100},
+        budget=30,
+    ),
+    "tiny": Scale(
+        learned=40,
+        windows={"fusion": 8, "search": 3, "report": 4},
+        asked={"search": 1, "report": 2, "combined": 2},
+        budget=1,
+    ),
+    "smollm2": Scale(
+        learned=2800,
+        windows={"fusion": 200, "search": 24, "report": 24},
+        asked={"report": 20, "combined": 20},
+        budget=0,
+    ),
+}
+
+
+def make_inputs(output: str, size: Size, seed: int = 0) -> None:
+    """Makes items and models below `output`; what is there stays.
+
+    Raises:
+      SchemaError: if those of other settings are there.
+    """
+    scale, place = SCALES[size], files.join(output, "inputs")
+    wanted = {"windows": scale.windows, "asked": scale.asked, "seed": seed}
+    with inputs.making(output, wanted) as missing:
+        if missing:
+            _write_items(place, scale, seed)
+    allocator.keep_large_blocks()
+    base = {s: skill_items.items("base", s, scale.learned, seed) for s in SINGLE}
+    seen = files.digest([reasoning_models.text_of(i) for s in SINGLE for i in base[s]])
+    for learner in reasoning_models.PLANS[size]:
+        name = learner.plan.name
+        made = {**dataclasses.asdict(learner), "items": seen, "seed": seed}
+        with inputs.making(output, made, f"inputs/{name}.json") as missing:
+            if missing:
+                nats = reasoning_models.make(learner, base, place, seed)
+                print(f"── {name}: {nats:.3f} nats a token at the end", flush=True)
+    if size == SMOLLM2:
+        unpacked = {"file": smollm2.FILE}
+        with inputs.making(output, unpacked, f"inputs/{SMOLLM2}.json") as missing:
+            if missing:
+                smollm2.unpack(files.join(place, SMOLLM2))
+
+
+def _write_items(place: str, scale: Scale, seed: int) -> None:
+    """Writes the corpus, and a file of items for each split and skill that is asked."""
+    lines = [
+        json.dumps(
+            {
+                "id": f"{split}-{skill}-{number}",
+                "split": split,
+                "skill": skill,
+                "prompt": item.prompt,
+                "response": item.response,
+            }
+        )
+        for split, count in scale.windows.items()
+        for skill in SINGLE
+        for number, item in enumerate(
+            skill_items.items(split, skill, count * _times(split, skill), seed)
+        )
+    ]
+    path = files.join(place, "items.jsonl")
+    files.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    skill_items.write(files.join(place, "asked"), scale.asked, seed)
+
+
+def _times(split: str, skill: str) -> int:
+    return reasoning_models.TOIL[skill] if split == "fusion" else 1
+
+
+def items_of(output: str) -> dict[str, Sequence[Item]]:
+    """Reads the items that models are asked in the end, by skill or pair."""
+    places = {skill: f"report.{skill}" for skill in SINGLE}
+    places |= {pair: f"combined.{pair}" for pair in PAIRS}
+    return {
+        skill: skill_items.read(files.join(output, "inputs", "asked", f"{at}.jsonl"))
+        for skill, at in places.items()
+    }
+
+
+def models_of(plan: Recipe, searches: Sequence[str]) -> dict[str, str]:
+    """Returns where all models are that are asked, by their names in the table."""
+    found = {m: reasoning_search.merged(plan, m) for m in searches}
+    return {**plan.models, **{f"search:{m}": place for m, place in found.items()}}
+
+
+def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
+    """Makes and runs all of one seed, but for what is done; returns its figures."""
+    start = time.monotonic()
+    path = table7.recipe_of_seed(RECIPES[size], seed, output)
+    plan = recipe.read(path)
+    table = run.run(plan)
+    searches = reasoning_search.run(plan, SCALES[size].budget, seed)
+    items = items_of(output)
+    right = {}
+    for name, place in models_of(plan, list(searches)).items():
+        print(f"── ask {name}", flush=True)
+        kept = plan.folder("answers", f"{name.replace(':', '.')}.json")
+        right[name] = reasoning_answers.ask(place, items, kept)
+    return {
+        "bits": {name: row["all"] for name, row in table["models"].items()},
+        "right": right,
+        "searches": searches,
+        "minutes": _minutes(plan, (time.monotonic() - start) / 60),
+    }
+
+
+def _minutes(plan: Recipe, more: float) -> float:
+    """Returns the minutes that a seed has taken, those of killed runs apart."""
+    path = plan.folder("minutes.json")
+    before: float = files.read_json(path) if files.exists(path) else 0.0
+    files.write_json(path, before + more)
+    return before + more
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.reasoning",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--size", choices=tuple(RECIPES), default="full")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", help="folder (the recipe's, with -seeds behind)")
+    parser.add_argument(
+        "--page", help="page to write into (docs/results.md; tiny: none)"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs every seed, and writes the page."""
+    given = parse(argv)
+    page = given.page or ("docs/results.md" if given.size in PARTS else None)
+    if not Path(RECIPES[given.size]).exists():
+        raise SystemExit("error: run this from the repository's folder")
+    output = given.output or f"{recipe.read(RECIPES[given.size]).output}-seeds"
+    seeds: dict[str, Any] = {}
+    for seed in given.seeds:
+        print(f"── seed {seed}", flush=True)
+        below = files.join(output, f"seed-{seed}")
+        seeds[str(seed)] = run_seed(given.size, seed, below)
+        found = {"seeds": seeds, "run": results.about(argv, "examples.reasoning")}
+        files.write_json(files.join(output, "reasoning.json"), found)
+    text = reasoning_page.page(found)
+    print(f"\n{text}")
+    if page is not None:
+        results.write_page(page, text, PARTS[given.size])
+        print(f"\n{page} is written")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

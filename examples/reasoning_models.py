@@ -1,0 +1,220 @@
+"""How the models of examples/reasoning.py are made: a base, experts, one model jointly.
+
+    base ──┬─ arithmetic, units, programs   of the base's make: merged with each other
+           └─ joint                         all skills, in as many steps as these
+    reckoner, converter, coder              of other makes: fused into the base
+
+All read an item as its prompt, a newline, and the response, which alone is learned, end
+of text included. Every digit is a token in all of their vocabularies, which are else
+their own: a number is worked digit by digit, and a model of this size does not learn to
+take one apart.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+
+from examples import models, vocabularies
+from examples.models import Architecture, Plan
+from examples.skills import SINGLE, Item
+from schemas import files
+from transforms import causal
+
+Size = str
+"""Of `PLANS`."""
+
+Items = Mapping[str, Sequence[Item]]
+"""Items of one skill, by skill."""
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ message.content }}\n"
+    "{% else %}{% generation %}{{ message.content }}{% endgeneration %}{% endif %}"
+    "{% endfor %}"
+)
+"""Chat template: a question, a newline, the answer, and nothing else."""
+
+BASE = "base"
+OTHERS: Mapping[str, str] = dict(
+    zip(("reckoner", "converter", "coder"), SINGLE, strict=True)
+)
+"""Experts of other makes, and their skills."""
+
+JOINT = "joint"
+
+TOIL: Mapping[str, int] = {"arithmetic": 2, "units": 1, "programs": 1}
+"""How long skills take to learn, beside each other."""
+
+_APART = "\n0123456789"
+"""Characters that are tokens of their own."""
+
+_DEVIATION = 0.08
+"""Of the first weights: with 0.02 so narrow a model stands still for long."""
+
+_POOL = 16  # batches that are filled by length together, so that little is padding
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """A model that is made.
+
+    Attributes:
+      plan: how; its mixture is of skills.
+      parent: the model that it goes on from; None for one that begins anew.
+    """
+
+    plan: Plan
+    parent: str | None = None
+
+
+def _plans(width: int, layers: int, steps: int, more: int) -> tuple[Learner, ...]:
+    """Returns all models, each behind its parent.
+
+    Args:
+      width: of all.
+      layers: of all.
+      steps: of models that begin anew.
+      more: steps of the base, and of an expert of the least toil that goes on from it.
+    """
+    even = dict.fromkeys(SINGLE, 1 / len(SINGLE))
+
+    def plan(
+        name: str, architecture: Architecture, mixture: Mapping[str, float], steps: int
+    ) -> Plan:
+        return Plan(
+            name=name,
+            architecture=architecture,
+            vocabulary=512,
+            mixture=mixture,
+            width=width,
+            layers=layers,
+            steps=steps,
+            batch=8,
+            learning_rate=2.5e-3,
+        )
+
+    makes: Sequence[Architecture] = ("qwen2", "mistral", "gpt_neox")
+    others = zip(OTHERS.items(), makes, strict=True)
+    toil = sum(TOIL.values())
+    by_toil = {skill: TOIL[skill] / toil for skill in SINGLE}
+    return (
+        Learner(plan=plan(BASE, "llama", even, more)),
+        *(Learner(plan=plan(n, make, {s: 1.0}, steps)) for (n, s), make in others),
+        *(
+            Learner(plan=plan(s, "llama", {s: 1.0}, TOIL[s] * more), parent=BASE)
+            for s in SINGLE
+        ),
+        Learner(plan=plan(JOINT, "llama", by_toil, toil * more), parent=BASE),
+    )
+
+
+PLANS: Mapping[Size, tuple[Learner, ...]] = {
+    "full": _plans(width=128, layers=3, steps=2000, more=1200),
+    "tiny": _plans(width=32, layers=2, steps=6, more=4),
+    "smollm2": _plans(width=128, layers=3, steps=2000, more=1200)[:4],
+}
+"""All models; beside SmolLM2 those that are fused, and no others."""
+
+_Trains = Callable[[Sequence[str], int], tokenizers.Tokenizer]
+_TOKENIZERS: Mapping[Architecture, tuple[_Trains, Mapping[str, str]]] = {
+    "llama": (vocabularies.train_digit_bpe, models.ONE_BORDER),
+    "qwen2": (vocabularies.train_digit_bpe, models.ONE_BORDER),
+    "gpt_neox": (
+        lambda texts, size: vocabularies.train_unigram(texts, size, _APART),
+        models.SENTENCEPIECE,
+    ),
+    "mistral": (
+        lambda texts, size: vocabularies.train_piece_bpe(texts, size, _APART),
+        models.SENTENCEPIECE,
+    ),
+}
+
+
+def make(learner: Learner, items: Items, folder: str, seed: int) -> float:
+    """Trains a model and saves it beside the others, with its tokenizer and template.
+
+    Args:
+      learner: which; its parent is there already.
+      items: to learn from, by skill.
+      folder: gets a folder for the model.
+      seed: of its weights, and of the order of the items.
+
+    Returns:
+      The mean loss of the last tenth of the steps, in nats a token of a response.
+    """
+    made, path = learner.plan, files.join(folder, learner.plan.name)
+    texts = {skill: [text_of(one) for one in items[skill]] for skill in made.mixture}
+    if learner.parent is None:
+        tokenizer = _tokenizer(made, texts)
+        torch.manual_seed(seed)
+        model = models.new_model(made, tokenizer, _DEVIATION)
+    else:
+        parent = files.join(folder, learner.parent)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(parent)
+        with causal.quiet():
+            model = transformers.AutoModelForCausalLM.from_pretrained(parent)
+    order = np.random.default_rng(seed)
+    drawn = models.draw(made, texts, order)
+    losses = models.train(made, model, _batches(made.batch, drawn, tokenizer, order))
+    with causal.quiet():
+        model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return float(np.mean(losses[-max(1, made.steps // 10) :]))
+
+
+def text_of(item: Item) -> str:
+    """Returns what a model reads of an item."""
+    return f"{item.prompt}\n{item.response}"
+
+
+def _tokenizer(made: Plan, texts: models.Texts) -> transformers.PreTrainedTokenizerFast:
+    """Trains the tokenizer that goes with the architecture."""
+    train, roles = _TOKENIZERS[made.architecture]
+    trained = train([text for some in texts.values() for text in some], made.vocabulary)
+    found = transformers.PreTrainedTokenizerFast(tokenizer_object=trained, **roles)
+    found.chat_template = TEMPLATE
+    return found
+
+
+def _batches(
+    batch: int,
+    drawn: Sequence[str],
+    tokenizer: transformers.PreTrainedTokenizerFast,
+    order: np.random.Generator,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields inputs and labels, (b, t) each: an item a row, of like lengths."""
+    rows = [row_of(text, tokenizer) for text in drawn]
+    for start in range(0, len(rows), batch * _POOL):
+        pool = sorted(rows[start : start + batch * _POOL], key=lambda row: len(row[0]))
+        firsts = range(0, len(pool), batch)
+        for first in order.permutation(firsts):
+            yield _padded(pool[first : first + batch])
+
+
+def row_of(
+    text: str, tokenizer: transformers.PreTrainedTokenizerFast
+) -> tuple[list[int], int]:
+    """Returns the tokens of an item, borders included, and where its response begins.
+
+    A response begins at the first token that ends behind the first newline.
+    """
+    encoding = tokenizer.backend_tokenizer.encode(text)
+    prompt = text.index("\n") + 1
+    asked = sum(stop <= prompt for _, stop in encoding.offsets)
+    ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
+    return ids, 1 + asked
+
+
+def _padded(rows: Sequence[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Puts rows into a rectangle; what is no response is not learned."""
+    longest = max(len(ids) for ids, _ in rows)
+    inputs = torch.zeros(len(rows), longest, dtype=torch.long)
+    labels = torch.full_like(inputs, models.IGNORED)
+    for place, (ids, answer) in enumerate(rows):
+        inputs[place, : len(ids)] = torch.tensor(ids)
+        labels[place, answer - 1 : len(ids) - 1] = torch.tensor(ids[answer:])
+    return inputs, labels
