@@ -57,9 +57,8 @@ class Scale:
     """How many items there are of each skill, or pair, and how long a search is.
 
     Attributes:
-      learned: items that models are made of.
-      windows: items in the windows of each split; of fusion as many times more as a
-        skill takes longer.
+      learned: items that models are made of, times the toil of a skill.
+      windows: items in the windows of each split; of fusion times the toil, too.
       asked: items that models are asked, of each split.
       budget: evaluations of each arm of a search; 0 for none.
     """
@@ -104,11 +103,15 @@ def make_inputs(output: str, size: Size, seed: int = 0) -> None:
         if missing:
             _write_items(place, scale, seed)
     allocator.keep_large_blocks()
-    base = {s: skill_items.items("base", s, scale.learned, seed) for s in SINGLE}
-    seen = files.digest([reasoning_models.text_of(i) for s in SINGLE for i in base[s]])
+    toil = reasoning_models.TOIL
+    base = {
+        s: skill_items.items("base", s, scale.learned * toil[s], seed) for s in SINGLE
+    }
     for learner in reasoning_models.PLANS[size]:
         name = learner.plan.name
-        made = {**dataclasses.asdict(learner), "items": seen, "seed": seed}
+        items = [one for skill in learner.plan.mixture for one in base[skill]]
+        made = {**dataclasses.asdict(learner), "seed": seed}
+        made["items"] = files.digest([reasoning_models.text_of(one) for one in items])
         with inputs.making(output, made, f"inputs/{name}.json") as missing:
             if missing:
                 nats = reasoning_models.make(learner, base, place, seed)

@@ -153,17 +153,16 @@ class _Work:
         """Says what the value is, or what it is called from now on."""
         self.say(sentence, f"{self.value}.")
 
-    def operate(self, choose: random.Random, words: Mapping[str, str]) -> None:
-        """Adds or subtracts; words say how that is asked."""
-        kind = choose.choice(("add", "subtract") if self.value > 10 else ("add",))
-        if kind == "add":
+    def operate(self, choose: random.Random) -> None:
+        """Adds or subtracts."""
+        if self.value <= 10 or choose.random() < 0.5:
             n = choose.randint(2, 99)
-            work, value = digits.addition(self.value, n), self.value + n
+            self.say(f"Add {n}.", digits.addition(self.value, n))
+            self.value += n
         else:
             n = choose.randint(2, min(99, self.value - 1))
-            work, value = digits.subtraction(self.value, n), self.value - n
-        self.say(words[kind].format(n), work)
-        self.value = value
+            self.say(f"Subtract {n}.", digits.subtraction(self.value, n))
+            self.value -= n
 
     def convert(self, unit: Unit, sentence: str = "") -> None:
         """Turns a unit into its other; by a sentence of its own, or the usual one."""
@@ -196,22 +195,11 @@ def _taken(value: int, what: str = "") -> _Work:
     return work
 
 
-_PLAIN = {"add": "Add {}.", "subtract": "Subtract {}."}
-_STORY = {
-    "add": "Then come {} more.",
-    "subtract": "Then {} are given away.",
-}
-
-
 def _arithmetic(choose: random.Random) -> Item:
-    """One or two operations, bare or in a story."""
-    work = _Work(choose.randint(2, 99))
-    name, thing = choose.choice(problems.NAMES), choose.choice(problems.ITEMS)
-    told = choose.random() < 0.5
-    begin = f"{name} has {work.value} {thing}s." if told else f"Take {work.value}."
-    work.tell(begin)
+    """One or two operations."""
+    work = _taken(choose.randint(2, 99))
     for _ in range(choose.randint(1, 2)):
-        work.operate(choose, _STORY if told else _PLAIN)
+        work.operate(choose)
     return work.item("arithmetic")
 
 
@@ -248,10 +236,10 @@ def _arithmetic_units(choose: random.Random) -> Item:
     unit = choose.choice(conversions.UNITS if first else conversions.SMALL)
     work = _taken(choose.randint(2, 49), unit.name)
     if first:
-        work.operate(choose, _PLAIN)
+        work.operate(choose)
     work.convert(unit)
     if not first:
-        work.operate(choose, _PLAIN)
+        work.operate(choose)
     return work.item("arithmetic+units")
 
 
@@ -280,7 +268,7 @@ def _units_programs(choose: random.Random) -> Item:
 def _arithmetic_programs(choose: random.Random) -> Item:
     """The number is what an operation comes to."""
     work = _taken(choose.randint(2, 49))
-    work.operate(choose, _PLAIN)
+    work.operate(choose)
     work.tell(_LET)
     return _program(choose, work, "k", "arithmetic+programs")
 
