@@ -262,7 +262,7 @@ def _units_programs(choose: random.Random) -> Item:
     work = _taken(choose.randint(2, 49), unit.name)
     work.convert(unit)
     work.tell(_LET)
-    return _program(choose, work, "k", "units+programs")
+    return _needing(choose, work, "units+programs")
 
 
 def _arithmetic_programs(choose: random.Random) -> Item:
@@ -270,7 +270,26 @@ def _arithmetic_programs(choose: random.Random) -> Item:
     work = _taken(choose.randint(2, 49))
     work.operate(choose)
     work.tell(_LET)
-    return _program(choose, work, "k", "arithmetic+programs")
+    return _needing(choose, work, "arithmetic+programs")
+
+
+def _needing(choose: random.Random, work: _Work, skill: str) -> Item:
+    """Asks for a function by k, of which no other k returns the same.
+
+    Neither the next number does, nor the one that was taken at first: how many
+    different values `k * x` has, say, nobody needs to know k for.
+    """
+    first = int(work.lines[0].rpartition(": ")[2].removesuffix("."))
+    while True:
+        state = choose.getstate()
+        item = _program(choose, work, "k", skill)
+        same = 0
+        for k in (first, work.value + 1):
+            choose.setstate(state)
+            other = dataclasses.replace(work, value=k)
+            same += _program(choose, other, "k", skill).expected == item.expected
+        if not same:
+            return item
 
 
 def _program(choose: random.Random, work: _Work, called: str, skill: str) -> Item:

@@ -247,3 +247,19 @@ def test_a_line_that_is_no_item_is_named(tmp_path):
         path.write_text(f"{whole}{bad}\n")
         with pytest.raises(SchemaError, match=r"report\.units\.jsonl, line 3, must"):
             skills.read(str(path))
+
+
+@pytest.mark.parametrize("skill", ["units+programs", "arithmetic+programs"])
+def test_a_function_by_the_number_that_is_taken_at_first_is_no_right_answer(
+    made, skill
+):
+    for item in made[skill][:25]:
+        taken, k = (
+            re.search(pattern, item.response)[1]
+            for pattern in (r"Take (\d+)", r"Let k be that: (\d+)")
+        )
+        change = re.search(r"Change: (.*)", item.response)[1]
+        for other in (taken, str(int(k) + 1)):
+            wrong = item.answer.replace(change, re.sub(rf"\b{k}\b", other, change))
+            assert wrong != item.answer
+            assert not skills.is_right(item, f"Answer: {wrong}")
