@@ -7,7 +7,8 @@ Unconstrained Model Merging (arXiv 2410.13699) in the small: experts of
 arithmetic, of units and of programs, each of another architecture and tokenizer, teach
 a base on questions with worked answers. What comes out is merged with experts of the
 base's own make, with and without a search of the weights. All are asked items of one
-skill, and items that need two, which nobody has learned. `fusebeam run
+skill, and items that need two, which nobody has learned; programs that they write are
+run, with limits, in `train.sandbox`. `fusebeam run
 examples/reasoning.toml` does the part of it that is fusion and plain merges, with one
 seed. What is done is kept: the same command goes on where it stopped.
 """
@@ -218,6 +219,8 @@ def main(argv: Sequence[str]) -> None:
     page = given.page or ("docs/results.md" if given.size in PARTS else None)
     if not Path(RECIPES[given.size]).exists():
         raise SystemExit("error: run this from the repository's folder")
+    if page is not None and given.size not in PARTS:
+        raise SystemExit(f"error: there is no page of --size {given.size}")
     output = given.output or f"{recipe.read(RECIPES[given.size]).output}-seeds"
     seeds: dict[str, Any] = {}
     for seed in given.seeds:

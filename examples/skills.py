@@ -17,8 +17,8 @@ need two. The answer of a program is a function of one line, right if it returns
 expected for arguments that no prompt tells: it runs in `train.sandbox`.
 
 What an item works out decides its split, whatever seed has drawn it and in whichever
-words it asks, so that none is in two: `base`, `fusion`, `search` and `report`
-hold items of one skill, `combined` holds those that need two.
+words it asks, so that no whole item is in two, though one step of it may be: `base`,
+`fusion`, `search` and `report` hold items of one skill, `combined` those that need two.
 """
 
 import argparse
