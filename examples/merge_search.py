@@ -10,14 +10,13 @@ models are made on the spot, of text of installed packages. What is done is kept
 same command goes on where it stopped.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples import corpus, demo, merge_search_page, models, results
+from examples import corpus, demo, merge_search_page, models, results, seeds
 from examples.corpus import DOMAINS, Size
 from examples.models import Plan
 from pipelines import card, prepare, search, searching
@@ -185,42 +184,24 @@ def arms_of(
     return {name: trials.read(search.trials_path(given, name)) for name in names}
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.merge_search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--size", choices=tuple(BASE), default="full")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", help="folder (runs/search, or runs/search-tiny)")
-    parser.add_argument(
-        "--page", help="page to write into (full: docs/results.md; tiny: none)"
-    )
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str]) -> None:
     """Makes what is missing, searches, and writes the page."""
-    given = parse(argv)
-    full, seeds = given.size == "full", given.seeds
+    given = seeds.parse(argv, "examples.merge_search", __doc__, tuple(BASE))
+    full, page = given.size == "full", given.page
     output = given.output or ("runs/search" if full else "runs/search-tiny")
-    page = given.page or ("docs/results.md" if full else None)
-    if page is not None and not Path(page).exists():
-        raise SystemExit("error: run this from the repository's folder")
     allocator.keep_large_blocks()
     make_inputs(output, given.size)
     found = {
-        "searches": search_all(output, given.size, seeds),
+        "searches": search_all(output, given.size, given.seeds),
         "budget": BUDGET[given.size],
         "run": results.about(argv, "examples.merge_search"),
     }
     text = merge_search_page.page(found)
     print(f"\n{text}")
     if page is not None:
-        arms = {m: arms_of(output, m, given.size, seeds[0]) for m in searching.METHODS}
+        arms = {
+            m: arms_of(output, m, given.size, given.seeds[0]) for m in searching.METHODS
+        }
         Path(page).with_name(Path(PLOT).name).write_text(merge_search_page.plot(arms))
         results.write_page(page, text, PART)
         print(f"\n{page} is written")

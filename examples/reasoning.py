@@ -13,13 +13,11 @@ examples/reasoning.toml` does the part of it that is fusion and plain merges, wi
 seed. What is done is kept: the same command goes on where it stopped.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from examples import (
@@ -29,8 +27,8 @@ from examples import (
     reasoning_page,
     reasoning_search,
     results,
+    seeds,
     smollm2,
-    table7,
 )
 from examples import skills as skill_items
 from examples.skills import PAIRS, SINGLE, Item
@@ -170,7 +168,7 @@ def models_of(plan: Recipe, searches: Sequence[str]) -> dict[str, str]:
 def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
     """Makes and runs all of one seed, but for what is done; returns its figures."""
     start = time.monotonic()
-    path = table7.recipe_of_seed(RECIPES[size], seed, output)
+    path = seeds.write_recipe(RECIPES[size], seed, output)
     plan = recipe.read(path)
     table = run.run(plan)
     searches = reasoning_search.run(plan, SCALES[size].budget, seed)
@@ -196,44 +194,22 @@ def _minutes(plan: Recipe, more: float) -> float:
     return before + more
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.reasoning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--size", choices=tuple(RECIPES), default="full")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", help="folder (the recipe's, with -seeds behind)")
-    parser.add_argument(
-        "--page", help="page to write into (docs/results.md; tiny: none)"
-    )
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs every seed, and writes the page."""
-    given = parse(argv)
-    page = given.page or ("docs/results.md" if given.size in PARTS else None)
-    if not Path(RECIPES[given.size]).exists():
-        raise SystemExit("error: run this from the repository's folder")
-    if page is not None and given.size not in PARTS:
-        raise SystemExit(f"error: there is no page of --size {given.size}")
+    given = seeds.parse(argv, "examples.reasoning", __doc__, tuple(RECIPES), PARTS)
     output = given.output or f"{recipe.read(RECIPES[given.size]).output}-seeds"
-    seeds: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for seed in given.seeds:
         print(f"── seed {seed}", flush=True)
         below = files.join(output, f"seed-{seed}")
-        seeds[str(seed)] = run_seed(given.size, seed, below)
-        found = {"seeds": seeds, "run": results.about(argv, "examples.reasoning")}
-        files.write_json(files.join(output, "reasoning.json"), found)
-    text = reasoning_page.page(found)
+        found[str(seed)] = run_seed(given.size, seed, below)
+        whole = {"seeds": found, "run": results.about(argv, "examples.reasoning")}
+        files.write_json(files.join(output, "reasoning.json"), whole)
+    text = reasoning_page.page(whole)
     print(f"\n{text}")
-    if page is not None:
-        results.write_page(page, text, PARTS[given.size])
-        print(f"\n{page} is written")
+    if given.page is not None:
+        results.write_page(given.page, text, PARTS[given.size])
+        print(f"\n{given.page} is written")
 
 
 if __name__ == "__main__":

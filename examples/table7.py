@@ -12,14 +12,12 @@ continued by CLM on the very rows of fusion. A seed is of the models' weights, o
 order of all that is trained on, and of what merges draw; text and splits are the same.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from examples import corpus, demo, inputs, models, results, table7_page
+from examples import corpus, demo, inputs, models, results, seeds, table7_page
 from examples.corpus import DOMAINS
 from examples.models import Plan
 from pipelines import prepare, recipe, run
@@ -30,7 +28,6 @@ from transforms import allocator, causal
 Size = Literal["full", "tiny", "gpu"]
 
 PART = "table7"
-SEEDS = [0, 1, 2]
 SPLITS = "base=.5,expert=.3,fusion=.1,dev=.05,heldout=.05"
 
 RECIPES: Mapping[Size, str] = {
@@ -175,42 +172,9 @@ def _make_windows(output: str, scale: Scale) -> None:
     demo.write_excerpts(output, scale.excerpts)
 
 
-def write_recipe(size: Size, seed: int, output: str) -> str:
-    """Writes the recipe of a seed, which is another one's but for seed and folder.
-
-    Args:
-      size: whose recipe it is.
-      seed: takes the place of its seed, which is 0.
-      output: takes the place of its folder; gets the recipe.
-
-    Returns:
-      The recipe's path.
-    """
-    return recipe_of_seed(RECIPES[size], seed, output)
-
-
-def recipe_of_seed(given: str, seed: int, output: str) -> str:
-    """Writes a recipe with another seed in place of 0, and another folder.
-
-    Args:
-      given: path of the recipe.
-      seed: takes the place of its seed, which is 0.
-      output: takes the place of its folder; gets the recipe.
-
-    Returns:
-      The new recipe's path.
-    """
-    text, folder = Path(given).read_text(), recipe.read(given).output
-    made = text.replace(f'"{folder}', f'"{output}')
-    made = made.replace("seed = 0", f"seed = {seed}")
-    path = files.join(output, "recipe.toml")
-    files.write_bytes(path, made.encode())
-    return path
-
-
 def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
     """Makes and runs all of one seed, but for what is done; returns its figures."""
-    plan = recipe.read(write_recipe(size, seed, output))
+    plan = recipe.read(seeds.write_recipe(RECIPES[size], seed, output))
     table = run.run(plan)
     chosen = {
         arm.name: files.read_json(files.join(plan.models[arm.name], "choice.json"))
@@ -221,15 +185,15 @@ def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
     return {**table, "chosen": chosen, "text": text}
 
 
-def refuse_other_text(seeds: Mapping[str, Mapping[str, Any]]) -> None:
+def refuse_other_text(found: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuses seeds that were not measured on the same text.
 
     Raises:
       SystemExit: if the packages that it comes of have changed between two.
     """
-    texts = {found["text"] for found in seeds.values()}
+    texts = {one["text"] for one in found.values()}
     if len(texts) > 1:
-        told = ", ".join(f"{seed}: {found['text']}" for seed, found in seeds.items())
+        told = ", ".join(f"{seed}: {one['text']}" for seed, one in found.items())
         raise SystemExit(
             "error: all seeds must be of the same text, which comes from installed"
             f" packages, but it has changed between them ({told}); remove the seeds of"
@@ -237,45 +201,23 @@ def refuse_other_text(seeds: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.table7",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--size", choices=tuple(RECIPES), default="full")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    parser.add_argument("--output", help="folder (the recipe's, with -seeds behind)")
-    parser.add_argument(
-        "--page",
-        help="page to write into (full with its three seeds: docs/results.md)",
-    )
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs every seed, and writes the page."""
-    given = parse(argv)
-    whole = (given.size, given.seeds) == ("full", SEEDS)
-    page = given.page or ("docs/results.md" if whole else None)
-    if not Path(RECIPES[given.size]).exists():
-        raise SystemExit("error: run this from the repository's folder")
+    given = seeds.parse(argv, "examples.table7", __doc__, tuple(RECIPES))
     output = given.output or f"{recipe.read(RECIPES[given.size]).output}-seeds"
-    seeds: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for seed in given.seeds:
         print(f"── seed {seed}", flush=True)
         below = files.join(output, f"seed-{seed}")
-        seeds[str(seed)] = run_seed(given.size, seed, below)
-    refuse_other_text(seeds)
-    found = {"seeds": seeds, "run": results.about(argv, "examples.table7")}
-    files.write_json(files.join(output, "table7.json"), found)
-    text = table7_page.page(found)
+        found[str(seed)] = run_seed(given.size, seed, below)
+    refuse_other_text(found)
+    whole = {"seeds": found, "run": results.about(argv, "examples.table7")}
+    files.write_json(files.join(output, "table7.json"), whole)
+    text = table7_page.page(whole)
     print(f"\n{text}")
-    if page is not None:
-        results.write_page(page, text, PART)
-        print(f"\n{page} is written")
+    if given.page is not None:
+        results.write_page(given.page, text, PART)
+        print(f"\n{given.page} is written")
 
 
 if __name__ == "__main__":

@@ -284,10 +284,3 @@ def test_a_search_is_of_the_merge_of_fused_and_reads_no_item_that_it_reports(
         one, other = ({i.prompt for i in some[skill]} for some in tasks_of)
         assert one
         assert not one & other
-
-
-def test_a_page_of_the_tiny_size_is_refused_before_any_work(tmp_path: Path) -> None:
-    words = ["--size", "tiny", "--output", str(tmp_path), "--page", "page.md"]
-    with pytest.raises(SystemExit, match="no page of --size tiny"):
-        reasoning.main(words)
-    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from examples import models, results, table7, table7_page
+from examples import models, results, seeds, table7, table7_page
 from examples.corpus import DOMAINS
 from pipelines import cli, recipe, selection, verify
 from schemas import files
@@ -93,10 +93,10 @@ def test_merges_and_experts_are_compared_with_all_else() -> None:
 
 
 def test_seeds_of_other_text_are_not_put_together() -> None:
-    seeds = {"0": seed(), "1": seed(0.5)}
-    table7.refuse_other_text(seeds)
+    both = {"0": seed(), "1": seed(0.5)}
+    table7.refuse_other_text(both)
     with pytest.raises(SystemExit, match=r"of the same text.*0: t, 1: other"):
-        table7.refuse_other_text({**seeds, "1": {**seed(), "text": "other"}})
+        table7.refuse_other_text({**both, "1": {**seed(), "text": "other"}})
 
 
 def test_the_page_holds_every_part_and_is_written_between_its_markers(
@@ -159,7 +159,7 @@ def test_models_of_the_gpu_have_about_100_million_parameters() -> None:
 
 
 def test_a_seed_changes_seeds_and_folder_and_nothing_else(tmp_path: Path) -> None:
-    path = table7.write_recipe("full", 5, f"{tmp_path}/five")
+    path = seeds.write_recipe(table7.RECIPES["full"], 5, f"{tmp_path}/five")
     made = recipe.read(path)
     plan = recipe.read(str(ROOT / table7.RECIPES["full"]))
     assert made.inputs is not None
@@ -177,7 +177,7 @@ def test_a_seed_changes_seeds_and_folder_and_nothing_else(tmp_path: Path) -> Non
 def done(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Runs the tiny recipe alone, in a folder where nothing is; returns its path."""
     folder = tmp_path_factory.mktemp("table7")
-    path = table7.write_recipe("tiny", 3, str(folder / "run"))
+    path = seeds.write_recipe(table7.RECIPES["tiny"], 3, str(folder / "run"))
     assert cli.main(["run", path]) == 0
     return path
 

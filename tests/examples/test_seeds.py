@@ -1,0 +1,37 @@
+import argparse
+from pathlib import Path
+
+import pytest
+
+from examples import seeds
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(*words: str) -> argparse.Namespace:
+    return seeds.parse(words, "examples.table7", "told", ("full", "tiny"))
+
+
+def test_the_page_is_written_with_all_seeds_or_where_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    page = tmp_path / "page.md"
+    page.write_text("")
+    assert parse().page == seeds.PAGE
+    assert parse("--seeds", "0").page is None  # it would take the place of three
+    assert parse("--size", "tiny").page is None
+    assert parse("--seeds", "0", "--page", str(page)).page == str(page)
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="no page of --size tiny"):
+        parse("--size", "tiny", "--page", seeds.PAGE)
+    with pytest.raises(SystemExit, match=r"must be there already, got .*none\.md"):
+        parse("--page", str(tmp_path / "none.md"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="from the repository's folder"):
+        parse()
