@@ -1,26 +1,12 @@
 """Names of the tensors that travel inside the trainer and the merger.
 
 Axes: b rows of a batch, t positions of a row, n positions of a batch that count, k kept
-entries, v vocabulary, d hidden size, m chunks of a batch. Shapes are checked under
-pytest only; where jaxtyping is not installed, the names stand for plain tensors.
+entries, v vocabulary, d hidden size, m chunks of a batch.
 """
-
-import importlib.util
-from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-if TYPE_CHECKING or importlib.util.find_spec("jaxtyping"):
-    from jaxtyping import BFloat16, Bool, Float, Float64, Int
-else:
-
-    class _Unchecked:
-        """Takes a type and its axes, and forgets the axes."""
-
-        def __class_getitem__(cls, item: tuple[type, str]) -> Any:
-            return item[0]
-
-    BFloat16 = Bool = Float = Float64 = Int = _Unchecked
+from schemas.shapes import BFloat16, Bool, Float, Float64, Int
 
 Scalar = Float[Tensor, ""]
 """One number."""

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from schemas.errors import SchemaError
+from schemas.shapes import Float, Int64
 from transforms import checkpoint
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
