@@ -1,23 +1,24 @@
 """Reasoning experts of several makes become one, and merge with others of its make.
 
-    python -m examples.reasoning --size full    three seeds, half an hour each on a core
-    python -m examples.reasoning --size tiny    some minutes: the road of it, no page
+    python -m examples.reasoning --run_code --size full    three seeds, an hour each
+    python -m examples.reasoning --run_code --size tiny    minutes: the road, no page
 
 Unconstrained Model Merging (arXiv 2410.13699) in the small: experts of
 arithmetic, of units and of programs, each of another architecture and tokenizer, teach
 a base on questions with worked answers. What comes out is merged with experts of the
-base's own make, with and without a search of the weights. All are asked items of one
-skill, and items that need two, which nobody has learned; programs that they write are
-run, with limits, in `train.sandbox`. `fusebeam run
-examples/reasoning.toml` does the part of it that is fusion and plain merges, with one
-seed. What is done is kept: the same command goes on where it stopped.
+base's own make, with and without a search of the weights; so is its control, the base
+trained by CLM on the same rows. All are asked items of one skill, and items that need
+two, which nobody has learned; programs that they write are run, with limits, in
+`train.sandbox`, which `--run_code` allows. `fusebeam run examples/reasoning.toml` does
+the part of it that is fusion and plain merges, with one seed. What is done is kept: the
+same command goes on where it stopped.
 """
 
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from examples import (
@@ -70,20 +71,20 @@ class Scale:
 
 SCALES: dict[Size, Scale] = {
     "full": Scale(
-        learned=2800,
-        windows={"fusion": 700, "search": 24, "report": 80},
-        asked={"search": 8, "report": 80, "combined": 100},
-        budget=30,
+        learned=1400,
+        windows={"fusion": 400, "search": 20, "report": 60},
+        asked={"search": 6, "report": 60, "combined": 60},
+        budget=18,
     ),
     "tiny": Scale(
-        learned=40,
-        windows={"fusion": 8, "search": 3, "report": 4},
+        learned=20,
+        windows={"fusion": 5, "search": 3, "report": 4},
         asked={"search": 1, "report": 2, "combined": 2},
         budget=1,
     ),
     "smollm2": Scale(
-        learned=2800,
-        windows={"fusion": 200, "search": 24, "report": 24},
+        learned=1400,
+        windows={"fusion": 120, "search": 20, "report": 24},
         asked={"report": 20, "combined": 20},
         budget=0,
     ),
@@ -97,10 +98,13 @@ def make_inputs(output: str, size: Size, seed: int = 0) -> None:
       SchemaError: if those of other settings are there.
     """
     scale, place = SCALES[size], files.join(output, "inputs")
+    made = _items(scale, seed)
     wanted = {"windows": scale.windows, "asked": scale.asked, "seed": seed}
+    wanted["items"] = files.digest(made)
     with inputs.making(output, wanted) as missing:
         if missing:
-            _write_items(place, scale, seed)
+            for path, text in made.items():
+                files.write_bytes(files.join(place, path), text.encode())
     allocator.keep_large_blocks()
     toil = reasoning_models.TOIL
     base = {
@@ -122,8 +126,12 @@ def make_inputs(output: str, size: Size, seed: int = 0) -> None:
                 smollm2.unpack(files.join(place, SMOLLM2))
 
 
-def _write_items(place: str, scale: Scale, seed: int) -> None:
-    """Writes the corpus, and a file of items for each split and skill that is asked."""
+def _items(scale: Scale, seed: int) -> dict[str, str]:
+    """Returns the corpus, and the items of each split and skill that is asked.
+
+    Returns:
+      Texts of JSON Lines, by their paths below the inputs.
+    """
     lines = [
         json.dumps(
             {
@@ -140,9 +148,9 @@ def _write_items(place: str, scale: Scale, seed: int) -> None:
             skill_items.items(split, skill, count * _times(split, skill), seed)
         )
     ]
-    path = files.join(place, "items.jsonl")
-    files.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
-    skill_items.write(files.join(place, "asked"), scale.asked, seed)
+    asked = skill_items.written(scale.asked, seed).items()
+    texts = {"items.jsonl": "".join(f"{line}\n" for line in lines)}
+    return texts | {f"asked/{name}": text for name, text in asked}
 
 
 def _times(split: str, skill: str) -> int:
@@ -159,7 +167,7 @@ def items_of(output: str) -> dict[str, Sequence[Item]]:
     }
 
 
-def models_of(plan: Recipe, searches: Sequence[str]) -> dict[str, str]:
+def models_of(plan: Recipe, searches: Collection[str]) -> dict[str, str]:
     """Returns where all models are that are asked, by their names in the table."""
     found = {m: reasoning_search.merged(plan, m) for m in searches}
     return {**plan.models, **{f"search:{m}": place for m, place in found.items()}}
@@ -174,7 +182,7 @@ def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
     searches = reasoning_search.run(plan, SCALES[size].budget, seed)
     items = items_of(output)
     right = {}
-    for name, place in models_of(plan, list(searches)).items():
+    for name, place in models_of(plan, searches).items():
         print(f"── ask {name}", flush=True)
         kept = plan.folder("answers", f"{name.replace(':', '.')}.json")
         right[name] = reasoning_answers.ask(place, items, kept)
@@ -182,6 +190,7 @@ def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
         "bits": {name: row["all"] for name, row in table["models"].items()},
         "right": right,
         "searches": searches,
+        "chosen": seeds.chosen(plan),
         "minutes": _minutes(plan, (time.monotonic() - start) / 60),
     }
 
@@ -196,7 +205,9 @@ def _minutes(plan: Recipe, more: float) -> float:
 
 def main(argv: Sequence[str]) -> None:
     """Runs every seed, and writes the page."""
-    given = seeds.parse(argv, "examples.reasoning", __doc__, tuple(RECIPES), PARTS)
+    given = seeds.parse(
+        argv, "examples.reasoning", __doc__, tuple(RECIPES), PARTS, runs_code=True
+    )
     output = given.output or f"{recipe.read(RECIPES[given.size]).output}-seeds"
     found: dict[str, Any] = {}
     for seed in given.seeds:

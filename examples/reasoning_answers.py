@@ -1,5 +1,6 @@
 """What models answer to items, and what of it is right; and what emerges of that."""
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -8,12 +9,14 @@ import torch
 from examples import skills
 from examples.skills import Item
 from schemas import files
+from train.sandbox import Limits
 from train.search import tasks
-from transforms import causal, templates
+from train.search.tasks import Task
+from transforms import causal, checkpoint, templates
 from transforms import tokenizer as tokenizers
 
 MOST_TOKENS = 200
-"""Of a response, more than any right one has."""
+"""Of a response; a right one that has more is refused."""
 
 Right = Mapping[str, Sequence[bool]]
 """Of each item of a skill whether it is answered, by skill."""
@@ -27,25 +30,43 @@ def ask(
     Args:
       model: folder with weights, tokenizer and chat template.
       items: what is asked, by skill.
-      path: JSON file that gets the answers; those of other weights or items make way.
+      path: JSON file that gets the answers; those of another model, other items or
+        another way to ask make way.
 
     Returns:
       Of each item whether it is answered, by skill.
+
+    Raises:
+      SchemaError: if a prompt or a right response does not fit.
     """
+    tokenizer, template = tokenizers.load(model), templates.read(model)
     identity = {
-        "weights": files.checksum(files.join(model, "model.safetensors")),
-        "items": files.digest([one.prompt for some in items.values() for one in some]),
+        "model": checkpoint.fingerprint(model),
+        "tokenizer": tokenizer.fingerprint,
+        "template": template.fingerprint,
+        "items": files.digest(
+            [dataclasses.asdict(i) for s in items.values() for i in s]
+        ),
+        "most_tokens": MOST_TOKENS,
+        "mark": skills.MARK,
+        "limits": dataclasses.asdict(Limits()),
     }
     if files.exists(path):
         kept = files.read_json(path)
         if kept["identity"] == identity:
             return _right(kept["answers"])
-    answers = {}
     loaded = causal.load_model(
         model, dtype=torch.float32, device=torch.device("cpu")
     ).eval()
-    tokenizer, template = tokenizers.load(model), templates.read(model)
+    longest = causal.longest_input(loaded)
+    answers = {}
     for skill, some in items.items():
+        asked = Task(
+            items=tuple(skills.asked(one, line) for line, one in enumerate(some, 1)),
+            answer_after=skills.MARK,
+            template=template,
+        )
+        tasks.refuse_misfits(skill, asked, tokenizer, longest, MOST_TOKENS)
         prompts = [one.prompt for one in some]
         told = tasks.written(loaded, tokenizer, prompts, MOST_TOKENS, template=template)
         answers[skill] = [

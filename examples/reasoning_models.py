@@ -46,7 +46,7 @@ OTHERS: Mapping[str, str] = dict(
 
 JOINT = "joint"
 
-TOIL: Mapping[str, int] = {"arithmetic": 2, "units": 1, "programs": 1}
+TOIL: Mapping[str, int] = {"arithmetic": 2, "units": 2, "programs": 1}
 """How long skills take to learn, beside each other."""
 
 _APART = "\n0123456789"
@@ -71,19 +71,29 @@ class Learner:
     parent: str | None = None
 
 
-def _plans(width: int, layers: int, steps: int, more: int) -> tuple[Learner, ...]:
+_RATE, _GENTLE = 2.5e-3, 5e-4
+"""Learning rates of models that begin anew, and of those that go on: from so gentle a
+step their weights stay near the base's, which merging needs."""
+
+
+def _plans(width: int, layers: int, steps: Mapping[str, int]) -> tuple[Learner, ...]:
     """Returns all models, each behind its parent.
 
     Args:
       width: of all.
       layers: of all.
-      steps: of models that begin anew.
-      more: steps of the base, and of an expert of the least toil that goes on from it.
+      steps: of the `base`; of an expert that begins `anew`, and of one that goes `on`
+        from the base, times the toil of its skill.
     """
-    even = dict.fromkeys(SINGLE, 1 / len(SINGLE))
+    toil = sum(TOIL.values())
+    by_toil = {skill: TOIL[skill] / toil for skill in SINGLE}
 
     def plan(
-        name: str, architecture: Architecture, mixture: Mapping[str, float], steps: int
+        name: str,
+        mixture: Mapping[str, float],
+        steps: int,
+        architecture: Architecture = "llama",
+        rate: float = _RATE,
     ) -> Plan:
         return Plan(
             name=name,
@@ -94,28 +104,30 @@ def _plans(width: int, layers: int, steps: int, more: int) -> tuple[Learner, ...
             layers=layers,
             steps=steps,
             batch=8,
-            learning_rate=2.5e-3,
+            learning_rate=rate,
         )
 
     makes: Sequence[Architecture] = ("qwen2", "mistral", "gpt_neox")
-    others = zip(OTHERS.items(), makes, strict=True)
-    toil = sum(TOIL.values())
-    by_toil = {skill: TOIL[skill] / toil for skill in SINGLE}
-    return (
-        Learner(plan=plan(BASE, "llama", even, more)),
-        *(Learner(plan=plan(n, make, {s: 1.0}, steps)) for (n, s), make in others),
-        *(
-            Learner(plan=plan(s, "llama", {s: 1.0}, TOIL[s] * more), parent=BASE)
-            for s in SINGLE
-        ),
-        Learner(plan=plan(JOINT, "llama", by_toil, toil * more), parent=BASE),
-    )
+    anew = [
+        Learner(plan=plan(name, {skill: 1.0}, TOIL[skill] * steps["anew"], make))
+        for (name, skill), make in zip(OTHERS.items(), makes, strict=True)
+    ]
+    further = {s: ({s: 1.0}, TOIL[s]) for s in SINGLE} | {JOINT: (by_toil, toil)}
+    on = [
+        Learner(
+            plan=plan(name, mixture, times * steps["on"], rate=_GENTLE), parent=BASE
+        )
+        for name, (mixture, times) in further.items()
+    ]
+    return Learner(plan=plan(BASE, by_toil, steps["base"])), *anew, *on
 
+
+_STEPS = {"base": 2000, "anew": 1000, "on": 350}
 
 PLANS: Mapping[Size, tuple[Learner, ...]] = {
-    "full": _plans(width=128, layers=3, steps=2000, more=1200),
-    "tiny": _plans(width=32, layers=2, steps=6, more=4),
-    "smollm2": _plans(width=128, layers=3, steps=2000, more=1200)[:4],
+    "full": _plans(width=128, layers=3, steps=_STEPS),
+    "tiny": _plans(width=32, layers=2, steps={"base": 4, "anew": 3, "on": 2}),
+    "smollm2": _plans(width=128, layers=3, steps=_STEPS)[:4],
 }
 """All models; beside SmolLM2 those that are fused, and no others."""
 

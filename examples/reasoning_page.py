@@ -1,10 +1,11 @@
 """The parts of docs/results.md that tell what fused and merged reasoners answer."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from examples import comparison, reasoning_answers, reasoning_models
+from examples.seeds import tell_rates
 from examples.skills import PAIRS, SINGLE
 from pipelines import search_page
 from pipelines.branches import MERGE, SOURCE, UNTOUCHED
@@ -27,18 +28,18 @@ _MERGED = {
     "clm": "experts and base + CLM",
     "fused": "experts and fused",
 }
+_WITH, _CONTROL = "fused", "clm"
 
 Seeds = Mapping[str, Mapping[str, Any]]
-"""What a run came to, by seed: `bits`, `right`, `searches`, `minutes`."""
+"""What a run came to, by seed: `bits`, `right`, `searches`, `chosen`, `minutes`."""
 
 
 def says(name: str) -> str:
     """Says what a model of the tables is."""
-    if name.startswith(SEARCH):
-        return f"searched merge of {_MERGED['fused']}: {name.removeprefix(SEARCH)}"
-    if name.startswith(_MERGES):
-        who, _, method = name.removeprefix(_MERGES).partition("_")
-        return f"merge of {_MERGED[who]}: {method}"
+    for head, words in ((SEARCH, "searched merge"), (_MERGES, "merge")):
+        if name.startswith(head):
+            who, _, method = name.removeprefix(head).partition("_")
+            return f"{words} of {_MERGED[who]}: {method}"
     return _SAYS.get(name, name.removeprefix(_SOURCES))
 
 
@@ -54,8 +55,7 @@ def made(seeds: Seeds) -> list[str]:
     names = next(iter(seeds.values()))["right"]
     order = (
         *(JOINT, "clm", "fused"),
-        *(f"{_MERGES}{who}" for who in _MERGED),
-        SEARCH,
+        *(f"{head}{who}" for head in (_MERGES, SEARCH) for who in _MERGED),
     )
     return [name for head in order for name in names if name.startswith(head)]
 
@@ -66,10 +66,28 @@ def shares(seeds: Seeds, name: str, skill: str) -> list[float]:
     return [reasoning_answers.share(right) for right in found]
 
 
+def pairs_of(seeds: Seeds) -> list[str]:
+    """Lists the models that have to do with fusion and a twin that has CLM instead."""
+    names = made(seeds)
+    return [n for n in names if _WITH in n and n.replace(_WITH, _CONTROL) in names]
+
+
+def means(seeds: Seeds, name: str, skills: Sequence[str]) -> list[float]:
+    """Returns the mean over skills of the share of items answered, a seed each."""
+    columns = (shares(seeds, name, skill) for skill in skills)
+    return [statistics.fmean(each) for each in zip(*columns, strict=True)]
+
+
+def gaps(seeds: Seeds, name: str, other: str, skills: Sequence[str]) -> list[float]:
+    """Returns what a model answers more than another, in points, a seed each."""
+    both = means(seeds, name, skills), means(seeds, other, skills)
+    return [one - less for one, less in zip(*both, strict=True)]
+
+
 def counts(seeds: Seeds, name: str, pair: str) -> tuple[list[int], list[int]]:
     """Counts items of a pair that a model alone answers, and that it alone does not.
 
-    Alone is: against the base and the experts together.
+    Alone is: against the base and the experts together, itself apart.
 
     Returns:
       Both, a count for each seed.
@@ -77,7 +95,7 @@ def counts(seeds: Seeds, name: str, pair: str) -> tuple[list[int], list[int]]:
     more, less = [], []
     for seed in seeds.values():
         right = seed["right"]
-        others = [right[expert][pair] for expert in experts(seeds)]
+        others = [right[one][pair] for one in experts(seeds) if one != name]
         more.append(reasoning_answers.emergent(right[name][pair], others))
         less.append(reasoning_answers.lost(right[name][pair], others))
     return more, less
@@ -98,9 +116,13 @@ def table(seeds: Seeds) -> str:
 
 
 def emergence(seeds: Seeds) -> str:
-    """Writes how many items of two skills only a model, or all but it, answers."""
+    """Writes how many items of two skills only a model, or all but it, answers.
+
+    The experts' rows say what such a count is where nothing has emerged: each of them
+    is set against the others.
+    """
     lines = []
-    for name in made(seeds):
+    for name in (*experts(seeds), *made(seeds)):
         cells = []
         for pair in PAIRS:
             more, less = counts(seeds, name, pair)
@@ -108,6 +130,29 @@ def emergence(seeds: Seeds) -> str:
             cells.append(" / ".join(told))
         lines.append([says(name), *cells])
     return comparison.table(["emergent / lost", *PAIRS], lines)
+
+
+def twins(seeds: Seeds) -> str:
+    """Writes what fusion adds: each model against its twin of the control, and joint.
+
+    Seeds are compared with themselves: a difference is one of the same items.
+    """
+    lines = []
+    for name in pairs_of(seeds):
+        control, cells = name.replace(_WITH, _CONTROL), []
+        for other in (control, JOINT):
+            for skills in (SINGLE, PAIRS):
+                more = gaps(seeds, name, other, skills)
+                wins = sum(gap > 0 for gap in more)
+                told = comparison.spread(more, "+.1f")
+                cells.append(f"{told}; {wins} of {len(more)}")
+        lines.append([says(name), *cells])
+    heads = [
+        f"points of percent, and seeds above; against {who}: {what}"
+        for who in ("the same with CLM for fusion", says(JOINT))
+        for what in ("one skill", "two")
+    ]
+    return comparison.table(["", *heads], lines)
 
 
 def total(seeds: Seeds, name: str) -> list[int]:
@@ -129,25 +174,36 @@ def findings(seeds: Seeds) -> Iterator[str]:
         yield f"Of {items} items of two skills, {says(name)} answers {told} that no" + (
             " expert does, by seed."
         )
-    fused, clm = total(seeds, "fused"), total(seeds, "clm")
-    more = sum(one > other for one, other in zip(fused, clm, strict=True))
+    alone = [total(seeds, name) for name in experts(seeds)]
+    most = ", ".join(str(max(each)) for each in zip(*alone, strict=True))
     yield (
-        f"Fused answers more such items than its control in {more} of {len(fused)}"
-        f" seeds: {statistics.fmean(fused):.1f} against {statistics.fmean(clm):.1f}."
+        f"The null: a single expert, or the base, answers at most {most} that no other"
+        " does, by seed."
     )
+    for name in pairs_of(seeds):
+        mine = total(seeds, name)
+        theirs = total(seeds, name.replace(_WITH, _CONTROL))
+        more = sum(one > other for one, other in zip(mine, theirs, strict=True))
+        yield (
+            f"{says(name).capitalize()} answers more such items than with CLM in place"
+            f" of fusion in {more} of {len(mine)} seeds: {statistics.fmean(mine):.1f}"
+            f" against {statistics.fmean(theirs):.1f}."
+        )
 
 
 def searches(seeds: Seeds) -> str:
     """Writes what the arms of the searches came to on the report split."""
     first = next(iter(seeds.values()))["searches"]
     lines = []
-    for method, result in first.items():
+    for name, result in first.items():
+        who, _, method = name.partition("_")
         for arm in result["arms"]:
-            best = [s["searches"][method]["arms"][arm]["best"] for s in seeds.values()]
+            best = [s["searches"][name]["arms"][arm]["best"] for s in seeds.values()]
             if None in best:
                 continue
-            lines.append([method, search_page.SAYS[arm], *_figures(best)])
-    heads = ["method", "arm", "objective", "bits per byte", "% answered"]
+            told = [_MERGED[who], method, search_page.SAYS[arm]]
+            lines.append([*told, *_figures(best)])
+    heads = ["merge of", "method", "arm", "objective", "bits per byte", "% answered"]
     return comparison.table(heads, lines)
 
 
@@ -168,8 +224,17 @@ def page(found: Mapping[str, Any]) -> str:
     several = len(seeds) > 1
     told = "; mean, and least to greatest over seeds" if several else ""
     parts = [f"Seed{'s' if several else ''} {', '.join(seeds)}{told}.", table(seeds)]
-    parts += [emergence(seeds), "\n".join(f"- {line}" for line in findings(seeds))]
+    parts.append(emergence(seeds))
+    if JOINT in made(seeds):
+        parts += ["What fusion adds, seed by seed:", twins(seeds)]
+    parts.append(_listed(findings(seeds)))
     if next(iter(seeds.values()))["searches"]:
         parts += ["The searches, on the report split:", searches(seeds)]
+    chosen = {seed: told["chosen"] for seed, told in seeds.items()}
+    parts += ["Learning rates:", _listed(tell_rates(chosen))]
     parts.append(f"{comparison.made_line(found['run'])}; {minutes:.0f} min a seed.")
     return "\n\n".join(parts)
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

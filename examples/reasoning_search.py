@@ -1,4 +1,4 @@
-"""Searches the weights with which what is fused merges with experts of its make.
+"""Searches the weights with which fused, or its control, merges with experts.
 
 The objective is the mean of bits per byte over skills, less the share of items that are
 answered, of the split `search`, in which there is no item of two skills.
@@ -6,28 +6,40 @@ answered, of the split `search`, in which there is no item of two skills.
 
 from typing import Any
 
-from examples import skills
+from examples import reasoning_answers, skills
 from examples.skills import SINGLE
 from pipelines import card, merge, merging, search, search_page, searching
 from pipelines.recipe import Recipe
+from pipelines.searching import METHODS
 from schemas import files
 
-MERGED = "fused_ties"
-"""Merge of the recipe whose models are merged here, too."""
+WITH, CONTROL = "fused", "clm"
+"""What merges with the experts: the fused model, or its control."""
 
 
-def write_recipe(plan: Recipe, method: str, budget: int, seed: int) -> str:
-    """Writes the recipe of a search of the merge of `MERGED`; returns its path."""
-    names = next(one.models for one in plan.merges if one.name == MERGED)
-    place = plan.folder("searches", method)
+def searches() -> list[str]:
+    """Lists the searches: of what is fused, and its control in its place, by method."""
+    return [f"{who}_{method}" for who in (CONTROL, WITH) for method in METHODS]
+
+
+def write_recipe(plan: Recipe, name: str, budget: int, seed: int) -> str:
+    """Writes the recipe of a search of the recipe's merge `name`; returns its path.
+
+    The control has CMA-ES alone: the baselines tell what the search is worth, and that
+    is told where there is fusion.
+    """
+    names = next(one.models for one in plan.merges if one.name == name)
+    who, _, method = name.partition("_")
     asked = plan.folder("inputs", "asked")
     told = {
         "windows": plan.folder("windows", "search"),
         "report": plan.folder("windows", "report"),
-        "output": files.join(place, "search"),
+        "output": plan.folder("searches", name, "search"),
         "budget": budget,
+        "baselines": list(searching.BASELINES) if who == WITH else [],
         "groups": 2,
-        "max_new_tokens": 160,
+        "population": 6,
+        "max_new_tokens": reasoning_answers.MOST_TOKENS,
         "run_code": True,
         "seed": seed,
         "device": "cpu",
@@ -36,7 +48,7 @@ def write_recipe(plan: Recipe, method: str, budget: int, seed: int) -> str:
         "models": {name.rpartition(".")[2]: plan.places[name] for name in names},
         "base": plan.target,
         "method": method,
-        "output": merged(plan, method),
+        "output": merged(plan, name),
     }
     lines = [card.merge_table(made, ()), "[search]"]
     lines += [f"{key} = {card.toml(value)}" for key, value in told.items()]
@@ -47,14 +59,14 @@ def write_recipe(plan: Recipe, method: str, budget: int, seed: int) -> str:
             lines.append(f"{split} = {card.toml(path)}")
         lines.append(f"answer_after = {card.toml(skills.MARK)}")
         lines.append("chat_prompts = true")
-    path = files.join(place, "recipe.toml")
+    path = plan.folder("searches", name, "recipe.toml")
     files.write_bytes(path, ("\n".join(lines) + "\n").encode())
     return path
 
 
-def merged(plan: Recipe, method: str) -> str:
+def merged(plan: Recipe, name: str) -> str:
     """Returns the folder of the merge that a search has found."""
-    return plan.folder("searches", method, "merged")
+    return plan.folder("searches", name, "merged")
 
 
 def run(plan: Recipe, budget: int, seed: int) -> dict[str, Any]:
@@ -66,13 +78,13 @@ def run(plan: Recipe, budget: int, seed: int) -> dict[str, Any]:
       seed: of the searches.
 
     Returns:
-      The result of each search, by method.
+      The result of each search, by the name of its merge.
     """
     found = {}
-    for method in searching.METHODS if budget else ():
-        print(f"── search {method}", flush=True)
-        path = write_recipe(plan, method, budget, seed)
+    for name in searches() if budget else ():
+        print(f"── search {name}", flush=True)
+        path = write_recipe(plan, name, budget, seed)
         given = searching.read_recipe(path, {})
-        found[method] = search.search(given, lambda _: None)
+        found[name] = search.search(given, lambda _: None)
         merge.merge_models(merging.read_recipe(search_page.recipe_path(given), {}))
     return found

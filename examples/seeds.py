@@ -1,10 +1,12 @@
-"""Examples that are run with several seeds: their command line, and a seed's recipe."""
+"""Examples that are run with several seeds: their command line, recipes and rates."""
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines import recipe
+from pipelines.recipe import Recipe
 from schemas import files
 
 SEEDS = [0, 1, 2]
@@ -19,6 +21,8 @@ def parse(
     told: str | None,
     sizes: Sequence[str],
     paged: Collection[str] = ("full",),
+    *,
+    runs_code: bool = False,
 ) -> argparse.Namespace:
     """Reads the command line, and looks whether it can be done from here.
 
@@ -29,6 +33,8 @@ def parse(
       sizes: that it has.
       paged: those with a part on the page, which is written with all seeds, or where
         the command names it.
+      runs_code: whether it runs programs that models write, which the command must
+        allow, then.
 
     Returns:
       `size`, `seeds`, `output` (None: the example's own) and `page` (None: none).
@@ -49,7 +55,18 @@ def parse(
     parser.add_argument(
         "--page", help=f"page to write into ({PAGE} with all three seeds; tiny: none)"
     )
+    if runs_code:
+        parser.add_argument(
+            "--run_code",
+            action="store_true",
+            help="let programs that models write run on this machine; it must be given",
+        )
     given = parser.parse_args(argv)
+    if runs_code and not given.run_code:
+        raise SystemExit(
+            "error: models are asked for programs, and what they write must be allowed"
+            " to run on this machine; pass --run_code, in a container at best"
+        )
     if given.page is None and given.size in paged and given.seeds == SEEDS:
         given.page = PAGE
     if given.page is not None and given.size not in paged:
@@ -78,3 +95,25 @@ def write_recipe(given: str, seed: int, output: str) -> str:
     path = files.join(output, "recipe.toml")
     files.write_bytes(path, made.encode())
     return path
+
+
+def chosen(plan: Recipe) -> dict[str, Any]:
+    """Reads what dev chose of each arm's rates, and what it had of them, by arm."""
+    return {
+        arm.name: files.read_json(files.join(plan.models[arm.name], "choice.json"))
+        for arm in plan.arms
+        if arm.rates
+    }
+
+
+def tell_rates(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Says which rates dev chose, and what it had of each; `chosen` of every seed."""
+    for seed, arms in found.items():
+        told = "; ".join(
+            f"{arm} {choice['chosen']:g} of "
+            + ", ".join(
+                f"{r} ({c:.4f})" for r, c in choice["dev_bits_per_byte"].items()
+            )
+            for arm, choice in arms.items()
+        )
+        yield f"Seed {seed}, by bits per byte over all on dev: {told}."

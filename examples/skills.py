@@ -5,30 +5,35 @@
 An item is a prompt of short sentences, and a response that says each of them again and
 works it, digit by digit, so that a model of a million parameters learns it in minutes:
 
-    Take 14 yards. Turn yards to feet. Add 39.
+    a) Take 14 yards. b) Turn yards to feet. c) Note it. d) Add 39.
 
-    Take 14 yards: 14.
-    Turn yards to feet: *3. 14*3: 4*3=12,1*3=3+1=4 so 42.
-    Add 39: 42+39: 2+9=11,4+3+1=8 so 81.
+    a) Take 14 yards: 14.
+    b) Turn yards to feet: *3. 14*3: 4*3=12,1*3=3+1=4 so 42.
+    c) Note it: 42.
+    d) Add 39: 42+39: 2+9=11,4+3+1=8 so 81.
     Answer: 81
 
 The skills are `arithmetic`, `units` and `programs`; `arithmetic+units` and the like
-need two. The answer of a program is a function of one line, right if it returns what is
-expected for arguments that no prompt tells: it runs in `train.sandbox`.
+need two. Letters, units that nothing is done with, and sentences that only say the
+value once more stand in items of all skills: so the next sentence is to be looked up,
+not guessed by what the others are about, or nothing that is learned of one skill would
+go with another. The answer of a program is a function of one line, right if it returns
+what is expected for arguments that no prompt tells: it runs in `train.sandbox`.
 
-What an item works out decides its split, whatever seed has drawn it and in whichever
-words it asks, so that no whole item is in two, though one step of it may be: `base`,
-`fusion`, `search` and `report` hold items of one skill, `combined` those that need two.
+`base`, `fusion`, `search` and `report` hold items of one skill, `combined` those that
+need two. What is worked out decides the split, whatever seed has drawn it: no line that
+works on numbers is in two of the four, nor is a function. Items with lines of several
+splits are in none.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import json
+import operator
 import random
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
 from examples import conversions, digits, problems
 from examples.problems import Unit
@@ -48,8 +53,13 @@ SPLITS = (*SHARES, "combined")
 MARK = "Answer:"
 """What the last line of a response begins with: behind it stands the answer."""
 
-_LET = "Let k be that."
 _BACK = 0.25  # share of the conversions that go back
+_LET = "Let k be that."
+_LETTERS = "abcdefghij"
+"""What sentences are told apart by, in the order of the work."""
+_PAUSE = ("Keep it.", "Note it.", _LET)
+_PAUSES = 0.3  # share of the sentences behind which there is one of these
+_ASKS = ("Write solve(numbers). Return", "Give solve(numbers), which returns")
 _TOLD = re.compile(r"\d+\.")
 _MISSES = 1_000  # draws in a row of which none is new, after which there are no more
 
@@ -75,15 +85,21 @@ class Item:
     expected: tuple[int | list[int], ...] = ()
 
 
-def is_right(item: Item, response: str) -> bool:
-    """Says whether a response answers an item; programs are run, in the sandbox."""
-    asked = answers.Item(
+def asked(item: Item, line: int = 0) -> answers.Item:
+    """Returns an item as a search task has it; `line` is that of its file."""
+    return answers.Item(
         prompt=item.prompt,
         answer=item.answer,
         calls=item.calls,
         expected=item.expected,
+        response=item.response,
+        line=line,
     )
-    return answers.is_right(asked, response, MARK)
+
+
+def is_right(item: Item, response: str) -> bool:
+    """Says whether a response answers an item; programs are run, in the sandbox."""
+    return answers.is_right(asked(item), response, MARK)
 
 
 def items(split: str, skill: str, count: int, seed: int) -> tuple[Item, ...]:
@@ -119,16 +135,24 @@ def items(split: str, skill: str, count: int, seed: int) -> tuple[Item, ...]:
     return tuple(found.values())
 
 
-def split_of(item: Item) -> str:
-    """Returns the one split that an item may be in, by what it works out.
+def split_of(item: Item) -> str | None:
+    """Returns the one split that an item may be in; None for one that is in none.
 
-    Neither the words that are said again count, nor the numbers that are told.
+    That of everything that it works out: each line of arithmetic or of units but those
+    that tell a number again, or else the function.
     """
     if item.skill in PAIRS:
         return "combined"
-    worked = (line.partition(": ")[2] for line in item.response.splitlines())
-    key = "\n".join([item.skill, *(one for one in worked if not _TOLD.fullmatch(one))])
-    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
+    works = [line.partition(": ")[2] for line in item.response.splitlines()[:-1]]
+    if item.calls:
+        works = [item.answer]
+    found = {_place(work) for work in works if not _TOLD.fullmatch(work)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _place(work: str) -> str:
+    """Returns the split of something that is worked out."""
+    place = int.from_bytes(hashlib.sha256(work.encode()).digest()[:8], "big") % 100
     for split, share in SHARES.items():
         place -= share
         if place < 0:
@@ -141,20 +165,38 @@ class _Work:
     """An item in the making: sentences, the work of each, and the value so far."""
 
     value: int
+    choose: random.Random
     asked: list[str] = dataclasses.field(default_factory=list)
     lines: list[str] = dataclasses.field(default_factory=list)
 
     def say(self, sentence: str, work: str) -> None:
         """Asks for something, and works it: a line says the sentence again."""
+        sentence = f"{self.letter} {sentence}"
         self.asked.append(sentence)
         self.lines.append(f"{sentence[:-1]}: {work}")
+
+    @property
+    def letter(self) -> str:
+        """What the next sentence begins with."""
+        return f"{_LETTERS[len(self.asked)]})"
 
     def tell(self, sentence: str) -> None:
         """Says what the value is, or what it is called from now on."""
         self.say(sentence, f"{self.value}.")
 
-    def operate(self, choose: random.Random) -> None:
+    def pause(self) -> None:
+        """Says the value once more, now and then, so that steps have no fixed place."""
+        if self.choose.random() < _PAUSES:
+            self.tell(self.choose.choice(_PAUSE))
+
+    def take(self, what: str = "") -> None:
+        """Begins with the value, of what unit."""
+        self.tell(f"Take {self.value} {what}." if what else f"Take {self.value}.")
+        self.pause()
+
+    def operate(self) -> None:
         """Adds or subtracts."""
+        choose = self.choose
         if self.value <= 10 or choose.random() < 0.5:
             n = choose.randint(2, 99)
             self.say(f"Add {n}.", digits.addition(self.value, n))
@@ -163,20 +205,23 @@ class _Work:
             n = choose.randint(2, min(99, self.value - 1))
             self.say(f"Subtract {n}.", digits.subtraction(self.value, n))
             self.value -= n
+        self.pause()
 
-    def convert(self, unit: Unit, sentence: str = "") -> None:
-        """Turns a unit into its other; by a sentence of its own, or the usual one."""
+    def convert(self, unit: Unit) -> None:
+        """Turns a unit into its other."""
         factor = int(unit.factor)
         work = f"*{factor}. {digits.product(self.value, factor)}"
-        self.say(sentence or f"Turn {unit.name} to {unit.other}.", work)
+        self.say(f"Turn {unit.name} to {unit.other}.", work)
         self.value *= factor
+        self.pause()
 
-    def take_away(self, unit: Unit, sentence: str = "") -> None:
+    def take_away(self, unit: Unit) -> None:
         """Turns a unit's other back into it, where that takes zeros away."""
         value = self.value // int(unit.factor)
         work = f"/{unit.factor}. {self.value}/{unit.factor}={value}."
-        self.say(sentence or f"Turn {unit.other} to {unit.name}.", work)
+        self.say(f"Turn {unit.other} to {unit.name}.", work)
         self.value = value
+        self.pause()
 
     def item(self, skill: str) -> Item:
         """Returns what is made, whose answer is the value."""
@@ -188,45 +233,40 @@ class _Work:
         )
 
 
-def _taken(value: int, what: str = "") -> _Work:
-    """Begins with a value, of what unit."""
-    work = _Work(value)
-    work.tell(f"Take {value} {what}." if what else f"Take {value}.")
-    return work
+def _number(choose: random.Random) -> int:
+    """Returns a number of one or two digits, or of three."""
+    return choose.randint(2, 99) if choose.random() < 0.6 else choose.randint(100, 499)
+
+
+def _noun(choose: random.Random) -> str:
+    """Returns the name of a unit, or none: so it is no sign of a conversion."""
+    return choose.choice(conversions.UNITS).name if choose.random() < 0.5 else ""
 
 
 def _arithmetic(choose: random.Random) -> Item:
-    """One or two operations."""
-    work = _taken(choose.randint(2, 99))
-    for _ in range(choose.randint(1, 2)):
-        work.operate(choose)
+    """One to three operations."""
+    work = _Work(_number(choose), choose)
+    work.take(_noun(choose))
+    for _ in range(choose.randint(1, 3)):
+        work.operate()
     return work.item("arithmetic")
 
 
 def _units(choose: random.Random) -> Item:
-    """A conversion, one after another, or one back."""
-    value, asks = choose.randint(2, 99), choose.random() < 0.5
+    """Up to two conversions, one after another, or one back."""
+    work = _Work(_number(choose), choose)
     if choose.random() < _BACK:
-        return _back(choose.choice(conversions.ZEROS), value, asks)
-    unit = choose.choice(conversions.UNITS)
-    further = [other for other in conversions.SMALL if other.name == unit.other]
-    if asks and not further:
-        work = _Work(value)
-        work.convert(unit, f"How many {unit.other} are {value} {unit.name}?")
+        unit = choose.choice(conversions.ZEROS)
+        work.value *= int(unit.factor)
+        work.take(unit.other)
+        work.take_away(unit)
         return work.item("units")
-    work = _taken(value, unit.name)
+    unit = choose.choice(conversions.UNITS)
+    work.take(unit.name)
     work.convert(unit)
+    further = [other for other in conversions.SMALL if other.name == unit.other]
     if further and choose.random() < 0.5:
         work.convert(further[0])
-    return work.item("units")
-
-
-def _back(unit: Unit, value: int, asks: bool) -> Item:
-    many = value * int(unit.factor)
-    work = _Work(many) if asks else _taken(many, unit.other)
-    work.take_away(
-        unit, f"How many {unit.name} are {many} {unit.other}?" if asks else ""
-    )
     return work.item("units")
 
 
@@ -234,12 +274,13 @@ def _arithmetic_units(choose: random.Random) -> Item:
     """A conversion before or behind an operation."""
     first = choose.random() < 0.5
     unit = choose.choice(conversions.UNITS if first else conversions.SMALL)
-    work = _taken(choose.randint(2, 49), unit.name)
+    work = _Work(choose.randint(2, 49), choose)
+    work.take(unit.name)
     if first:
-        work.operate(choose)
+        work.operate()
     work.convert(unit)
     if not first:
-        work.operate(choose)
+        work.operate()
     return work.item("arithmetic+units")
 
 
@@ -248,80 +289,91 @@ def _programs(choose: random.Random) -> Item:
 
     The number that changes them is told as such, or as k, which is taken before.
     """
-    k = choose.randint(2, 99)
-    if choose.random() < 0.5:
-        return _program(choose, _Work(k), "", "programs")
-    work = _taken(k)
+    work = _Work(_number(choose), choose)
+    if choose.random() < 0.3:
+        return _Function(choose, "").item(work, "programs")
+    work.take(_noun(choose))
     work.tell(_LET)
-    return _program(choose, work, "k", "programs")
+    work.pause()
+    return _Function(choose, "k").item(work, "programs")
 
 
 def _units_programs(choose: random.Random) -> Item:
     """The number is what a conversion comes to."""
     unit = choose.choice(conversions.SMALL)
-    work = _taken(choose.randint(2, 49), unit.name)
+    work = _Work(choose.randint(2, 49), choose)
+    work.take(unit.name)
     work.convert(unit)
-    work.tell(_LET)
-    return _needing(choose, work, "units+programs")
+    return _by_k(work, "units+programs")
 
 
 def _arithmetic_programs(choose: random.Random) -> Item:
     """The number is what an operation comes to."""
-    work = _taken(choose.randint(2, 49))
-    work.operate(choose)
+    work = _Work(choose.randint(2, 49), choose)
+    work.take(_noun(choose))
+    work.operate()
+    return _by_k(work, "arithmetic+programs")
+
+
+def _by_k(work: _Work, skill: str) -> Item:
+    """Asks for a function by k, of which no other k returns the same."""
     work.tell(_LET)
-    return _needing(choose, work, "arithmetic+programs")
+    work.pause()
+    function = _Function(work.choose, "k")
+    while not function.needs(work.value):
+        function = _Function(work.choose, "k")
+    return function.item(work, skill)
 
 
-def _needing(choose: random.Random, work: _Work, skill: str) -> Item:
-    """Asks for a function by k, of which no other k returns the same.
-
-    Neither the next number does, nor the one that was taken at first: how many
-    different values `k * x` has, say, nobody needs to know k for.
-    """
-    first = int(work.lines[0].rpartition(": ")[2].removesuffix("."))
-    while True:
-        state = choose.getstate()
-        item = _program(choose, work, "k", skill)
-        same = 0
-        for k in (first, work.value + 1):
-            choose.setstate(state)
-            other = dataclasses.replace(work, value=k)
-            same += _program(choose, other, "k", skill).expected == item.expected
-        if not same:
-            return item
-
-
-def _program(choose: random.Random, work: _Work, called: str, skill: str) -> Item:
-    """Asks for a function, behind what the work has so far.
+class _Function:
+    """A function that is asked for; what changes the numbers has a number in it.
 
     Args:
       choose: makes the choices.
-      work: its value is the number of the change.
       called: what the words call that number; empty for its digits.
-      skill: of the item.
     """
-    change = choose.choice(problems.changes(work.value, called)[bool(called) :])
-    condition = choose.choice(problems.conditions(choose.randint(2, 12)))
-    words, code, reduce, _ = choose.choice(problems.REDUCTIONS)
-    asks = ("Write solve(numbers). Return", "Give solve(numbers), which returns")
-    ask = f"{choose.choice(asks)} {words} {change.words} {condition.words}."
-    inner = code.format(f"{change.code} for x in numbers if {condition.code}")
-    answer = f"def solve(numbers): return {inner}"
-    parts = [f"Change: {change.code}", f"Condition: {condition.code}"]
-    given = [[*range(-9, 150)], []]
-    given += [[choose.randint(1, 40) for _ in range(6)] for _ in range(2)]
-    return Item(
-        skill=skill,
-        prompt=" ".join((*work.asked, ask)),
-        response="\n".join((*work.lines, *parts, f"{MARK} {answer}")),
-        answer=answer,
-        calls=tuple(Call("solve", (numbers,)) for numbers in given),
-        expected=tuple(
-            reduce([change.apply(x) for x in numbers if condition.apply(x)])
-            for numbers in given
-        ),
-    )
+
+    def __init__(self, choose: random.Random, called: str) -> None:
+        self._called = called
+        self._change = choose.choice(range(bool(called), len(problems.changes(1))))
+        self._condition = choose.choice(problems.conditions(choose.randint(2, 12)))
+        self._reduction = choose.choice(problems.REDUCTIONS)
+        self._ask = choose.choice(_ASKS)
+        few = [[choose.randint(1, 40) for _ in range(6)] for _ in range(2)]
+        self._given = [*few, [], [*range(-9, 150)], [*range(499, 999)]]
+        self._kept = [[*filter(self._condition.apply, some)] for some in self._given]
+
+    def returns(self, k: int) -> Iterator[int | list[int]]:
+        """Yields what it returns of each list, if the number is k."""
+        change = problems.changes(k)[self._change]
+        for some in self._kept:
+            yield self._reduction[2]([*map(change.apply, some)])
+
+    def needs(self, k: int) -> bool:
+        """Says whether every other number to 999 makes it return something else."""
+        others = (other for other in range(1, 1000) if other != k)
+        return all(
+            any(map(operator.ne, self.returns(other), self.returns(k)))
+            for other in others
+        )
+
+    def item(self, work: _Work, skill: str) -> Item:
+        """Returns the item that asks for it, behind what the work has so far."""
+        change = problems.changes(work.value, self._called)[self._change]
+        words, code, _, _ = self._reduction
+        condition = self._condition
+        ask = f"{work.letter} {self._ask} {words} {change.words} {condition.words}."
+        inner = code.format(f"{change.code} for x in numbers if {condition.code}")
+        answer = f"def solve(numbers): return {inner}"
+        parts = [f"Change: {change.code}", f"Condition: {condition.code}"]
+        return Item(
+            skill=skill,
+            prompt=" ".join((*work.asked, ask)),
+            response="\n".join((*work.lines, *parts, f"{MARK} {answer}")),
+            answer=answer,
+            calls=tuple(Call("solve", (numbers,)) for numbers in self._given),
+            expected=tuple(self.returns(work.value)),
+        )
 
 
 _MAKERS: Mapping[str, Callable[[random.Random], Item]] = {
@@ -334,20 +386,27 @@ _MAKERS: Mapping[str, Callable[[random.Random], Item]] = {
 }
 
 
-def write(folder: str, counts: Mapping[str, int], seed: int) -> None:
-    """Writes a file of JSON Lines for each split and skill, as `report.units.jsonl`.
+def written(counts: Mapping[str, int], seed: int) -> dict[str, str]:
+    """Writes items as JSON Lines, by file: `report.units.jsonl` and the like.
 
     Args:
-      folder: where they are to lie.
       counts: items of each skill, by split.
       seed: of all choices.
     """
-    for split, count in counts.items():
-        for skill in PAIRS if split == "combined" else SINGLE:
-            made = (dataclasses.asdict(i) for i in items(split, skill, count, seed))
-            text = "".join(json.dumps(one) + "\n" for one in made)
-            path = str(Path(folder) / f"{split}.{skill}.jsonl")
-            files.write_bytes(path, text.encode())
+    return {
+        f"{split}.{skill}.jsonl": "".join(
+            json.dumps(dataclasses.asdict(item)) + "\n"
+            for item in items(split, skill, count, seed)
+        )
+        for split, count in counts.items()
+        for skill in (PAIRS if split == "combined" else SINGLE)
+    }
+
+
+def write(folder: str, counts: Mapping[str, int], seed: int) -> None:
+    """Writes a file of JSON Lines for each split and skill; `written` has them."""
+    for name, text in written(counts, seed).items():
+        files.write_bytes(files.join(folder, name), text.encode())
 
 
 def read(path: str) -> tuple[Item, ...]:

@@ -176,13 +176,8 @@ def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
     """Makes and runs all of one seed, but for what is done; returns its figures."""
     plan = recipe.read(seeds.write_recipe(RECIPES[size], seed, output))
     table = run.run(plan)
-    chosen = {
-        arm.name: files.read_json(files.join(plan.models[arm.name], "choice.json"))
-        for arm in plan.arms
-        if arm.rates
-    }
     text = files.checksum(files.join(output, "inputs", "excerpts.jsonl"))
-    return {**table, "chosen": chosen, "text": text}
+    return {**table, "chosen": seeds.chosen(plan), "text": text}
 
 
 def refuse_other_text(found: Mapping[str, Mapping[str, Any]]) -> None:

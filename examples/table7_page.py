@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from examples import comparison
+from examples.seeds import tell_rates
 from pipelines.branches import ENSEMBLE, MERGE, SOURCE, UNTOUCHED
 from train import evaluate
 
@@ -156,19 +157,6 @@ def experts(seeds: Seeds) -> Iterator[str]:
         yield f"The expert of {name.removeprefix(_SOURCES)} against the base: {told}."
 
 
-def rates(seeds: Seeds) -> Iterator[str]:
-    """Says which rates dev chose, and what it had of each."""
-    for seed, found in seeds.items():
-        told = "; ".join(
-            f"{arm} {choice['chosen']:g} of "
-            + ", ".join(
-                f"{r} ({c:.4f})" for r, c in choice["dev_bits_per_byte"].items()
-            )
-            for arm, choice in found["chosen"].items()
-        )
-        yield f"Seed {seed}, by bits per byte over all on dev: {told}."
-
-
 def page(found: Mapping[str, Any]) -> str:
     """Writes the whole part; `found` is what the runs of all seeds came to."""
     seeds: Seeds = found["seeds"]
@@ -185,7 +173,7 @@ def page(found: Mapping[str, Any]) -> str:
             listed(experts(seeds)),
             listed(merges(seeds)),
             "Learning rates:",
-            listed(rates(seeds)),
+            listed(tell_rates({s: found["chosen"] for s, found in seeds.items()})),
             f"{comparison.made_line(found['run'])}.",
         ]
     )

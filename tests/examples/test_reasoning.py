@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -48,12 +49,16 @@ def seed(fused: str) -> dict[str, Any]:
             "clm": right("11", "11", "11", "01", "00", "00"),
             "fused": right("11", "11", "11", fused, "00", "01"),
             "merge:experts_ties": right(*none),
+            "merge:clm_ties": right("10", *none[1:]),
+            "merge:fused_ties": right("11", *none[1:]),
             "source:reckoner": right("11", "00", "00", "00", "00", "00"),
             "source:units": right("00", "10", "00", "01", "00", "00"),
             "source:joint": right("11", "11", "11", "11", "11", "11"),
-            "search:ties": right(*none),
+            "search:clm_ties": right(*none),
+            "search:fused_ties": right(*none),
         },
-        "searches": {"ties": {"arms": arms}},
+        "searches": {"fused_ties": {"arms": arms}},
+        "chosen": {"clm": {"chosen": 0.001, "dev_bits_per_byte": {"0.001": 0.5}}},
         "minutes": 30.0,
     }
 
@@ -82,6 +87,28 @@ def test_the_joint_model_is_no_expert_and_its_answers_hide_no_emergence() -> Non
     assert reasoning_page.total(seeds, "source:joint") == [5, 5]
 
 
+def test_an_expert_is_set_against_the_others_and_so_tells_the_null() -> None:
+    seeds = found()["seeds"]
+    assert reasoning_page.counts(seeds, "source:units", PAIRS[0]) == ([1, 1], [0, 0])
+    assert reasoning_page.counts(seeds, "untouched", PAIRS[0]) == ([0, 0], [1, 1])
+
+
+def test_what_has_fusion_is_set_against_its_twin_and_joint_seed_by_seed() -> None:
+    seeds = found()["seeds"]
+    pairs = ["fused", "merge:fused_ties", "search:fused_ties"]
+    assert reasoning_page.pairs_of(seeds) == pairs
+    assert reasoning_page.means(seeds, "fused", SINGLE) == [100.0, 100.0]
+    merges = "merge:fused_ties", "merge:clm_ties"
+    assert reasoning_page.gaps(seeds, *merges, SINGLE) == pytest.approx([100 / 6] * 2)
+    assert reasoning_page.gaps(seeds, "fused", "clm", PAIRS) == pytest.approx(
+        [100 / 3, 0.0]
+    )
+    line = next(
+        one for one in reasoning_page.twins(seeds).splitlines() if "fused" in one
+    )
+    assert "| +0.0 (+0.0 to +0.0); 0 of 2 | +16.7 (+0.0 to +33.3); 1 of 2 |" in line
+
+
 def test_the_page_tells_means_ranges_items_and_controls(tmp_path: Path) -> None:
     page = reasoning_page.page(found())
     assert "| units, of the base's make |  | 0 (0 to 0) | 50 (50 to 50) |" in page
@@ -90,7 +117,13 @@ def test_the_page_tells_means_ranges_items_and_controls(tmp_path: Path) -> None:
     assert "| fused | 0.5 (0.0 to 1.0) / 0.5 (0.0 to 1.0) | 0.0 (0.0 to 0.0) / " in page
     assert "Of 6 items of two skills, fused answers 2, 1 that no expert" in page
     assert "in 2 of 2 seeds: 1.5 against 0.0" in page
-    assert "| ties | uniform weights | 1.000 (1.000 to 1.000) |" in page
+    assert "The null: a single expert, or the base, answers at most 1, 1 that" in page
+    assert (
+        "| experts and fused | ties | uniform weights | 1.000 (1.000 to 1.000)" in page
+    )
+    assert (
+        "Seed 0, by bits per byte over all on dev: clm 0.001 of 0.001 (0.5000)." in page
+    )
     assert "CMA-ES" not in page
     path = tmp_path / "page.md"
     for part in reasoning.PARTS.values():
@@ -103,7 +136,7 @@ def test_the_page_tells_means_ranges_items_and_controls(tmp_path: Path) -> None:
 
 def test_every_model_of_the_full_recipe_has_words_of_its_own() -> None:
     plan = recipe.read(str(ROOT / reasoning.RECIPES["full"]))
-    names = reasoning.models_of(plan, searching.METHODS)
+    names = reasoning.models_of(plan, reasoning_search.searches())
     seeds = {"0": {"right": dict.fromkeys(names)}}
     listed = [*reasoning_page.experts(seeds), *reasoning_page.made(seeds)]
     assert sorted(listed) == sorted(names)
@@ -120,6 +153,9 @@ def test_a_recipe_names_its_inputs_and_its_control_is_fair(
     assert plan.inputs.given == {"size": size, "seed": 0}
     one, other = (vars(plan.train(arm)) for arm in plan.arms)
     assert {k for k in one if one[k] != other[k]} == {"output", "clm_weight"}
+    rates = [arm.rates for arm in plan.arms]
+    assert rates[0] == rates[1]
+    assert len(rates[0]) > 1
     assert one["clm_weight"] < other["clm_weight"] == 1.0
     (fusion,) = plan.fusions.values()
     teachers = {*reasoning_models.OTHERS}
@@ -162,6 +198,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, An
         scale = dataclasses.replace(reasoning.SCALES["tiny"], budget=0)
         patch.setitem(reasoning.SCALES, "tiny", scale)
         patch.setattr(reasoning_answers, "MOST_TOKENS", 4)
+        patch.setattr(tasks, "refuse_misfits", lambda *_: None)
         return output, reasoning.run_seed("tiny", 0, output)
 
 
@@ -250,7 +287,7 @@ def test_a_response_alone_is_learned(made: str) -> None:
     assert labels[1][labels[1] != -100].tolist() == ids[start:-2]
 
 
-def test_answers_are_kept_and_asked_for_again_of_other_weights(
+def test_answers_are_kept_and_asked_for_again_of_other_weights_or_items(
     made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = {skill: some[:1] for skill, some in reasoning.items_of(made).items()}
@@ -263,18 +300,48 @@ def test_answers_are_kept_and_asked_for_again_of_other_weights(
         assert one["prompt"] == items[skill][0].prompt
         assert [one["right"]] == found[skill]
     told = {skill: [one.response for one in some] for skill, some in items.items()}
-    responses = iter(told.values())
+    responses = itertools.cycle(told.values())
     monkeypatch.setattr(tasks, "written", lambda *_, **__: next(responses))
     assert reasoning_answers.ask(f"{made}/inputs/base", items, path) == found
     other = reasoning_answers.ask(f"{made}/inputs/units", items, path)
     assert all(all(some) for some in other.values())
+    (one,) = items["programs"]
+    expected = (*one.expected[:-1], -1)
+    items["programs"] = [dataclasses.replace(one, expected=expected)]
+    other = reasoning_answers.ask(f"{made}/inputs/units", items, path)
+    assert not any(other["programs"])
+
+
+def test_a_right_response_that_is_longer_than_one_may_be_is_refused(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reasoning_answers, "MOST_TOKENS", 4)
+    path = str(tmp_path / "answers.json")
+    with pytest.raises(SchemaError, match="arithmetic, line 1, must have a right ans"):
+        reasoning_answers.ask(f"{made}/inputs/base", reasoning.items_of(made), path)
+
+
+def test_the_control_of_a_search_is_of_the_same_merge_and_has_no_baselines(
+    made: str,
+) -> None:
+    plan = recipe.read(f"{made}/recipe.toml")
+    given = [
+        searching.read_recipe(reasoning_search.write_recipe(plan, name, 1, 0), {})
+        for name in ("fused_ties", "clm_ties")
+    ]
+    fused, clm = ([*one.merge.names] for one in given)
+    assert fused == ["fused", *SINGLE]
+    assert clm == ["clm", *SINGLE]
+    assert [one.config.baselines for one in given] == [searching.BASELINES, ()]
+    budgets = {one.config.budget for one in given}
+    assert len(budgets) == 1
 
 
 def test_a_search_is_of_the_merge_of_fused_and_reads_no_item_that_it_reports(
     made: str,
 ) -> None:
     plan = recipe.read(f"{made}/recipe.toml")
-    path = reasoning_search.write_recipe(plan, "ties", 1, 0)
+    path = reasoning_search.write_recipe(plan, "fused_ties", 1, 0)
     given = searching.read_recipe(path, {})
     assert [*given.merge.names] == ["fused", *SINGLE]
     assert given.merge.base == plan.target

@@ -35,3 +35,15 @@ def test_what_cannot_be_written_is_refused_before_any_work(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="from the repository's folder"):
         parse()
+
+
+def test_an_example_that_runs_programs_must_be_allowed_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    given = "examples.reasoning", "told", ("full", "tiny")
+    with pytest.raises(SystemExit, match="pass --run_code, in a container at best"):
+        seeds.parse([], *given, runs_code=True)
+    assert seeds.parse(["--run_code"], *given, runs_code=True).size == "full"
+    with pytest.raises(SystemExit):
+        parse("--run_code")
