@@ -23,13 +23,13 @@ def searches() -> list[str]:
 
 
 def write_recipe(plan: Recipe, name: str, budget: int, seed: int) -> str:
-    """Writes the recipe of a search of the recipe's merge `name`; returns its path.
+    """Writes the recipe of a search of what merges plainly, too; returns its path.
 
     The control has CMA-ES alone: the baselines tell what the search is worth, and that
     is told where there is fusion.
     """
-    names = next(one.models for one in plan.merges if one.name == name)
     who, _, method = name.partition("_")
+    names = next(m.models for m in plan.merges if m.name.startswith(f"{who}_"))
     asked = plan.folder("inputs", "asked")
     told = {
         "windows": plan.folder("windows", "search"),

@@ -59,7 +59,11 @@ _LETTERS = "abcdefghij"
 """What sentences are told apart by, in the order of the work."""
 _PAUSE = ("Keep it.", "Note it.", _LET)
 _PAUSES = 0.3  # share of the sentences behind which there is one of these
-_ASKS = ("Write solve(numbers). Return", "Give solve(numbers), which returns")
+_ASKS = (
+    ("Write solve(numbers)", ". Return"),
+    ("Give solve(numbers)", ", which returns"),
+)
+"""How a program is asked for: what the work says again, and how it goes on."""
 _TOLD = re.compile(r"\d+\.")
 _MISSES = 1_000  # draws in a row of which none is new, after which there are no more
 
@@ -190,7 +194,11 @@ class _Work:
             self.tell(self.choose.choice(_PAUSE))
 
     def take(self, what: str = "") -> None:
-        """Begins with the value, of what unit."""
+        """Begins with the value, of what unit; another may be taken before, in vain."""
+        if self.choose.random() < _PAUSES:
+            value, self.value = self.value, _number(self.choose)
+            self.tell(f"Take {self.value}.")
+            self.value = value
         self.tell(f"Take {self.value} {what}." if what else f"Take {self.value}.")
         self.pause()
 
@@ -362,14 +370,15 @@ class _Function:
         change = problems.changes(work.value, self._called)[self._change]
         words, code, _, _ = self._reduction
         condition = self._condition
-        ask = f"{work.letter} {self._ask} {words} {change.words} {condition.words}."
+        asks, returns = f"{work.letter} {self._ask[0]}", self._ask[1]
+        ask = f"{asks}{returns} {words} {change.words} {condition.words}."
         inner = code.format(f"{change.code} for x in numbers if {condition.code}")
         answer = f"def solve(numbers): return {inner}"
-        parts = [f"Change: {change.code}", f"Condition: {condition.code}"]
+        parts = f"{asks}: {change.code} if {condition.code}."
         return Item(
             skill=skill,
             prompt=" ".join((*work.asked, ask)),
-            response="\n".join((*work.lines, *parts, f"{MARK} {answer}")),
+            response="\n".join((*work.lines, parts, f"{MARK} {answer}")),
             answer=answer,
             calls=tuple(Call("solve", (numbers,)) for numbers in self._given),
             expected=tuple(self.returns(work.value)),
