@@ -128,8 +128,9 @@ def emergence(seeds: Seeds) -> str:
             more, less = counts(seeds, name, pair)
             told = (comparison.spread(each, ".1f") for each in (more, less))
             cells.append(" / ".join(told))
-        lines.append([says(name), *cells])
-    return comparison.table(["emergent / lost", *PAIRS], lines)
+        lines.append([says(name), *cells, ", ".join(map(str, total(seeds, name)))])
+    heads = ["emergent / lost", *PAIRS, "emergent of all, by seed"]
+    return comparison.table(heads, lines)
 
 
 def twins(seeds: Seeds) -> str:
@@ -148,11 +149,11 @@ def twins(seeds: Seeds) -> str:
                 cells.append(f"{told}; {wins} of {len(more)}")
         lines.append([says(name), *cells])
     heads = [
-        f"points of percent, and seeds above; against {who}: {what}"
-        for who in ("the same with CLM for fusion", says(JOINT))
-        for what in ("one skill", "two")
+        f"{who}, {what}"
+        for who in ("CLM in place of fusion", "joint training")
+        for what in ("one skill", "two skills")
     ]
-    return comparison.table(["", *heads], lines)
+    return comparison.table(["points above; seeds above", *heads], lines)
 
 
 def total(seeds: Seeds, name: str) -> list[int]:
@@ -168,17 +169,11 @@ def findings(seeds: Seeds) -> Iterator[str]:
             skill = _OTHERS.get(name, name.removeprefix(_SOURCES))
             told = comparison.spread(shares(seeds, name, skill), ".0f")
             yield f"The expert of {says(name)}, answers {told} % of its own skill."
-    items = sum(len(next(iter(seeds.values()))["right"][UNTOUCHED][p]) for p in PAIRS)
-    for name in made(seeds):
-        told = ", ".join(map(str, total(seeds, name)))
-        yield f"Of {items} items of two skills, {says(name)} answers {told} that no" + (
-            " expert does, by seed."
-        )
     alone = [total(seeds, name) for name in experts(seeds)]
     most = ", ".join(str(max(each)) for each in zip(*alone, strict=True))
     yield (
-        f"The null: a single expert, or the base, answers at most {most} that no other"
-        " does, by seed."
+        f"The null: a single expert, or the base, answers at most {most} items of two"
+        " skills that no other does, by seed."
     )
     for name in pairs_of(seeds):
         mine = total(seeds, name)

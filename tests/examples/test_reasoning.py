@@ -115,9 +115,9 @@ def test_the_page_tells_means_ranges_items_and_controls(tmp_path: Path) -> None:
     assert "| base | 2.000 (2.000 to 2.000) |" in page
     assert "| items |  | 2 | 2 | 2 | 2 | 2 | 2 |" in page
     assert "| fused | 0.5 (0.0 to 1.0) / 0.5 (0.0 to 1.0) | 0.0 (0.0 to 0.0) / " in page
-    assert "Of 6 items of two skills, fused answers 2, 1 that no expert" in page
+    assert "0.5 (0.0 to 1.0) / 0.0 (0.0 to 0.0) | 2, 1 |" in page
     assert "in 2 of 2 seeds: 1.5 against 0.0" in page
-    assert "The null: a single expert, or the base, answers at most 1, 1 that" in page
+    assert "The null: a single expert, or the base, answers at most 1, 1 items" in page
     assert (
         "| experts and fused | ties | uniform weights | 1.000 (1.000 to 1.000)" in page
     )
