@@ -34,3 +34,8 @@ SMALL = tuple(unit for unit in UNITS if int(unit.factor) <= 10)
 
 ZEROS = tuple(unit for unit in UNITS if unit.factor.strip("0") == "1")
 """Units that are converted back by taking zeros away."""
+
+CHAINS = tuple(
+    (unit, other) for unit in SMALL for other in SMALL if other.name == unit.other
+)
+"""Units that are converted one after another."""

@@ -72,9 +72,9 @@ class Scale:
 SCALES: dict[Size, Scale] = {
     "full": Scale(
         learned=1400,
-        windows={"fusion": 400, "search": 20, "report": 60},
+        windows={"fusion": 300, "search": 20, "report": 60},
         asked={"search": 6, "report": 60, "combined": 60},
-        budget=18,
+        budget=12,
     ),
     "tiny": Scale(
         learned=20,

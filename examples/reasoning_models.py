@@ -122,7 +122,7 @@ def _plans(width: int, layers: int, steps: Mapping[str, int]) -> tuple[Learner, 
     return Learner(plan=plan(BASE, by_toil, steps["base"])), *anew, *on
 
 
-_STEPS = {"base": 2000, "anew": 1000, "on": 350}
+_STEPS = {"base": 1500, "anew": 800, "on": 200}
 
 PLANS: Mapping[Size, tuple[Learner, ...]] = {
     "full": _plans(width=128, layers=3, steps=_STEPS),

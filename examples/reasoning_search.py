@@ -1,7 +1,8 @@
 """Searches the weights with which fused, or its control, merges with experts.
 
-The objective is the mean of bits per byte over skills, less the share of items that are
-answered, of the split `search`, in which there is no item of two skills.
+The objective is the mean of bits per byte over skills, less a tenth of the mean share
+of items that are answered, of the split `search`, which has no item of two skills.
+Both have the same arms, each with as many evaluations; the best trial is merged.
 """
 
 from typing import Any
@@ -17,17 +18,17 @@ WITH, CONTROL = "fused", "clm"
 """What merges with the experts: the fused model, or its control."""
 
 
+_ANSWERS = 0.1
+"""Bits per byte that all items of all skills are worth: about what the base has."""
+
+
 def searches() -> list[str]:
     """Lists the searches: of what is fused, and its control in its place, by method."""
     return [f"{who}_{method}" for who in (CONTROL, WITH) for method in METHODS]
 
 
 def write_recipe(plan: Recipe, name: str, budget: int, seed: int) -> str:
-    """Writes the recipe of a search of what merges plainly, too; returns its path.
-
-    The control has CMA-ES alone: the baselines tell what the search is worth, and that
-    is told where there is fusion.
-    """
+    """Writes the recipe of a search of what merges plainly, too; returns its path."""
     who, _, method = name.partition("_")
     names = next(m.models for m in plan.merges if m.name.startswith(f"{who}_"))
     asked = plan.folder("inputs", "asked")
@@ -36,11 +37,9 @@ def write_recipe(plan: Recipe, name: str, budget: int, seed: int) -> str:
         "report": plan.folder("windows", "report"),
         "output": plan.folder("searches", name, "search"),
         "budget": budget,
-        "baselines": list(searching.BASELINES) if who == WITH else [],
         "groups": 2,
         "population": 6,
         "max_new_tokens": reasoning_answers.MOST_TOKENS,
-        "run_code": True,
         "seed": seed,
         "device": "cpu",
     }
@@ -59,6 +58,7 @@ def write_recipe(plan: Recipe, name: str, budget: int, seed: int) -> str:
             lines.append(f"{split} = {card.toml(path)}")
         lines.append(f"answer_after = {card.toml(skills.MARK)}")
         lines.append("chat_prompts = true")
+        lines.append(f"weight = {_ANSWERS / len(SINGLE)}")
     path = plan.folder("searches", name, "recipe.toml")
     files.write_bytes(path, ("\n".join(lines) + "\n").encode())
     return path
@@ -73,7 +73,7 @@ def run(plan: Recipe, budget: int, seed: int) -> dict[str, Any]:
     """Searches with every method, and makes the merge that it has found.
 
     Args:
-      plan: the recipe, whose models are made.
+      plan: the recipe, whose models are made; programs that merges write are run.
       budget: evaluations of each arm; 0 for no search.
       seed: of the searches.
 
@@ -84,7 +84,9 @@ def run(plan: Recipe, budget: int, seed: int) -> dict[str, Any]:
     for name in searches() if budget else ():
         print(f"── search {name}", flush=True)
         path = write_recipe(plan, name, budget, seed)
-        given = searching.read_recipe(path, {})
+        given = searching.read_recipe(path, {"run_code": True})
         found[name] = search.search(given, lambda _: None)
-        merge.merge_models(merging.read_recipe(search_page.recipe_path(given), {}))
+        path = search_page.recipe_path(given)
+        # What was merged before is of fewer evaluations, where there are more now.
+        merge.merge_models(merging.read_recipe(path, {"overwrite": True}))
     return found
