@@ -103,8 +103,8 @@ bench: $(STAMP)  ## measure speed and size; prints a table, writes build/bench.j
 fusechat: $(STAMP)  ## pairs of a pivot and each source, merged; into docs/results.md (DEMO=tiny: two minutes, no page)
 	$(BIN)/python -m examples.fusechat --size $(DEMO)
 
-reasoning: $(STAMP)  ## reasoners of several makes, fused, merged and searched (programs that they write are run), into docs/results.md (DEMO=tiny: no page)
-	$(BIN)/python -m examples.reasoning --run_code --size $(DEMO)
+reasoning: $(STAMP)  ## reasoners of several makes, fused, merged and searched (RUN_CODE=1 lets programs that they write run), into docs/results.md (DEMO=tiny: no page)
+	$(BIN)/python -m examples.reasoning $(if $(RUN_CODE),--run_code) --size $(DEMO)
 
 results: $(STAMP)  ## the demo's controls over seeds, into docs/results.md (hours)
 	$(BIN)/python -m examples.results

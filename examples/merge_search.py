@@ -186,7 +186,7 @@ def arms_of(
 
 def main(argv: Sequence[str]) -> None:
     """Makes what is missing, searches, and writes the page."""
-    given = seeds.parse(argv, "examples.merge_search", __doc__, tuple(BASE))
+    given = seeds.parse(argv, "examples.merge_search", __doc__, BASE, {"full": PART})
     full, page = given.size == "full", given.page
     output = given.output or ("runs/search" if full else "runs/search-tiny")
     allocator.keep_large_blocks()

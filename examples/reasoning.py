@@ -17,9 +17,8 @@ same command goes on where it stopped.
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from examples import (
     inputs,
@@ -32,7 +31,9 @@ from examples import (
     smollm2,
 )
 from examples import skills as skill_items
-from examples.skills import PAIRS, SINGLE, Item
+from examples.reasoning_models import Size
+from examples.skills import PAIRS, SINGLE
+from examples.worked import Item
 from pipelines import recipe, run
 from pipelines.recipe import Recipe
 from schemas import files
@@ -40,8 +41,6 @@ from transforms import allocator
 
 PARTS = {"full": "reasoning", "smollm2": "reasoning_smollm2"}
 """Parts of the page, by size."""
-
-Size = Literal["full", "tiny", "smollm2"]
 
 RECIPES: Mapping[Size, str] = {
     "full": "examples/reasoning.toml",
@@ -168,14 +167,17 @@ def items_of(output: str) -> dict[str, Sequence[Item]]:
 
 
 def models_of(plan: Recipe, searches: Collection[str]) -> dict[str, str]:
-    """Returns where all models are that are asked, by their names in the table."""
+    """Returns where all models are that are asked, by their names in the table.
+
+    SmolLM2 is not: it knows nothing of lines that begin with `Answer:`.
+    """
+    asked = {n: at for n, at in plan.models.items() if n != f"source:{SMOLLM2}"}
     found = {m: reasoning_search.merged(plan, m) for m in searches}
-    return {**plan.models, **{f"search:{m}": place for m, place in found.items()}}
+    return asked | {f"{reasoning_search.SEARCH}{m}": at for m, at in found.items()}
 
 
 def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
     """Makes and runs all of one seed, but for what is done; returns its figures."""
-    start = time.monotonic()
     path = seeds.write_recipe(RECIPES[size], seed, output)
     plan = recipe.read(path)
     table = run.run(plan)
@@ -191,22 +193,13 @@ def run_seed(size: Size, seed: int, output: str) -> dict[str, Any]:
         "right": right,
         "searches": searches,
         "chosen": seeds.chosen(plan),
-        "minutes": _minutes(plan, (time.monotonic() - start) / 60),
     }
-
-
-def _minutes(plan: Recipe, more: float) -> float:
-    """Returns the minutes that a seed has taken, those of killed runs apart."""
-    path = plan.folder("minutes.json")
-    before: float = files.read_json(path) if files.exists(path) else 0.0
-    files.write_json(path, before + more)
-    return before + more
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs every seed, and writes the page."""
     given = seeds.parse(
-        argv, "examples.reasoning", __doc__, tuple(RECIPES), PARTS, runs_code=True
+        argv, "examples.reasoning", __doc__, RECIPES, PARTS, runs_code=True
     )
     output = given.output or f"{recipe.read(RECIPES[given.size]).output}-seeds"
     found: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from examples import skills
-from examples.skills import Item
+from examples.worked import Item
 from schemas import files
 from train.sandbox import Limits
 from train.search import tasks

@@ -12,6 +12,7 @@ take one apart.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import tokenizers
@@ -20,12 +21,12 @@ import transformers
 
 from examples import models, vocabularies
 from examples.models import Architecture, Plan
-from examples.skills import SINGLE, Item
+from examples.skills import SINGLE
+from examples.worked import Item
 from schemas import files
 from transforms import causal
 
-Size = str
-"""Of `PLANS`."""
+Size = Literal["full", "tiny", "smollm2"]
 
 Items = Mapping[str, Sequence[Item]]
 """Items of one skill, by skill."""

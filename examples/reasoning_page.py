@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from examples import comparison, reasoning_answers, reasoning_models
+from examples.reasoning_search import CONTROL, SEARCH, WITH
 from examples.seeds import tell_rates
 from examples.skills import PAIRS, SINGLE
 from pipelines import search_page
 from pipelines.branches import MERGE, SOURCE, UNTOUCHED
 
-SEARCH = "search:"
 _SOURCES, _MERGES = (f"{head[:-1]}:" for head in (SOURCE, MERGE))
 JOINT = f"{_SOURCES}{reasoning_models.JOINT}"
 
@@ -28,10 +28,9 @@ _MERGED = {
     "clm": "experts and base + CLM",
     "fused": "experts and fused",
 }
-_WITH, _CONTROL = "fused", "clm"
 
 Seeds = Mapping[str, Mapping[str, Any]]
-"""What a run came to, by seed: `bits`, `right`, `searches`, `chosen`, `minutes`."""
+"""What a run came to, by seed: `bits`, `right`, `searches`, `chosen`."""
 
 
 def says(name: str) -> str:
@@ -48,6 +47,13 @@ def experts(seeds: Seeds) -> list[str]:
     names = next(iter(seeds.values()))["right"]
     mine = [n for n in names if n.startswith(_SOURCES) and n != JOINT]
     return [UNTOUCHED, *mine]
+
+
+def unasked(seeds: Seeds) -> list[str]:
+    """Lists the sources of which bits per byte are known and no answers."""
+    seed = next(iter(seeds.values()))
+    found = seed["bits"].keys() - seed["right"].keys()
+    return [name for name in seed["bits"] if name in found and _SOURCES in name]
 
 
 def made(seeds: Seeds) -> list[str]:
@@ -69,19 +75,27 @@ def shares(seeds: Seeds, name: str, skill: str) -> list[float]:
 def pairs_of(seeds: Seeds) -> list[str]:
     """Lists the models that have to do with fusion and a twin that has CLM instead."""
     names = made(seeds)
-    return [n for n in names if _WITH in n and n.replace(_WITH, _CONTROL) in names]
+    return [n for n in names if WITH in n and n.replace(WITH, CONTROL) in names]
 
 
-def means(seeds: Seeds, name: str, skills: Sequence[str]) -> list[float]:
-    """Returns the mean over skills of the share of items answered, a seed each."""
-    columns = (shares(seeds, name, skill) for skill in skills)
-    return [statistics.fmean(each) for each in zip(*columns, strict=True)]
+def answered(seeds: Seeds, name: str, skills: Sequence[str]) -> list[list[bool]]:
+    """Returns of each item of some skills whether a model answers it, a seed each."""
+    found = (seed["right"][name] for seed in seeds.values())
+    return [[one for skill in skills for one in right[skill]] for right in found]
 
 
-def gaps(seeds: Seeds, name: str, other: str, skills: Sequence[str]) -> list[float]:
-    """Returns what a model answers more than another, in points, a seed each."""
-    both = means(seeds, name, skills), means(seeds, other, skills)
-    return [one - less for one, less in zip(*both, strict=True)]
+def against(
+    seeds: Seeds, name: str, other: str, skills: Sequence[str]
+) -> list[tuple[int, int]]:
+    """Counts items that one model answers and another does not, and the other way.
+
+    Both are of the same seed, so of the same items.
+    """
+    both = answered(seeds, name, skills), answered(seeds, other, skills)
+    return [
+        (reasoning_answers.emergent(one, [two]), reasoning_answers.lost(one, [two]))
+        for one, two in zip(*both, strict=True)
+    ]
 
 
 def counts(seeds: Seeds, name: str, pair: str) -> tuple[list[int], list[int]]:
@@ -104,22 +118,28 @@ def counts(seeds: Seeds, name: str, pair: str) -> tuple[list[int], list[int]]:
 def table(seeds: Seeds) -> str:
     """Writes the share of items that are answered, by model and skill."""
     lines = []
-    for name in (*experts(seeds), *made(seeds)):
+    for name in (*experts(seeds), *unasked(seeds), *made(seeds)):
         bits = [seed["bits"].get(name) for seed in seeds.values()]
         told = comparison.spread(bits, ".3f") if None not in bits else ""
-        cells = (shares(seeds, name, skill) for skill in (*SINGLE, *PAIRS))
-        lines.append([says(name), told, *(comparison.spread(c, ".0f") for c in cells)])
+        cells = (_share(seeds, name, skill) for skill in (*SINGLE, *PAIRS))
+        lines.append([says(name), told, *cells])
     first = next(iter(seeds.values()))["right"][UNTOUCHED]
     sizes = [f"{len(first[skill])}" for skill in (*SINGLE, *PAIRS)]
     heads = ["% answered", "bits per byte", *SINGLE, *PAIRS]
     return comparison.table(heads, [*lines, ["items", "", *sizes]])
 
 
+def _share(seeds: Seeds, name: str, skill: str) -> str:
+    """Writes the share of a skill's items that a model answers; of unasked nothing."""
+    if name in unasked(seeds):
+        return ""
+    return comparison.spread(shares(seeds, name, skill), ".0f")
+
+
 def emergence(seeds: Seeds) -> str:
     """Writes how many items of two skills only a model, or all but it, answers.
 
-    The experts' rows say what such a count is where nothing has emerged: each of them
-    is set against the others.
+    Each of base and experts is set against the others, for scale.
     """
     lines = []
     for name in (*experts(seeds), *made(seeds)):
@@ -136,24 +156,30 @@ def emergence(seeds: Seeds) -> str:
 def twins(seeds: Seeds) -> str:
     """Writes what fusion adds: each model against its twin of the control, and joint.
 
-    Seeds are compared with themselves: a difference is one of the same items.
+    A cell has the difference in points of percent, in how many seeds it is above 0, and
+    how many items, of all seeds, only the one model answers, and only the other.
     """
     lines = []
     for name in pairs_of(seeds):
-        control, cells = name.replace(_WITH, _CONTROL), []
-        for other in (control, JOINT):
+        cells = []
+        for other in (name.replace(WITH, CONTROL), JOINT):
             for skills in (SINGLE, PAIRS):
-                more = gaps(seeds, name, other, skills)
-                wins = sum(gap > 0 for gap in more)
-                told = comparison.spread(more, "+.1f")
-                cells.append(f"{told}; {wins} of {len(more)}")
+                found = against(seeds, name, other, skills)
+                items = len(answered(seeds, name, skills)[0])
+                points = [100 * (more - less) / items for more, less in found]
+                above = sum(more > less for more, less in found)
+                only = [sum(each) for each in zip(*found, strict=True)]
+                cells.append(
+                    f"{comparison.spread(points, '+.1f')}; {above} of {len(found)};"
+                    f" {only[0]} / {only[1]}"
+                )
         lines.append([says(name), *cells])
     heads = [
         f"{who}, {what}"
         for who in ("CLM in place of fusion", "joint training")
         for what in ("one skill", "two skills")
     ]
-    return comparison.table(["points above; seeds above", *heads], lines)
+    return comparison.table(["against", *heads], lines)
 
 
 def total(seeds: Seeds, name: str) -> list[int]:
@@ -169,20 +195,20 @@ def findings(seeds: Seeds) -> Iterator[str]:
             skill = _OTHERS.get(name, name.removeprefix(_SOURCES))
             told = comparison.spread(shares(seeds, name, skill), ".0f")
             yield f"The expert of {says(name)}, answers {told} % of its own skill."
+    items = sum(len(next(iter(seeds.values()))["right"][UNTOUCHED][p]) for p in PAIRS)
     alone = [total(seeds, name) for name in experts(seeds)]
     most = ", ".join(str(max(each)) for each in zip(*alone, strict=True))
     yield (
-        f"The null: a single expert, or the base, answers at most {most} items of two"
-        " skills that no other does, by seed."
+        f"Of {items} items of two skills a single expert, or the base, answers at most"
+        f" {most} that no other does, by seed."
     )
     for name in pairs_of(seeds):
-        mine = total(seeds, name)
-        theirs = total(seeds, name.replace(_WITH, _CONTROL))
+        mine, theirs = total(seeds, name), total(seeds, name.replace(WITH, CONTROL))
         more = sum(one > other for one, other in zip(mine, theirs, strict=True))
         yield (
-            f"{says(name).capitalize()} answers more such items than with CLM in place"
-            f" of fusion in {more} of {len(mine)} seeds: {statistics.fmean(mine):.1f}"
-            f" against {statistics.fmean(theirs):.1f}."
+            f"Emergent with fusion and with CLM in its place, {says(name)}:"
+            f" {statistics.fmean(mine):.1f} and {statistics.fmean(theirs):.1f}; more in"
+            f" {more} of {len(mine)} seeds."
         )
 
 
@@ -215,19 +241,21 @@ def _figures(best: Sequence[Mapping[str, Any]]) -> list[str]:
 def page(found: Mapping[str, Any]) -> str:
     """Writes a whole part; `found` is what the runs of all seeds came to."""
     seeds: Seeds = found["seeds"]
-    minutes = statistics.fmean(seed["minutes"] for seed in seeds.values())
     several = len(seeds) > 1
     told = "; mean, and least to greatest over seeds" if several else ""
     parts = [f"Seed{'s' if several else ''} {', '.join(seeds)}{told}.", table(seeds)]
     parts.append(emergence(seeds))
     if JOINT in made(seeds):
-        parts += ["What fusion adds, seed by seed:", twins(seeds)]
+        head = (
+            "What fusion adds (points; seeds above; items that only the one answers /"
+        )
+        parts += [f"{head} only the other):", twins(seeds)]
     parts.append(_listed(findings(seeds)))
     if next(iter(seeds.values()))["searches"]:
         parts += ["The searches, on the report split:", searches(seeds)]
     chosen = {seed: told["chosen"] for seed, told in seeds.items()}
     parts += ["Learning rates:", _listed(tell_rates(chosen))]
-    parts.append(f"{comparison.made_line(found['run'])}; {minutes:.0f} min a seed.")
+    parts.append(f"{comparison.made_line(found['run'])}.")
     return "\n\n".join(parts)
 
 

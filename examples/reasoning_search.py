@@ -17,6 +17,9 @@ from schemas import files
 WITH, CONTROL = "fused", "clm"
 """What merges with the experts: the fused model, or its control."""
 
+SEARCH = "search:"
+"""What the names of searched merges begin with in tables."""
+
 
 _ANSWERS = 0.1
 """Bits per byte that all items of all skills are worth: about what the base has."""

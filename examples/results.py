@@ -187,18 +187,31 @@ def markers(part: str) -> tuple[str, str]:
     return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
 
 
-def write_page(path: str, text: str, part: str = PART) -> None:
-    """Puts text between the two markers of a part; the rest of the page stays.
+def read_page(path: str, part: str = PART) -> tuple[str, str]:
+    """Reads what stands before the first marker of a part, and behind the last.
 
     Raises:
-      SystemExit: if the page does not hold each marker once, in order.
+      SystemExit: if there is no such page, or it does not hold each marker once, in
+        order.
     """
     first, last = markers(part)
+    if not files.exists(path):
+        raise SystemExit(f"error: the page must be there already, got {path}")
     page = files.read_bytes(path).decode()
     head, begin, body = page.partition(first)
     inner, end, tail = body.partition(last)
     if not (begin and end) or first in inner + tail or last in head + tail:
         raise SystemExit(f"error: {path} must hold {first} and {last}, once each")
+    return head, tail
+
+
+def write_page(path: str, text: str, part: str = PART) -> None:
+    """Puts text between the two markers of a part; the rest of the page stays.
+
+    Raises:
+      SystemExit: as `read_page` does.
+    """
+    (first, last), (head, tail) = markers(part), read_page(path, part)
     files.write_bytes(path, f"{head}{first}\n\n{text}\n\n{last}{tail}".encode())
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from examples import results
 from pipelines import recipe
 from pipelines.recipe import Recipe
 from schemas import files
@@ -19,8 +20,8 @@ def parse(
     argv: Sequence[str],
     module: str,
     told: str | None,
-    sizes: Sequence[str],
-    paged: Collection[str] = ("full",),
+    sizes: Collection[str],
+    parts: Mapping[str, str],
     *,
     runs_code: bool = False,
 ) -> argparse.Namespace:
@@ -31,8 +32,8 @@ def parse(
       module: the example's.
       told: its docstring.
       sizes: that it has.
-      paged: those with a part on the page, which is written with all seeds, or where
-        the command names it.
+      parts: of the page, by size; one is written with all seeds, or where the command
+        names the page.
       runs_code: whether it runs programs that models write, which the command must
         allow, then.
 
@@ -40,8 +41,8 @@ def parse(
       `size`, `seeds`, `output` (None: the example's own) and `page` (None: none).
 
     Raises:
-      SystemExit: if the words are wrong, there is no such page, or this is not the
-        repository's folder.
+      SystemExit: if the words are wrong, there is no such page or no place on it, or
+        this is not the repository's folder.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
@@ -67,14 +68,14 @@ def parse(
             "error: models are asked for programs, and what they write must be allowed"
             " to run on this machine; pass --run_code, in a container at best"
         )
-    if given.page is None and given.size in paged and given.seeds == SEEDS:
+    if given.page is None and given.size in parts and given.seeds == SEEDS:
         given.page = PAGE
-    if given.page is not None and given.size not in paged:
+    if given.page is not None and given.size not in parts:
         raise SystemExit(f"error: there is no page of --size {given.size}")
     if not Path(*module.split(".")).with_suffix(".py").exists():
         raise SystemExit("error: run this from the repository's folder")
-    if given.page is not None and not Path(given.page).exists():
-        raise SystemExit(f"error: --page must be there already, got {given.page}")
+    if given.page is not None:
+        results.read_page(given.page, parts[given.size])
     return given
 
 
@@ -110,10 +111,16 @@ def tell_rates(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Says which rates dev chose, and what it had of each; `chosen` of every seed."""
     for seed, arms in found.items():
         told = "; ".join(
-            f"{arm} {choice['chosen']:g} of "
+            f"{arm} {choice['chosen']:g}{_edge(choice)} of "
             + ", ".join(
                 f"{r} ({c:.4f})" for r, c in choice["dev_bits_per_byte"].items()
             )
             for arm, choice in arms.items()
         )
         yield f"Seed {seed}, by bits per byte over all on dev: {told}."
+
+
+def _edge(choice: Mapping[str, Any]) -> str:
+    """Says where a rate is the least or greatest that was tried."""
+    tried = [float(rate) for rate in choice["dev_bits_per_byte"]]
+    return " (an edge)" if choice["chosen"] in (min(tried), max(tried)) else ""

@@ -198,7 +198,7 @@ def refuse_other_text(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Runs every seed, and writes the page."""
-    given = seeds.parse(argv, "examples.table7", __doc__, tuple(RECIPES))
+    given = seeds.parse(argv, "examples.table7", __doc__, RECIPES, {"full": PART})
     output = given.output or f"{recipe.read(RECIPES[given.size]).output}-seeds"
     found: dict[str, Any] = {}
     for seed in given.seeds:

@@ -59,7 +59,6 @@ def seed(fused: str) -> dict[str, Any]:
         },
         "searches": {"fused_ties": {"arms": arms}},
         "chosen": {"clm": {"chosen": 0.001, "dev_bits_per_byte": {"0.001": 0.5}}},
-        "minutes": 30.0,
     }
 
 
@@ -93,20 +92,44 @@ def test_an_expert_is_set_against_the_others_and_so_tells_the_null() -> None:
     assert reasoning_page.counts(seeds, "untouched", PAIRS[0]) == ([0, 0], [1, 1])
 
 
-def test_what_has_fusion_is_set_against_its_twin_and_joint_seed_by_seed() -> None:
+def test_what_has_fusion_is_set_against_its_twin_and_joint_item_by_item() -> None:
     seeds = found()["seeds"]
     pairs = ["fused", "merge:fused_ties", "search:fused_ties"]
     assert reasoning_page.pairs_of(seeds) == pairs
-    assert reasoning_page.means(seeds, "fused", SINGLE) == [100.0, 100.0]
     merges = "merge:fused_ties", "merge:clm_ties"
-    assert reasoning_page.gaps(seeds, *merges, SINGLE) == pytest.approx([100 / 6] * 2)
-    assert reasoning_page.gaps(seeds, "fused", "clm", PAIRS) == pytest.approx(
-        [100 / 3, 0.0]
-    )
-    line = next(
-        one for one in reasoning_page.twins(seeds).splitlines() if "fused" in one
-    )
-    assert "| +0.0 (+0.0 to +0.0); 0 of 2 | +16.7 (+0.0 to +33.3); 1 of 2 |" in line
+    assert reasoning_page.against(seeds, *merges, SINGLE) == [(1, 0), (1, 0)]
+    assert reasoning_page.against(seeds, "fused", "clm", PAIRS) == [(2, 0), (1, 1)]
+    lines = reasoning_page.twins(seeds).splitlines()
+    line = next(one for one in lines if "| fused" in one)
+    assert "| +0.0 (+0.0 to +0.0); 0 of 2; 0 / 0 |" in line
+    assert "| +16.7 (+0.0 to +33.3); 1 of 2; 3 / 1 |" in line
+
+
+def test_as_many_right_answers_are_a_tie_however_they_are_spread() -> None:
+    def spread(*right: int) -> dict[str, list[bool]]:
+        counts = zip(ALL, (*right, 0, 0, 0), strict=True)
+        return {skill: [n < many for n in range(60)] for skill, many in counts}
+
+    answers = {
+        "untouched": spread(0, 0, 0),
+        "clm": spread(1, 2, 4),
+        "fused": spread(0, 0, 7),
+        "source:joint": spread(7, 0, 0),
+    }
+    line = reasoning_page.twins({"0": {"right": answers}}).splitlines()[-1]
+    assert line.startswith("| fused | +0.0; 0 of 1; 3 / 3 |")
+
+
+def test_smollm2_has_bits_per_byte_and_no_answers() -> None:
+    seeds = found()["seeds"]
+    for one in seeds.values():
+        one["bits"]["source:smollm2"] = 1.5
+    assert reasoning_page.unasked(seeds) == ["source:smollm2"]
+    line = "| smollm2 | 1.500 (1.500 to 1.500) |  |  |  |  |  |  |"
+    assert line in reasoning_page.table(seeds)
+    plan = recipe.read(str(ROOT / reasoning.RECIPES["smollm2"]))
+    assert "source:smollm2" in plan.models
+    assert "source:smollm2" not in reasoning.models_of(plan, ())
 
 
 def test_the_page_tells_means_ranges_items_and_controls(tmp_path: Path) -> None:
@@ -115,16 +138,16 @@ def test_the_page_tells_means_ranges_items_and_controls(tmp_path: Path) -> None:
     assert "| base | 2.000 (2.000 to 2.000) |" in page
     assert "| items |  | 2 | 2 | 2 | 2 | 2 | 2 |" in page
     assert "| fused | 0.5 (0.0 to 1.0) / 0.5 (0.0 to 1.0) | 0.0 (0.0 to 0.0) / " in page
-    assert "0.5 (0.0 to 1.0) / 0.0 (0.0 to 0.0) | 2, 1 |" in page
-    assert "in 2 of 2 seeds: 1.5 against 0.0" in page
-    assert "The null: a single expert, or the base, answers at most 1, 1 items" in page
+    assert "1.0 (1.0 to 1.0) / 0.0 (0.0 to 0.0) | 2, 1 |" in page
+    assert "in its place, fused: 1.5 and 0.0; more in 2 of 2 seeds." in page
+    assert (
+        "Of 6 items of two skills a single expert, or the base, answers at most 1, 1"
+        in page
+    )
     assert (
         "| experts and fused | ties | uniform weights | 1.000 (1.000 to 1.000)" in page
     )
-    assert (
-        "Seed 0, by bits per byte over all on dev: clm 0.001 of 0.001 (0.5000)." in page
-    )
-    assert "CMA-ES" not in page
+    assert "over all on dev: clm 0.001 (an edge) of 0.001 (0.5000)." in page
     path = tmp_path / "page.md"
     for part in reasoning.PARTS.values():
         path.write_text("\n".join(results.markers(part)))
@@ -321,20 +344,41 @@ def test_a_right_response_that_is_longer_than_one_may_be_is_refused(
         reasoning_answers.ask(f"{made}/inputs/base", reasoning.items_of(made), path)
 
 
-def test_the_control_of_a_search_is_of_the_same_merge_and_has_no_baselines(
-    made: str,
+def test_fused_and_its_control_are_searched_alike_and_the_best_of_each_is_merged(
+    made: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reasoning_search, "METHODS", ("ties",))
+    monkeypatch.setattr(reasoning_answers, "MOST_TOKENS", 110)
     plan = recipe.read(f"{made}/recipe.toml")
-    given = [
-        searching.read_recipe(reasoning_search.write_recipe(plan, name, 1, 0), {})
-        for name in ("fused_ties", "clm_ties")
+    result = reasoning_search.run(plan, 1, 0)
+    assert [*result] == ["clm_ties", "fused_ties"]
+    asked = [
+        {arm: told["evaluations"] for arm, told in one["arms"].items()}
+        for one in result.values()
     ]
-    fused, clm = ([*one.merge.names] for one in given)
-    assert fused == ["fused", *SINGLE]
-    assert clm == ["clm", *SINGLE]
-    assert [one.config.baselines for one in given] == [searching.BASELINES, ()]
-    budgets = {one.config.budget for one in given}
-    assert len(budgets) == 1
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 4
+    weights = {
+        files.checksum(f"{reasoning_search.merged(plan, name)}/model.safetensors")
+        for name in result
+    }
+    assert len(weights) == 2
+
+
+def test_a_recipe_of_a_search_does_not_itself_allow_programs(made: str) -> None:
+    plan = recipe.read(f"{made}/recipe.toml")
+    given = searching.read_recipe(
+        reasoning_search.write_recipe(plan, "fused_ties", 1, 0), {}
+    )
+    assert not given.config.run_code
+
+
+def test_programs_run_only_if_the_command_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="pass --run_code"):
+        reasoning.main(["--size", "tiny"])
 
 
 def test_a_search_is_of_the_merge_of_fused_and_reads_no_item_that_it_reports(
@@ -342,7 +386,7 @@ def test_a_search_is_of_the_merge_of_fused_and_reads_no_item_that_it_reports(
 ) -> None:
     plan = recipe.read(f"{made}/recipe.toml")
     path = reasoning_search.write_recipe(plan, "fused_ties", 1, 0)
-    given = searching.read_recipe(path, {})
+    given = searching.read_recipe(path, {"run_code": True})
     assert [*given.merge.names] == ["fused", *SINGLE]
     assert given.merge.base == plan.target
     assert search.plan_search(given).genome.models == ("fused", *SINGLE)
