@@ -15,7 +15,7 @@ from train.search.tasks import Task
 from transforms import causal, checkpoint, templates
 from transforms import tokenizer as tokenizers
 
-MOST_TOKENS = 200
+MOST_TOKENS = 280
 """Of a response; a right one that has more is refused."""
 
 Right = Mapping[str, Sequence[bool]]

@@ -348,7 +348,8 @@ def test_fused_and_its_control_are_searched_alike_and_the_best_of_each_is_merged
     made: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reasoning_search, "METHODS", ("ties",))
-    monkeypatch.setattr(reasoning_answers, "MOST_TOKENS", 110)
+    monkeypatch.setattr(reasoning_answers, "MOST_TOKENS", 4)
+    monkeypatch.setattr(tasks, "refuse_misfits", lambda *_: None)
     plan = recipe.read(f"{made}/recipe.toml")
     result = reasoning_search.run(plan, 1, 0)
     assert [*result] == ["clm_ties", "fused_ties"]
