@@ -73,7 +73,7 @@ SCALES: dict[Size, Scale] = {
         learned=1400,
         windows={"fusion": 300, "search": 20, "report": 60},
         asked={"search": 6, "report": 60, "combined": 60},
-        budget=12,
+        budget=8,
     ),
     "tiny": Scale(
         learned=20,

@@ -41,7 +41,7 @@ def write_recipe(plan: Recipe, name: str, budget: int, seed: int) -> str:
         "output": plan.folder("searches", name, "search"),
         "budget": budget,
         "groups": 2,
-        "population": 6,
+        "population": 4,
         "max_new_tokens": reasoning_answers.MOST_TOKENS,
         "seed": seed,
         "device": "cpu",
