@@ -97,12 +97,12 @@ def make_inputs(output: str, size: Size, seed: int = 0) -> None:
       SchemaError: if those of other settings are there.
     """
     scale, place = SCALES[size], files.join(output, "inputs")
-    made = _items(scale, seed)
+    texts = _items(scale, seed)
     wanted = {"windows": scale.windows, "asked": scale.asked, "seed": seed}
-    wanted["items"] = files.digest(made)
+    wanted["items"] = files.digest(texts)
     with inputs.making(output, wanted) as missing:
         if missing:
-            for path, text in made.items():
+            for path, text in texts.items():
                 files.write_bytes(files.join(place, path), text.encode())
     allocator.keep_large_blocks()
     toil = reasoning_models.TOIL

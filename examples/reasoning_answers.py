@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from examples import skills
-from examples.worked import Item
+from examples.worked import MARK, Item
 from schemas import files
 from train.sandbox import Limits
 from train.search import tasks
@@ -48,7 +48,7 @@ def ask(
             [dataclasses.asdict(i) for s in items.values() for i in s]
         ),
         "most_tokens": MOST_TOKENS,
-        "mark": skills.MARK,
+        "mark": MARK,
         "limits": dataclasses.asdict(Limits()),
     }
     if files.exists(path):
@@ -63,7 +63,7 @@ def ask(
     for skill, some in items.items():
         asked = Task(
             items=tuple(skills.asked(one, line) for line, one in enumerate(some, 1)),
-            answer_after=skills.MARK,
+            answer_after=MARK,
             template=template,
         )
         tasks.refuse_misfits(skill, asked, tokenizer, longest, MOST_TOKENS)

@@ -7,8 +7,9 @@ Both have the same arms, each with as many evaluations; the best trial is merged
 
 from typing import Any
 
-from examples import reasoning_answers, skills
+from examples import reasoning_answers
 from examples.skills import SINGLE
+from examples.worked import MARK
 from pipelines import card, merge, merging, search, search_page, searching
 from pipelines.recipe import Recipe
 from pipelines.searching import METHODS
@@ -59,7 +60,7 @@ def write_recipe(plan: Recipe, name: str, budget: int, seed: int) -> str:
         for split in ("search", "report"):
             path = files.join(asked, f"{split}.{skill}.jsonl")
             lines.append(f"{split} = {card.toml(path)}")
-        lines.append(f"answer_after = {card.toml(skills.MARK)}")
+        lines.append(f"answer_after = {card.toml(MARK)}")
         lines.append("chat_prompts = true")
         lines.append(f"weight = {_ANSWERS / len(SINGLE)}")
     path = plan.folder("searches", name, "recipe.toml")

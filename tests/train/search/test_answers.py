@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from examples import skills
+from examples import skills, worked
 from schemas.errors import SchemaError
 from train.sandbox import Call
 from train.search import answers
@@ -116,6 +116,6 @@ def test_items_of_skills_are_items_of_tasks_and_judged_alike(tmp_path: Path) -> 
         for one, item, other in zip(made, read, reversed(made), strict=True):
             assert (item.calls, item.expected) == (one.calls, one.expected)
             for response in (one.response, other.response, one.answer):
-                told = answers.is_right(item, response, skills.MARK)
+                told = answers.is_right(item, response, worked.MARK)
                 assert told == skills.is_right(one, response)
-            assert answers.is_right(item, one.response, skills.MARK)
+            assert answers.is_right(item, one.response, worked.MARK)
