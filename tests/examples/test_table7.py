@@ -107,7 +107,7 @@ def test_the_page_holds_every_part_and_is_written_between_its_markers(
     page = table7_page.page(found())
     results.write_page(str(path), page, table7.PART)
     assert page in path.read_text()
-    assert "fused 0.001 of 0.001 (2.0000), 0.01 (2.5000)" in page
+    assert "fused 0.001 (an edge) of 0.001 (2.0000), 0.01 (2.5000)" in page
     first, last = results.markers(table7.PART)
     assert (ROOT / "docs/results.md").read_text().count(first) == 1
     assert (ROOT / "docs/results.md").read_text().count(last) == 1
