@@ -76,6 +76,7 @@ def items(split: str, skill: str, count: int, seed: int) -> tuple[Item, ...]:
 
     Raises:
       ValueError: if the split has no such skill, or less than the count.
+      RuntimeError: if its share is so small that there is no item of some shape.
     """
     skills = PAIRS if split == COMBINED else SINGLE
     if split not in SPLITS or skill not in skills:
@@ -105,7 +106,10 @@ def _draw(split: str, skill: str, choose: random.Random) -> Item:
         work = Work(random.Random(shape), choose, wanted)
         if (item := worked.MAKERS[skill](work)) is not None:
             return item
-    raise RuntimeError(f"an item of {skill} must be of {split}, but none was found")
+    raise RuntimeError(
+        f"{wanted} must have an item of {skill} in {_DRAWS:,} draws of numbers, and has"
+        " none; give it a greater share in examples/worked.py"
+    )
 
 
 def written(counts: Mapping[str, int], seed: int) -> dict[str, str]:

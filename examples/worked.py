@@ -98,7 +98,7 @@ class Work:
     def take(self, value: int, what: str = "") -> None:
         """Begins with a value, of what unit; another may be taken before, in vain."""
         if self.shape.random() < _PAUSES:
-            self.value = number(self.shape, self.numbers)
+            self.value = _number(self.shape, self.numbers)
             self._tell(f"Take {self.value}.")
         self.value = value
         self._tell(f"Take {value} {what}." if what else f"Take {value}.")
@@ -164,7 +164,7 @@ class Work:
         self.lines.append(f"{sentence[:-1]}: {work}")
 
 
-def number(shape: random.Random, numbers: random.Random) -> int:
+def _number(shape: random.Random, numbers: random.Random) -> int:
     """Returns a number of one or two digits, or of three."""
     few = shape.random() < 0.6
     return numbers.randint(2, 99) if few else numbers.randint(100, 999)
@@ -179,7 +179,7 @@ def _noun(work: Work) -> str:
 def _arithmetic(work: Work) -> Item | None:
     """One to three operations."""
     times = work.shape.randint(1, 3)
-    work.take(number(work.shape, work.numbers), _noun(work))
+    work.take(_number(work.shape, work.numbers), _noun(work))
     for _ in range(times):
         work.operate()
     return work.item("arithmetic")
@@ -187,7 +187,7 @@ def _arithmetic(work: Work) -> Item | None:
 
 def _units(work: Work) -> Item | None:
     """A conversion, one after another, or one back."""
-    kind, value = work.shape.random(), number(work.shape, work.numbers)
+    kind, value = work.shape.random(), _number(work.shape, work.numbers)
     if kind < _BACK:
         unit = work.numbers.choice(conversions.ZEROS)
         work.take(value * int(unit.factor), unit.other)
@@ -223,7 +223,7 @@ def _programs(work: Work) -> Item | None:
     The number that changes them is told as such, or as k, which is taken before.
     """
     named = work.shape.random() < 0.7
-    work.value = number(work.shape, work.numbers)
+    work.value = _number(work.shape, work.numbers)
     if named:
         work.take(work.value, _noun(work))
         work.let()
