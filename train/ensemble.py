@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from schemas import files
 from train.merge import vocabulary
-from transforms import causal, scorer, tokenizer
+from transforms import causal, loading, scorer, tokenizer
 from transforms.causal import Halves
 from transforms.scorer import Scorer, ScorerSettings
 
@@ -78,7 +78,7 @@ def load(
     device = causal.choose_device(settings.device)
     first = scorer.load_model(settings)
     more = [
-        causal.load_model(name, dtype=first.dtype, device=device) for name in others
+        loading.load_model(name, dtype=first.dtype, device=device) for name in others
     ]
     return Scorer(
         Ensemble([first, *more], mixed),

@@ -20,7 +20,7 @@ from train import heads, loss, metrics, rows
 from train.loss import Losses
 from train.objective import Objective
 from train.rows import Rows
-from transforms import causal, checkpoint
+from transforms import checkpoint, loading
 
 WEIGHTS = "*.safetensors"
 _HUB_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.tiktoken", "*.jinja")
@@ -105,7 +105,7 @@ def load(folder: pathlib.Path) -> Any:
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    causal.refuse_incomplete(str(folder), loaded, told)
+    loading.refuse_incomplete(str(folder), loaded, told)
     return loaded
 
 

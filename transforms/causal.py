@@ -1,4 +1,4 @@
-"""Causal language models: loaded safely, and run in two halves.
+"""Causal language models: run in two halves, and what they run on.
 
 The logits of a batch are the largest thing a language model makes: 4,096 positions over
 a vocabulary of 262,144 are 4 GB. So a batch goes through the model's body once, and the
@@ -9,15 +9,13 @@ cut like that, which is tried on a dozen tokens, its logits are its features.
 
 import contextlib
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from schemas.errors import SchemaError
 from schemas.shapes import Float, Int64
-from transforms import checkpoint
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -99,84 +97,6 @@ def quiet() -> Iterator[None]:
         log.set_verbosity(level)
         if bars:
             log.enable_progress_bar()
-
-
-def load_model(
-    model: str,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    revision: str | None = None,
-) -> Any:
-    """Loads a causal language model for inference; none of its own code is run.
-
-    Args:
-      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
-      dtype: number format of the weights.
-      device: where it is to run.
-      revision: the hub's hash of the files wanted; None = the newest.
-
-    Raises:
-      FileNotFoundError: if a path does not exist.
-      SchemaError: if a weight is missing, or not of the shape that it should be.
-      ValueError: if there are no weights that may be read, or the device has no room
-        for them.
-    """
-    import transformers  # takes seconds
-    from safetensors import SafetensorError
-
-    found = checkpoint.locate(model, revision=revision)
-    options: dict[str, Any] = {"use_safetensors": True}
-    if found.gguf_file is not None:
-        options = {"gguf_file": found.gguf_file}
-        if hasattr(transformers, "GgufConfig"):  # older versions always unpack
-            # torch does not multiply the blocks of a GGUF file.
-            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    try:
-        with quiet():
-            loaded, told = transformers.AutoModelForCausalLM.from_pretrained(
-                str(found.folder),
-                dtype=dtype,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-    except SafetensorError as error:
-        raise ValueError(
-            f"{model} must hold whole safetensors weights, but they cannot be read"
-            f" ({error}); copy or fetch them again"
-        ) from error
-    refuse_incomplete(model, loaded, told)
-    try:
-        return loaded.to(device).eval()
-    except torch.OutOfMemoryError as error:
-        why, kind = str(error).partition("\n")[0], str(dtype).removeprefix("torch.")
-        raise ValueError(
-            f"{device} must have room for {model} in {kind}, but has not ({why}); pass"
-            " --dtype=bfloat16, or start one process a GPU"
-        ) from error
-
-
-def refuse_incomplete(name: str, model: Any, told: Mapping[str, Any]) -> None:
-    """Refuses a model of which transformers has drawn weights at random, as it may.
-
-    Args:
-      name: of its folder or the like.
-      model: as it was loaded, with `ignore_mismatched_sizes`.
-      told: what `output_loading_info` says of that.
-
-    Raises:
-      SchemaError: if a weight is missing, or not of the shape that it should be.
-    """
-    unlike = {key for key, *_ in told["mismatched_keys"]}
-    if lost := sorted({*told["missing_keys"], *unlike}):
-        raise SchemaError(
-            f"{name} must hold all weights of a {type(model).__name__} in the shapes"
-            f" that its config.json says, but {len(lost)} are missing or of another"
-            f" shape, {lost[0]} first; fetch or write it again"
-        )
 
 
 def is_out_of_memory(error: Exception) -> bool:

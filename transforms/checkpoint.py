@@ -11,6 +11,8 @@ from typing import Any
 from schemas import buckets, copies, files, weights
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
+"""The configuration of what is merged into a model: see `transforms/adapters.py`."""
 SAFE = "model*.safetensors"
 COMPANIONS = (
     "tokenizer*",
@@ -153,6 +155,8 @@ def _check_weights(model: str, folder: Path) -> None:
     if any(folder.glob(SAFE)):
         return
     found = "pickled weights only" if any(folder.glob(_PICKLED)) else "no weights"
+    if (folder / ADAPTER).is_file():
+        found = "an adapter only"
     raise ValueError(
         f"{model} must hold weights as {SAFE}, it holds {found}; load it with"
         " transformers where you trust it, and save it with save_pretrained"
@@ -183,12 +187,12 @@ def fingerprint(model: str, *, revision: str | None = None) -> str:
         digest.update(f"{model}@{found.commit}".encode())
         return digest.hexdigest()
     if found.gguf_file is not None:
-        _digest_file(digest, found.folder / found.gguf_file)
+        digest_file(digest, found.folder / found.gguf_file)
         return digest.hexdigest()
     digest.update(_config(found.folder / CONFIG))
     for path in _weights(model, found.folder):
         digest.update(f"\n{path.name} {path.stat().st_size}\n".encode())
-        _digest_file(digest, path)
+        digest_file(digest, path)
     return digest.hexdigest()
 
 
@@ -218,7 +222,8 @@ def _config(path: Path) -> bytes:
     return json.dumps(config, sort_keys=True).encode()
 
 
-def _digest_file(digest: hashlib.blake2b, path: Path) -> None:
+def digest_file(digest: hashlib.blake2b, path: Path) -> None:
+    """Adds a file's content to a digest, a block at a time."""
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)

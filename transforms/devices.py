@@ -1,9 +1,10 @@
-"""GPUs of one machine shared out among processes: one model on each, never two.
+"""GPUs of one machine shared out among processes: never two models on one.
 
 A process that scores on `cuda` takes the first of the GPUs it sees that no other
 process has, and keeps it until it lets go of its model or ends, however it ends. Who
 has a GPU holds the lock of a file named by the GPU's own id, so it does not matter how
-CUDA_VISIBLE_DEVICES numbers the GPUs for each process. The files lie in /tmp, whatever
+CUDA_VISIBLE_DEVICES numbers the GPUs for each process. A model that is laid over
+several GPUs takes all that its process sees, together. The files lie in /tmp, whatever
 TMPDIR says (`locks.shared_folder`). Containers that have each their own /tmp do not see
 each other's, and must be given different GPUs.
 """
@@ -96,6 +97,25 @@ class Claims:
                     raise ValueError(self._taken(wanted))
                 time.sleep(_POLL_S)
 
+    def claim_all(self, gpus: Sequence[Gpu]) -> None:
+        """Takes several GPUs for this process: all of them at once, or none.
+
+        Of two processes that want the same ones, neither waits for the other with some
+        of them in its hands.
+
+        Args:
+          gpus: those that are wanted.
+
+        Raises:
+          ValueError: if one is taken; names the processes that have such.
+        """
+        end = time.monotonic() + self._wait_s
+        with self._lock:
+            while lost := self._take_all(gpus):
+                if time.monotonic() >= end:
+                    raise ValueError(self._not_all(lost, gpus))
+                time.sleep(_POLL_S)
+
     def release(self) -> None:
         """Lets go of every GPU."""
         with self._lock:
@@ -113,19 +133,38 @@ class Claims:
         self._files[gpu.id] = file
         return True
 
+    def _take_all(self, gpus: Sequence[Gpu]) -> list[Gpu]:
+        """Takes all, or no more than it had and returns those that others have."""
+        missing = [gpu for gpu in gpus if gpu.id not in self._files]
+        lost = [gpu for gpu in missing if not self._take(gpu)]
+        if lost:
+            for gpu in missing:
+                if gpu.id in self._files:
+                    os.close(self._files.pop(gpu.id))
+        return lost
+
     def _path(self, gpu: Gpu) -> Path:
         return self._folder / f"{_FILE}{gpu.id}"
 
     def _taken(self, gpus: Sequence[Gpu]) -> str:
-        holders = ", ".join(
-            f"cuda:{g.index} by process {self._holder(g)}" for g in gpus
-        )
         return (
             f"a process must have a GPU of its own to load a model, but all that it may"
-            f" use are taken: {holders}; start no more workers than there are GPUs"
-            f" (--direct_num_workers={len(gpus)}), end those processes, or pass"
-            " --share_device where the GPU's memory holds several models"
+            f" use are taken: {self._holders(gpus)}; start no more workers than there"
+            f" are GPUs (--direct_num_workers={len(gpus)}), end those processes, or"
+            " pass --share_device where the GPU's memory holds several models"
         )
+
+    def _not_all(self, lost: Sequence[Gpu], gpus: Sequence[Gpu]) -> str:
+        return (
+            f"a process must have all of the {len(gpus)} GPUs that it sees to lay a"
+            f" model over them, but some are taken: {self._holders(lost)}; start one"
+            " worker (--direct_num_workers=1), end those processes, hide their GPUs by"
+            " CUDA_VISIBLE_DEVICES, or pass --share_device where the GPUs' memory holds"
+            " several models"
+        )
+
+    def _holders(self, gpus: Sequence[Gpu]) -> str:
+        return ", ".join(f"cuda:{g.index} by process {self._holder(g)}" for g in gpus)
 
     def _holder(self, gpu: Gpu) -> str:
         with contextlib.suppress(OSError):
@@ -151,7 +190,12 @@ def claim(device: torch.device) -> torch.device:
 
 
 def prepare(
-    device: torch.device, *, share: bool, threads: int | None, tune_allocator: bool
+    device: torch.device,
+    *,
+    share: bool,
+    threads: int | None,
+    tune_allocator: bool,
+    every: bool = False,
 ) -> torch.device:
     """Gets a device ready for a model, and this process with it.
 
@@ -160,11 +204,15 @@ def prepare(
       share: whether other processes may have the same GPU.
       threads: of the CPU's arithmetic; None = torch's choice.
       tune_allocator: whether glibc keeps large blocks, which is faster on a CPU.
+      every: whether the model is laid over all GPUs that this process sees, and they
+        are claimed together.
 
     Raises:
       ValueError: if other processes have all that would do; names them.
     """
-    if not share:
+    if every and not share and device.type == "cuda":
+        _CLAIMS.claim_all(present())
+    elif not share:
         device = claim(device)
     if device.type == "cpu":
         if tune_allocator:
@@ -175,5 +223,5 @@ def prepare(
 
 
 def release() -> None:
-    """Lets go of this process's GPU, whose model is gone."""
+    """Lets go of this process's GPUs, whose model is gone."""
     _CLAIMS.release()

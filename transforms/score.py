@@ -15,17 +15,17 @@ from schemas.plan import Slice
 from schemas.scores import Score
 from transforms import devices, scorer
 from transforms.functional import counted
-from transforms.scorer import Scorer, ScorerSettings
+from transforms.scorer import ScorerSettings, ScoresWindows
 
 _LOADING = threading.Lock()
-_LOADED: dict[tuple[ScorerSettings, str, str], Scorer] = {}
+_LOADED: dict[tuple[ScorerSettings, str, str], ScoresWindows] = {}
 """The process's model, at most one."""
 
 
-def _load(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
+def _load(settings: ScorerSettings, model: str, tokens: str) -> ScoresWindows:
     """Loads a scorer, and sees that it is the one that the job is about."""
     made = scorer.load(settings)
-    found = scorer.model_fingerprint(settings.model, revision=settings.revision)
+    found = scorer.fingerprint_of(settings)
     for what, name, wanted, here in (
         ("model", settings.model, model, found),
         ("tokenizer", made.tokenizer.name, tokens, made.tokenizer.fingerprint),
@@ -39,7 +39,7 @@ def _load(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
     return made
 
 
-def shared_scorer(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
+def shared_scorer(settings: ScorerSettings, model: str, tokens: str) -> ScoresWindows:
     """Returns the process's scorer of these settings; loads it once for all threads.
 
     Args:

@@ -12,7 +12,7 @@ import dataclasses
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from schemas import scores
 from schemas.errors import AlignmentError
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import causal, checkpoint, devices, logits, tokenizer
+from transforms import adapters, causal, devices, loading, logits, tokenizer
+from transforms.adapters import Parts
 from transforms.causal import Dtype
 from transforms.functional import batches, chances, counted
+from transforms.loading import Loading
 from transforms.logits import Kept
 from transforms.tokenizer import Encoding, Tokenizer
 
@@ -31,12 +33,16 @@ _CHUNK = 512
 """Positions whose logits exist at once: fewer make the head's product slower."""
 
 
+Backend = Literal["transformers", "vllm"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScorerSettings:
     """Which model scores, and how it is run.
 
     Attributes:
-      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
+      model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub; or the
+        same of a LoRA adapter.
       tokenizer: the same for its tokenizer; None = the model's own.
       top_k: entries kept for each position; 0 = none.
       tail_samples: ids drawn for each position from what is not kept; 0 = none.
@@ -47,6 +53,8 @@ class ScorerSettings:
       tune_allocator: whether glibc keeps large blocks, which is faster on a CPU.
       revision: the hub's hash of the model's files; None = the newest.
       share_device: whether other processes may have the same GPU.
+      loading: adapter, quantization and layout over devices.
+      backend: what runs the model: transformers, or vLLM in this process.
     """
 
     model: str
@@ -60,6 +68,8 @@ class ScorerSettings:
     tune_allocator: bool = True
     revision: str | None = None
     share_device: bool = False
+    loading: Loading = loading.PLAIN
+    backend: Backend = "transformers"
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
@@ -88,7 +98,22 @@ class Scored:
     too_large: int = 0
 
 
-def load(settings: ScorerSettings) -> "Scorer":
+@runtime_checkable
+class ScoresWindows(Protocol):
+    """What scores windows, whatever runs its model; threads may share it.
+
+    Attributes:
+      tokenizer: the model's.
+    """
+
+    tokenizer: Tokenizer
+
+    def score(self, windows: Sequence[Window]) -> Scored:
+        """Scores the windows of a slice; see `Scorer.score`."""
+        ...
+
+
+def load(settings: ScorerSettings) -> ScoresWindows:
     """Loads model and tokenizer as `load_model` does, ready to score.
 
     Raises:
@@ -96,6 +121,10 @@ def load(settings: ScorerSettings) -> "Scorer":
       ValueError: if the device is not there or taken, or the model has no weights that
         may be read or is not causal.
     """
+    if settings.backend == "vllm":
+        from transforms import vllm_scorer  # which imports this module
+
+        return vllm_scorer.load(settings)
     return Scorer(
         load_model(settings),
         tokenizer.load(settings.tokenizer or settings.model),
@@ -120,12 +149,14 @@ def load_model(settings: ScorerSettings) -> Any:
         share=settings.share_device,
         threads=settings.threads,
         tune_allocator=settings.tune_allocator,
+        every=settings.loading.split,
     )
-    return causal.load_model(
+    return loading.load_model(
         settings.model,
         dtype=causal.choose_dtype(settings.dtype, device),
         device=device,
         revision=settings.revision,
+        how=settings.loading,
     )
 
 
@@ -158,14 +189,43 @@ def resolved_for_workers(settings: ScorerSettings) -> dict[str, Any]:
     }
 
 
-def model_fingerprint(model: str, *, revision: str | None = None) -> str:
-    """Digests a model's configuration and weights; see `checkpoint.fingerprint`."""
-    return checkpoint.fingerprint(model, revision=revision)
+def model_fingerprint(model: str, adapter: str | None = None) -> str:
+    """Digests configuration and weights of a model with what is merged into it."""
+    return adapters.fingerprint(adapters.split(model, adapter))
 
 
-def revision_of(model: str) -> str | None:
-    """Returns the hub's hash of a model's files; None where they are not of the hub."""
-    return checkpoint.locate(model, config_only=True).commit
+def fingerprint_of(settings: ScorerSettings) -> str:
+    """Digests the model that settings name, in the revisions that they name."""
+    return adapters.fingerprint(_parts(settings))
+
+
+def pinned(settings: ScorerSettings) -> ScorerSettings:
+    """Names the base, the adapter and the hub's hashes of both as they are now.
+
+    Workers that load a model by what this returns load the same one, whatever is
+    uploaded meanwhile.
+    """
+    parts = adapters.pinned(_parts(settings))
+    return dataclasses.replace(
+        settings,
+        model=parts.model,
+        tokenizer=settings.tokenizer or settings.model,
+        revision=parts.revision,
+        loading=dataclasses.replace(
+            settings.loading,
+            adapter=parts.adapter,
+            adapter_revision=parts.adapter_revision,
+        ),
+    )
+
+
+def _parts(settings: ScorerSettings) -> Parts:
+    return adapters.split(
+        settings.model,
+        settings.loading.adapter,
+        revision=settings.revision,
+        adapter_revision=settings.loading.adapter_revision,
+    )
 
 
 class Scorer:

@@ -22,11 +22,13 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from schemas.arrays import ByteEnds, TokenIds
 from schemas.errors import AlignmentError
-from transforms import checkpoint, roles, tokenizer_backends
+from transforms import adapters, checkpoint, roles, tokenizer_backends
 from transforms.functional import control, spans
 
 _WORLD = "rwkv_vocab_*.txt"
 _HUB_FILES = ("*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja")
+_OWN = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", _WORLD)
+"""What a folder with a tokenizer of its own has, one or the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -277,7 +279,7 @@ class Tokenizer:
 
 
 def load(model: str) -> Tokenizer:
-    """Loads the tokenizer of a model.
+    """Loads the tokenizer of a model; an adapter without one has its base's.
 
     A folder's `tokenizer.json` is read directly, and so is `rwkv_vocab_*.txt`, RWKV's.
     What has neither (a GGUF file, a tokenizer that is Python code) goes through
@@ -297,6 +299,10 @@ def load(model: str) -> Tokenizer:
     if found.gguf_file is not None:
         name = Path(found.gguf_file).stem
         return _load_by_transformers(found.folder, name, gguf_file=found.gguf_file)
+    if not any(any(found.folder.glob(pattern)) for pattern in _OWN):
+        base = adapters.base_of(model)
+        if base is not None:
+            return load(base[0])
     name = model if found.commit else found.folder.resolve().name
     return _load_folder(found.folder, name)
 

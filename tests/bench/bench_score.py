@@ -27,7 +27,7 @@ from schemas.scores import Score
 from schemas.windows import Window
 from tests import tiny
 from tests.bench import rows, smollm2
-from transforms import allocator, causal, tokenizer
+from transforms import allocator, loading, tokenizer
 from transforms.functional import batches
 from transforms.scorer import Scorer
 from transforms.tokenizer import Tokenizer
@@ -118,7 +118,7 @@ def load(folder: Path) -> tuple[str, Any, Tokenizer]:
     cpu = torch.device("cpu")
     fetched = smollm2.find()
     if fetched is not None:
-        model = causal.load_model(str(fetched), dtype=torch.float32, device=cpu)
+        model = loading.load_model(str(fetched), dtype=torch.float32, device=cpu)
         return "SmolLM2-135M", model, tokenizer.load(str(fetched))
     torch.manual_seed(0)
     made = tiny.byte_level(4096)
@@ -131,7 +131,7 @@ def load(folder: Path) -> tuple[str, Any, Tokenizer]:
         max_position_embeddings=MAX_TOKENS,
     )
     path = tiny.save(folder / "model", made, LlamaForCausalLM(config))
-    model = causal.load_model(str(path), dtype=torch.float32, device=cpu)
+    model = loading.load_model(str(path), dtype=torch.float32, device=cpu)
     return "random Llama of 10M", model, tokenizer.load(str(path))
 
 

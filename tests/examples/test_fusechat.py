@@ -7,7 +7,7 @@ import torch
 from examples import chat_models, fusechat, fusechat_page, results
 from pipelines import recipe
 from schemas import files
-from transforms import causal, templates, tokenizer
+from transforms import loading, templates, tokenizer
 
 MESSAGES = [
     {"role": "user", "content": "What is 1 + 1?"},
@@ -33,7 +33,7 @@ def test_the_models_read_dialogues_as_the_recipe_renders_them(tmp_path):
     reckoner = tokenizer.load(str(tmp_path / "reckoner"))
     assert not {one.text for one in reckoner.controls} & {"<|im_start|>"}
     cpu = torch.device("cpu")
-    model = causal.load_model(str(tmp_path / "pivot"), dtype=torch.float32, device=cpu)
+    model = loading.load_model(str(tmp_path / "pivot"), dtype=torch.float32, device=cpu)
     assert model.config.vocab_size == pivot.size
     assert model.config.eos_token_id == pivot.eos_id
 

@@ -7,7 +7,7 @@ import torch
 
 from examples import models
 from tests.examples.test_vocabularies import TEXTS
-from transforms import causal, tokenizer
+from transforms import loading, tokenizer
 
 SMALL = {
     "mixture": {"headers": 0.5, "code": 0.5},
@@ -42,7 +42,7 @@ def test_training_lowers_the_loss_below_a_uniform_guess(made):
 def test_a_model_is_read_with_its_tokenizer_and_roles(made):
     architecture, folder, _ = made
     cpu = torch.device("cpu")
-    model = causal.load_model(folder, dtype=torch.float32, device=cpu)
+    model = loading.load_model(folder, dtype=torch.float32, device=cpu)
     assert model.config.model_type == architecture
     read = tokenizer.load(folder)
     assert read.bos_id == model.config.bos_token_id

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from schemas import weights
-from transforms import causal, checkpoint, scorer
+from transforms import causal, checkpoint, loading, scorer
+from transforms.scorer import ScorerSettings
 
 
 @pytest.fixture
@@ -103,16 +105,17 @@ def test_a_revision_is_what_the_hub_is_asked_for(
         return str(place)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert scorer.revision_of("maker/model") == "newest"
+    hub = ScorerSettings(model="maker/model")
+    assert scorer.pinned(hub).revision == "newest"
     assert checkpoint.locate("maker/model", revision="older").commit == "older"
     newest, older = (
-        scorer.model_fingerprint("maker/model", revision=revision)
+        scorer.fingerprint_of(dataclasses.replace(hub, revision=revision))
         for revision in (None, "older")
     )
     assert newest != older
     cpu = causal.choose_device("cpu")
     kinds = [
-        causal.load_model(
+        loading.load_model(
             "maker/model", dtype=torch.float32, device=cpu, revision=revision
         ).config.model_type
         for revision in (None, "older")

@@ -24,7 +24,7 @@ from tests.transforms.scoring import (
     make,
     window,
 )
-from transforms import causal, scorer, tokenizer
+from transforms import causal, loading, scorer, tokenizer
 from transforms.functional import batches
 from transforms.scorer import Scorer, ScorerSettings
 
@@ -363,7 +363,7 @@ def test_smollm2_scores_prose_as_its_dense_logits_do() -> None:
         pytest.skip(f"smollm2: {reason}")
     path = str(real_tokenizers.available()["smollm2"])
     device = causal.choose_device("cpu")
-    model = causal.load_model(path, dtype=torch.float32, device=device)
+    model = loading.load_model(path, dtype=torch.float32, device=device)
     scorer_ = Scorer(model, tokenizer.load(path), top_k=16)
     manual = pydoc_data.topics.topics["assert"][:900]
     texts = [manual, snippets.CODE, snippets.LANGUAGES["fr"]]

@@ -22,7 +22,7 @@ class Model(Scorer):
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
     """Returns a function that says what loads models from now on."""
-    monkeypatch.setattr(scorer, "model_fingerprint", lambda *_, **__: "model")
+    monkeypatch.setattr(scorer, "fingerprint_of", lambda _: "model")
     score.unload()
     yield lambda how: monkeypatch.setattr(scorer, "load", how)
     score.unload()

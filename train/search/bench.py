@@ -19,7 +19,7 @@ from train.merge.inputs import Input
 from train.merge.match import Sources
 from train.merge.reading import Opened, Reading
 from train.merge.rules import Rule
-from transforms import causal, checkpoint
+from transforms import causal, checkpoint, loading
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +100,7 @@ class Bench:
                 ignore_mismatched_sizes=True,
             )
         lead = self.sources.models[self.sources.lead]
-        causal.refuse_incomplete(f"{lead.name} ({lead.model})", made, told)
+        loading.refuse_incomplete(f"{lead.name} ({lead.model})", made, told)
         return made.to(self.device).eval()
 
 
