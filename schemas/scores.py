@@ -43,7 +43,8 @@ class Score:
       top_ids: kept ids by falling logprob, ties by rising id; -1 behind the last.
       top_logprobs: their natural-log probabilities over the full vocabulary, rounded
         to float16's 11 significant bits; -inf behind the last.
-      logsumexp: log-sum-exp of the logits, so that logits = logprobs + logsumexp.
+      logsumexp: log-sum-exp of the logits, so that logits = logprobs + logsumexp; None
+        where what ran the model does not tell it.
       gold_logprob: natural-log probability of `token_ids[t + 1]`.
       nll_nats: -sum of `gold_logprob` over the tokens that hold bytes that count.
       n_bytes: bytes that count: all of the window, or those of its loss spans.
@@ -58,7 +59,7 @@ class Score:
     byte_ends: ByteEnds
     top_ids: TopIds
     top_logprobs: TopLogprobs
-    logsumexp: GoldLogprobs
+    logsumexp: GoldLogprobs | None
     gold_logprob: GoldLogprobs
     nll_nats: float | None
     n_bytes: int
@@ -71,8 +72,8 @@ class Score:
         lengths = [
             len(self.byte_ends) - len(self.token_ids) + positions,
             *(len(a) for a in (self.top_ids, self.top_logprobs)),
-            *(len(a) for a in (self.logsumexp, self.gold_logprob)),
-            *(len(a) for a in (self.sampled_ids,) if a is not None),
+            len(self.gold_logprob),
+            *(len(a) for a in (self.logsumexp, self.sampled_ids) if a is not None),
         ]
         if any(length != positions for length in lengths):
             raise SchemaError(
@@ -149,7 +150,6 @@ WRITER_OPTIONS = options_of(SCHEMA)
 
 def to_table(scores: Sequence[Score], schema: pa.Schema = SCHEMA) -> pa.Table:
     """Packs scores into one Arrow table, in order; a failed window has null lists."""
-    null = np.array([score.error is not None for score in scores])
     columns: dict[str, Any] = {
         "window_id": [score.window_id for score in scores],
         "nll_nats": [score.nll_nats for score in scores],
@@ -157,14 +157,24 @@ def to_table(scores: Sequence[Score], schema: pa.Schema = SCHEMA) -> pa.Table:
         "error": [score.error for score in scores],
     }
     for name in _lists_of(schema):
-        columns[name] = _lists([getattr(s, name).ravel() for s in scores], null)
+        kind = schema.field(name).type.value_type
+        columns[name] = _lists([_told(score, name) for score in scores], kind)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def _lists(arrays: list[np.ndarray], null: np.ndarray) -> pa.ListArray:
-    ends = np.cumsum([0, *(len(array) for array in arrays)])
-    offsets = pa.array(ends, pa.int32(), mask=np.append(null, False))
-    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(arrays)))
+def _told(score: Score, name: str) -> np.ndarray | None:
+    array = None if score.error is not None else getattr(score, name)
+    return None if array is None else array.ravel()
+
+
+def _lists(arrays: list[np.ndarray | None], kind: pa.DataType) -> pa.ListArray:
+    """Makes a list of each array, and a null of None."""
+    there = [array for array in arrays if array is not None]
+    ends = np.cumsum([0, *(0 if array is None else len(array) for array in arrays)])
+    null = [*(array is None for array in arrays), False]
+    offsets = pa.array(ends, pa.int32(), mask=np.array(null))
+    flat = np.concatenate(there) if there else []
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, kind))
 
 
 def from_table(table: pa.Table, k: int, tail_samples: int = 0) -> list[Score]:
@@ -176,10 +186,13 @@ def from_table(table: pa.Table, k: int, tail_samples: int = 0) -> list[Score]:
         name: table.column(name).to_pylist()
         for name in ("window_id", "nll_nats", "n_bytes", "error")
     }
+    untold = table.column("logsumexp").is_null().to_pylist()
     widths = {"top_ids": k, "top_logprobs": k, "sampled_ids": tail_samples}
     scores = []
     for row in range(table.num_rows):
         record: dict[str, Any] = {name: lists[name][row] for name in names}
+        if untold[row] and plain["error"][row] is None:
+            record["logsumexp"] = None
         for name in widths.keys() & record.keys():
             record[name] = record[name].reshape(-1, widths[name])
         scores.append(Score(**record, **{n: plain[n][row] for n in plain}))

@@ -124,18 +124,33 @@ def longest_told(config: Any) -> int | None:
     return next((n for n in found if isinstance(n, int) and n > 0), None)
 
 
+def entrance(model: Any) -> torch.device:
+    """Returns where a model takes its ids: its first layer's device.
+
+    Where accelerate has laid a model over devices, weights may be on none of them while
+    they are not in use; its hooks know where each layer runs.
+    """
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        where = getattr(hook, "execution_device", None)
+        if where is not None:
+            return torch.device(where)
+    return next(model.parameters()).device
+
+
 class Halves:
     """A model that gives logits for some of a batch's positions at a time.
 
     Attributes:
       width: logits at each position; token ids are below it.
-      device: where it runs.
+      device: where its features are, and so what goes with them; its ids may be
+        anywhere.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._body: Any = model.base_model
-        self.device: torch.device = next(model.parameters()).device
+        self._entrance = self.device = entrance(model)
         self._cut = self._body is not model
         self._output: Any = None
         with torch.inference_mode():
@@ -143,6 +158,7 @@ class Halves:
 
     def features(self, input_ids: Int64[Tensor, "b t"]) -> Float[Tensor, "b t f"]:
         """Runs the body. Rows may be padded on the right: nothing looks ahead."""
+        input_ids = input_ids.to(self._entrance)
         if not self._cut:
             return self._model(input_ids=input_ids, use_cache=False).logits
         return self._body(input_ids=input_ids, use_cache=False).last_hidden_state
@@ -151,7 +167,8 @@ class Halves:
         """Runs the head on the features of some positions."""
         if not self._cut:
             return features
-        ids = torch.zeros(1, len(features), dtype=torch.int64, device=self.device)
+        # Of a model over several devices, logits come out where its ids are.
+        ids = torch.zeros(1, len(features), dtype=torch.int64, device=features.device)
         with _standing_in(self._body, self._output(last_hidden_state=features[None])):
             return self._model(input_ids=ids, use_cache=False).logits[0]
 
@@ -162,11 +179,11 @@ class Halves:
           ValueError: if a token's logits depend on what follows it.
         """
         many, few = _PROBE_TOKENS
-        ids = torch.arange(many, device=self.device)[None]
+        ids = torch.arange(many, device=self._entrance)[None]
         whole = self._model(input_ids=ids, use_cache=False).logits[0]
         begin = self._model(input_ids=ids[:, :few], use_cache=False).logits[0]
         # Logits that are not numbers say nothing here; the windows will tell.
-        if whole.isfinite().all() and not _agree(begin, whole[:few], self._model.dtype):
+        if whole.isfinite().all() and not self._agree(begin, whole[:few]):
             raise ValueError(
                 f"a {type(self._model).__name__} must not look ahead to score text, but"
                 " its logits depend on later tokens; choose a causal language model"
@@ -176,9 +193,21 @@ class Halves:
             self._output = type(
                 output
             )  # heads ask for more than features: routing, say
+            self.device = output.last_hidden_state.device
             trial = self.logits(output.last_hidden_state[0])
-            self._cut = _agree(trial, whole, self._model.dtype)
+            self._cut = self._agree(trial.to(whole.device), whole)
+        if not self._cut:
+            self.device = self._entrance
         return whole.shape[-1]
+
+    def _agree(self, left: Float[Tensor, "p v"], right: Float[Tensor, "q w"]) -> bool:
+        """Says whether logits are equal but for rounding, which depends on shapes."""
+        if left.shape != right.shape:
+            return False
+        rounded = getattr(self._model, "is_quantized", False)
+        exact = self._model.dtype == torch.float32 and not rounded
+        gap = left.float().log_softmax(-1) - right.float().log_softmax(-1)
+        return bool(gap.abs().mean() < (1e-3 if exact else 0.1))
 
 
 @contextlib.contextmanager
@@ -192,13 +221,3 @@ def _standing_in(body: nn.Module, output: Any) -> Iterator[None]:
         del vars(body)["forward"]
         if before is not None:
             vars(body)["forward"] = before
-
-
-def _agree(
-    left: Float[Tensor, "p v"], right: Float[Tensor, "q w"], dtype: torch.dtype
-) -> bool:
-    """Says whether logits are equal but for rounding, which depends on shapes."""
-    if left.shape != right.shape:
-        return False
-    gap = left.float().log_softmax(-1) - right.float().log_softmax(-1)
-    return bool(gap.abs().mean() < (1e-3 if dtype == torch.float32 else 0.1))

@@ -8,6 +8,9 @@ base.
 import contextlib
 import dataclasses
 import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -22,7 +25,7 @@ from transforms.quantization import Quantization
 
 DeviceMap = Literal["none", "auto", "balanced", "balanced_low_0", "sequential"]
 
-_SHARE = re.compile(r"(cpu|\d+)=(\d+(?:\.\d+)?)([KMGT]i?B)")
+_SHARE = re.compile(r"(cpu|\d+)=(\d+(?:\.\d+)?)([KMG]i?B)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,24 @@ class Loading:
     def split(self) -> bool:
         """Whether several devices may hold the model."""
         return self.device_map != "none"
+
+    def check(self, device: str) -> None:
+        """Refuses a device that is not what a model may be laid over.
+
+        Raises:
+          ValueError: if it is one GPU of several, or the host and GPUs have a share.
+        """
+        if self.split and device.startswith("cuda:"):
+            raise ValueError(
+                "device must be left out, or be cuda or cpu, where device_map says"
+                f" where the model lies, got {device}; choose GPUs by"
+                " CUDA_VISIBLE_DEVICES"
+            )
+        if device == "cpu" and self.memory_shares().keys() > {"cpu"}:
+            raise ValueError(
+                "max_memory must name cpu alone where the device is cpu, got"
+                f" {' '.join(self.max_memory)}; leave --device out to use GPUs"
+            )
 
     def memory_shares(self) -> dict[int | str, str]:
         """Returns what may be filled, as accelerate has it.
@@ -123,12 +144,22 @@ def load_model(
     how = dataclasses.replace(how, adapter=parts.adapter)
     found = checkpoint.locate(parts.model, revision=parts.revision)
     options = _options(found, parts, dtype, device, how)
-    with _telling_of_weights(model), _telling_of_room(model, dtype, device):
+    with (
+        _telling_of_weights(model),
+        _telling_of_room(model, dtype, device),
+        contextlib.ExitStack() as undo,
+    ):
+        if how.split:
+            # For what is offloaded, and not stored as it is used: experts, mostly.
+            folder = tempfile.mkdtemp(prefix="fusebeam-offloaded-")
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            options["offload_folder"] = folder
         loaded = _from_pretrained(found, parts.model, dtype, options)
         if parts.adapter is not None:
             loaded = adapters.merge(loaded, parts)
         if "device_map" not in options:
             loaded = loaded.to(device)
+        weakref.finalize(loaded, undo.pop_all().close)
     return loaded.eval()
 
 
@@ -231,11 +262,6 @@ def _placing(how: Loading, device: torch.device) -> dict[str, Any]:
     extras.require("accelerate", "split", f"device_map {how.device_map}")
     shares: dict[int | str, Any] = dict(how.memory_shares())
     if device.type == "cpu":
-        if shares.keys() > {"cpu"}:
-            raise ValueError(
-                "max_memory must name cpu alone where the device is cpu, got"
-                f" {' '.join(how.max_memory)}; leave --device out to use GPUs"
-            )
         from accelerate.utils import get_max_memory
 
         shares = shares or {"cpu": get_max_memory()["cpu"]}

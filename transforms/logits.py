@@ -20,7 +20,7 @@ class Kept:
 
     top_ids: Int32[np.ndarray, "p k"]
     top_logprobs: Float32[np.ndarray, "p k"]
-    logsumexp: Float32[np.ndarray, " p"]
+    logsumexp: Float32[np.ndarray, " p"] | None
     gold_logprob: Float32[np.ndarray, " p"]
     finite: Bool[np.ndarray, " p"]
     sampled_ids: Int32[np.ndarray, "p r"]

@@ -15,14 +15,14 @@ from schemas.plan import Slice
 from schemas.scores import Score
 from transforms import devices, scorer
 from transforms.functional import counted
-from transforms.scorer import ScorerSettings, ScoresWindows
+from transforms.scorer import Scorer, ScorerSettings
 
 _LOADING = threading.Lock()
-_LOADED: dict[tuple[ScorerSettings, str, str], ScoresWindows] = {}
+_LOADED: dict[tuple[ScorerSettings, str, str], Scorer] = {}
 """The process's model, at most one."""
 
 
-def _load(settings: ScorerSettings, model: str, tokens: str) -> ScoresWindows:
+def _load(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
     """Loads a scorer, and sees that it is the one that the job is about."""
     made = scorer.load(settings)
     found = scorer.fingerprint_of(settings)
@@ -39,7 +39,7 @@ def _load(settings: ScorerSettings, model: str, tokens: str) -> ScoresWindows:
     return made
 
 
-def shared_scorer(settings: ScorerSettings, model: str, tokens: str) -> ScoresWindows:
+def shared_scorer(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
     """Returns the process's scorer of these settings; loads it once for all threads.
 
     Args:

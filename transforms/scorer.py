@@ -9,10 +9,10 @@ model, settings and hardware.
 """
 
 import dataclasses
-import threading
+import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,17 +21,21 @@ from schemas import scores
 from schemas.errors import AlignmentError
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import adapters, causal, devices, loading, logits, tokenizer
+from transforms import (
+    adapters,
+    causal,
+    devices,
+    loading,
+    tokenizer,
+    vllm_engine,
+)
 from transforms.adapters import Parts
 from transforms.causal import Dtype
-from transforms.functional import batches, chances, counted
+from transforms.engine import Engine, Row, Runs
+from transforms.functional import chances, counted
 from transforms.loading import Loading
 from transforms.logits import Kept
 from transforms.tokenizer import Encoding, Tokenizer
-
-_CHUNK = 512
-"""Positions whose logits exist at once: fewer make the head's product slower."""
-
 
 Backend = Literal["transformers", "vllm"]
 
@@ -80,6 +84,9 @@ class ScorerSettings:
             raise ValueError(f"batch_tokens must be positive, got {self.batch_tokens}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be positive, got {self.threads}")
+        self.loading.check(self.device)
+        if self.backend == "vllm":
+            vllm_engine.refuse(self.device, self.tail_samples, self.loading)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,22 +105,7 @@ class Scored:
     too_large: int = 0
 
 
-@runtime_checkable
-class ScoresWindows(Protocol):
-    """What scores windows, whatever runs its model; threads may share it.
-
-    Attributes:
-      tokenizer: the model's.
-    """
-
-    tokenizer: Tokenizer
-
-    def score(self, windows: Sequence[Window]) -> Scored:
-        """Scores the windows of a slice; see `Scorer.score`."""
-        ...
-
-
-def load(settings: ScorerSettings) -> ScoresWindows:
+def load(settings: ScorerSettings) -> "Scorer":
     """Loads model and tokenizer as `load_model` does, ready to score.
 
     Raises:
@@ -121,16 +113,27 @@ def load(settings: ScorerSettings) -> ScoresWindows:
       ValueError: if the device is not there or taken, or the model has no weights that
         may be read or is not causal.
     """
+    tokens = tokenizer.load(settings.tokenizer or settings.model)
+    model, engine = None, None
     if settings.backend == "vllm":
-        from transforms import vllm_scorer  # which imports this module
-
-        return vllm_scorer.load(settings)
+        device = _prepared(settings)
+        engine = vllm_engine.load(
+            _parts(settings),
+            dtype=causal.choose_dtype(settings.dtype, device),
+            device=device,
+            n_ids=tokens.size,
+            top_k=settings.top_k,
+            batch_tokens=settings.batch_tokens,
+        )
+    else:
+        model = load_model(settings)
     return Scorer(
-        load_model(settings),
-        tokenizer.load(settings.tokenizer or settings.model),
+        model,
+        tokens,
         top_k=settings.top_k,
         tail_samples=settings.tail_samples,
         batch_tokens=settings.batch_tokens,
+        engine=engine,
     )
 
 
@@ -144,19 +147,23 @@ def load_model(settings: ScorerSettings) -> Any:
       ValueError: if the device is not there or taken, or the model has no weights that
         may be read.
     """
-    device = devices.prepare(
-        causal.choose_device(settings.device),
-        share=settings.share_device,
-        threads=settings.threads,
-        tune_allocator=settings.tune_allocator,
-        every=settings.loading.split,
-    )
+    device = _prepared(settings)
     return loading.load_model(
         settings.model,
         dtype=causal.choose_dtype(settings.dtype, device),
         device=device,
         revision=settings.revision,
         how=settings.loading,
+    )
+
+
+def _prepared(settings: ScorerSettings) -> torch.device:
+    return devices.prepare(
+        causal.choose_device(settings.device),
+        share=settings.share_device,
+        threads=settings.threads,
+        tune_allocator=settings.tune_allocator,
+        every=settings.loading.split,
     )
 
 
@@ -228,6 +235,25 @@ def _parts(settings: ScorerSettings) -> Parts:
     )
 
 
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
+class _Group:
+    """Windows that are being scored.
+
+    Attributes:
+      windows: the windows.
+      found: the tokens of each, or why there are none.
+      kept: by place, what is kept of a window, or why nothing is.
+      missing: windows whose rows have not run yet.
+      halved: batches that were cut in two.
+    """
+
+    windows: Sequence[Window]
+    found: list[Encoding | str]
+    kept: dict[int, Kept | str] = dataclasses.field(default_factory=dict)
+    missing: int = 0
+    halved: int = 0
+
+
 class Scorer:
     """A model and its tokenizer, ready to score; threads may share it.
 
@@ -243,28 +269,29 @@ class Scorer:
         top_k: int = 10,
         tail_samples: int = 0,
         batch_tokens: int = 4096,
+        engine: Runs | None = None,
     ) -> None:
         """Wraps a loaded model.
 
         Args:
-          model: a causal language model of transformers, in evaluation mode.
+          model: a causal language model of transformers, in evaluation mode; None
+            where an engine has one.
           tokenizer: its tokenizer.
           top_k: entries to keep for each position; 0 = none, which is faster.
           tail_samples: ids to draw for each position from what is not kept, by
             chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
+          engine: what runs the model; None = transformers does.
 
         Raises:
           ValueError: if the model is not causal.
         """
         self.tokenizer = tokenizer
-        self._halves = causal.Halves(model)
-        self._longest = causal.longest_input(model)
-        self._n_ids = min(self._halves.width, tokenizer.size)
+        self._engine: Runs = engine or Engine(
+            model, n_ids=tokenizer.size, top_k=top_k, batch_tokens=batch_tokens
+        )
         self._k = top_k
         self._tail_samples = tail_samples
-        self._batch_tokens = batch_tokens
-        self._lock = threading.Lock()
 
     def score(self, windows: Sequence[Window]) -> Scored:
         """Scores the windows of a slice.
@@ -273,118 +300,97 @@ class Scorer:
         it is longer than the model's context, a logit is not finite, or memory does
         not hold it.
         """
-        encodings = _encode(self.tokenizer, windows)
-        found = [self._checked(encoding) for encoding in encodings]
-        sound = {p: e for p, e in enumerate(found) if isinstance(e, Encoding)}
-        kept, halved = self._run(windows, sound)
-        too_large = sum(isinstance(one, str) for one in kept.values())
+        (scored,) = self._scored(self._read([windows]))
+        return scored
+
+    def stream(self, groups: Iterable[Sequence[Window]]) -> Iterator[Scored]:
+        """Scores groups of windows one after the other, as `score` does all of them.
+
+        Yields:
+          The scores of each group, in order.
+        """
+        yield from self._scored(self._read(groups))
+
+    def _read(self, groups: Iterable[Sequence[Window]]) -> Iterator[_Group]:
+        """Tokenizes groups of windows."""
+        for windows in groups:
+            encodings = _encode(self.tokenizer, windows)
+            yield _Group(
+                windows=windows,
+                found=[self._checked(encoding) for encoding in encodings],
+            )
+
+    def _scored(self, groups: Iterator[_Group]) -> Iterator[Scored]:
+        """Runs the model over groups; yields each as soon as all of it is scored."""
+        unfinished: deque[_Group] = deque()
+        places: dict[int, tuple[_Group, int]] = {}
+        for ran in self._engine.run(self._rows(groups, unfinished, places)):
+            for row, kept in zip(ran.rows, ran.kept, strict=True):
+                group, place = places.pop(row.place)
+                made = _does_not_fit(len(row)) if kept is None else kept
+                group.kept[place] = made
+                group.missing -= 1
+            group.halved += ran.halved  # of the last row: only their sum counts
+            while unfinished and not unfinished[0].missing:
+                yield self._finish(unfinished.popleft())
+        for group in unfinished:  # those without a row
+            yield self._finish(group)
+
+    def _rows(
+        self,
+        groups: Iterator[_Group],
+        unfinished: deque[_Group],
+        places: dict[int, tuple[_Group, int]],
+    ) -> Iterator[Row]:
+        """Yields the rows of groups, and notes whose they are."""
+        numbers = itertools.count()
+        for group in groups:
+            unfinished.append(group)
+            sound = [p for p, e in enumerate(group.found) if isinstance(e, Encoding)]
+            group.missing = len(sound)
+            for place in sound:
+                number = next(numbers)
+                places[number] = group, place
+                ids, name = group.found[place].token_ids, group.windows[place].window_id
+                yield Row(
+                    place=number,
+                    token_ids=ids,
+                    chances=chances.derive(
+                        "score", name, len(ids) - 1, self._tail_samples
+                    ),
+                )
+
+    def _finish(self, group: _Group) -> Scored:
+        """Makes the scores of a group."""
         made = [
-            self._record(window, found[place], kept.get(place))
-            for place, window in enumerate(windows)
+            self._record(window, group.found[place], group.kept.get(place))
+            for place, window in enumerate(group.windows)
         ]
-        return Scored(scores=made, halved_batches=halved, too_large=too_large)
+        return Scored(
+            scores=made,
+            halved_batches=group.halved,
+            too_large=sum(isinstance(one, str) for one in group.kept.values()),
+        )
 
     def _checked(self, encoding: Encoding | str) -> Encoding | str:
         """Returns the tokens of a window, or why the model cannot read them."""
         if isinstance(encoding, str):
             return encoding
         highest, length = encoding.token_ids.max(), len(encoding.token_ids) - 1
-        if highest >= self._halves.width:
+        width, longest = self._engine.width, self._engine.longest
+        if highest >= width:
             return (
-                f"token ids must be below {self._halves.width}, the model's logits, got"
+                f"token ids must be below {width}, the model's logits, got"
                 f" {highest} from tokenizer {self.tokenizer.name}; name the model's own"
                 " tokenizer, or leave this document out"
             )
-        if self._longest is not None and length > self._longest:
+        if longest is not None and length > longest:
             return (
-                f"a window must fit the model's context of {self._longest} tokens, got"
+                f"a window must fit the model's context of {longest} tokens, got"
                 f" {length}; prepare windows with a smaller max_tokens, and name this"
                 " model's tokenizer there"
             )
         return encoding
-
-    def _run(
-        self, windows: Sequence[Window], sound: dict[int, Encoding]
-    ) -> tuple[dict[int, Kept | str], int]:
-        """Runs the model over windows by their places; counts the halved batches."""
-        places = list(sound)
-        lengths = [len(sound[place].token_ids) - 1 for place in places]
-        plan = batches.plan_batches(lengths, self._batch_tokens)
-        waiting = deque([places[i] for i in batch] for batch in plan)
-        kept: dict[int, Kept | str] = {}
-        halved, too_large = 0, float("inf")
-        while waiting:
-            batch = waiting.popleft()
-            encodings = [sound[place] for place in batch]
-            size = len(batch) * max(len(e.token_ids) - 1 for e in encodings)
-            rows = None
-            if len(batch) == 1 or size < too_large:
-                names = [windows[place].window_id for place in batch]
-                rows = self._run_batch(names, encodings)
-            if rows is not None:
-                kept.update(zip(batch, rows, strict=True))
-            elif len(batch) == 1:
-                kept[batch[0]] = _does_not_fit(size)
-            else:
-                too_large = min(too_large, size)
-                middle = len(batch) // 2
-                waiting.extendleft([batch[middle:], batch[:middle]])
-                halved += 1
-        return kept, halved
-
-    def _run_batch(
-        self, names: Sequence[str], encodings: Sequence[Encoding]
-    ) -> list[Kept] | None:
-        """Runs the model over one batch; None where memory does not hold it."""
-        try:
-            with self._lock:
-                kept = self._forward(names, encodings)
-        except (RuntimeError, MemoryError) as error:
-            if not causal.is_out_of_memory(error):
-                raise
-            kept = None
-        if kept is None:  # the error, which held on to the tensors, is gone
-            if self._halves.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return None
-        ends = np.cumsum([len(e.token_ids) - 1 for e in encodings])
-        return logits.split(kept, ends)
-
-    @torch.inference_mode()
-    def _forward(self, names: Sequence[str], encodings: Sequence[Encoding]) -> Kept:
-        """Keeps what is to be kept of all positions of a batch, row after row."""
-        device = self._halves.device
-        rows = [encoding.token_ids for encoding in encodings]
-        lengths = torch.tensor([len(row) - 1 for row in rows])
-        ids = torch.empty(len(rows), int(lengths.max()), dtype=torch.int64)  # (b, t)
-        for into, row in zip(ids, rows, strict=True):
-            into[: len(row) - 1] = torch.from_numpy(row[:-1])
-            # Padding weighs 0 in front of it, but 0 * NaN is NaN: where a token is
-            # broken, as it may be, its own window should break and no other.
-            into[len(row) - 1 :] = int(row[-2])
-        real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten()
-        gold = torch.from_numpy(np.concatenate([row[1:] for row in rows])).long()
-        decide = torch.from_numpy(self._chances(names, lengths.tolist()))
-        features = self._halves.features(ids.to(device)).flatten(0, 1)
-        if not real.all():
-            features = features[real.to(device)]  # (p, f)
-        fields = (features, gold.to(device), decide.to(device))
-        parts = zip(*(torch.split(field, _CHUNK) for field in fields), strict=True)
-        return logits.to_arrays(
-            [
-                logits.reduce_logits(
-                    self._halves.logits(part), next_ids, chance, self._n_ids, self._k
-                )
-                for part, next_ids, chance in parts
-            ]
-        )
-
-    def _chances(self, names: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
-        """Returns what decides the draws of a batch: (p, r), row after row."""
-        pairs = zip(names, lengths, strict=True)
-        return np.concatenate(
-            [chances.derive("score", name, n, self._tail_samples) for name, n in pairs]
-        )
 
     def _record(
         self, window: Window, encoding: Encoding | str, kept: Kept | str | None

@@ -24,7 +24,7 @@ from tests.transforms.scoring import (
     make,
     window,
 )
-from transforms import causal, loading, scorer, tokenizer
+from transforms import causal, engine, loading, scorer, tokenizer
 from transforms.functional import batches
 from transforms.scorer import Scorer, ScorerSettings
 
@@ -62,7 +62,7 @@ def test_stored_logprobs_fall_and_have_the_precision_of_float16() -> None:
 
 def test_small_chunks_of_positions_give_what_one_gives(monkeypatch) -> None:
     whole = make()[1].score(WINDOWS).scores
-    monkeypatch.setattr(scorer, "_CHUNK", 3)
+    monkeypatch.setattr(engine, "_CHUNK", 3)
     for left, right in zip(whole, make()[1].score(WINDOWS).scores, strict=True):
         assert_close(left, right)
 

@@ -1,0 +1,288 @@
+"""Runs a model over windows' tokens by vLLM, in this process.
+
+vLLM is asked for one token after each window, which nobody looks at, and for the
+logprobs of the window's own tokens: its `prompt_logprobs`. These are over the full
+vocabulary, in float32, whatever the sampling; but without the log-sum-exp, so that
+logits cannot be had back, and without draws from the tail. It needs room for the token
+that it makes: windows may hold two tokens fewer than the model's context.
+
+The extra `vllm` of this distribution says for which versions this is written.
+"""
+
+import contextlib
+import dataclasses
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from schemas.errors import SchemaError
+from transforms import causal, checkpoint, extras, loading
+from transforms.adapters import Parts
+from transforms.engine import Ran, Row
+from transforms.functional import listed
+from transforms.loading import Loading
+from transforms.logits import Kept
+
+_AT_ONCE = 64
+"""Budgets of a forward pass that vLLM is given together: it fills its passes itself."""
+_SEQUENCES = 256
+"""Windows that a forward pass may hold pieces of, at most."""
+_EXTRA_TOKENS = 2
+"""Tokens of the context that a window cannot have: its last, and the one after it."""
+
+
+class _Generates(Protocol):
+    """What is used of `vllm.LLM`."""
+
+    def generate(
+        self, prompts: Sequence[Any], sampling_params: Any, *, use_tqdm: bool
+    ) -> list[Any]: ...
+
+
+class VllmEngine:
+    """A model that vLLM runs; threads may share it.
+
+    Attributes:
+      width: token ids are below it.
+      longest: tokens of a window that it can read, the last left out.
+    """
+
+    def __init__(
+        self,
+        llm: _Generates,
+        sampling: Any,
+        *,
+        width: int,
+        longest: int | None,
+        n_ids: int,
+        top_k: int,
+        batch_tokens: int,
+    ) -> None:
+        """Wraps a loaded model.
+
+        Args:
+          llm: a `vllm.LLM`.
+          sampling: `vllm.SamplingParams` that ask for logprobs of the prompt.
+          width: size of the model's vocabulary.
+          longest: tokens of its context that a window may have but for its last.
+          n_ids: ids from it on are never kept.
+          top_k: entries to keep for each position.
+          batch_tokens: tokens of a forward pass.
+        """
+        self.width = width
+        self.longest = longest
+        self._llm = llm
+        self._sampling = sampling
+        self._n_ids = min(width, n_ids)
+        self._k = top_k
+        self._at_once = _AT_ONCE * batch_tokens
+        self._lock = threading.Lock()
+
+    def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
+        """Runs the model over rows, each of them once, in their order."""
+        for batch in _grouped(rows, self._at_once):
+            prompts = [{"prompt_token_ids": r.token_ids.tolist()} for r in batch]
+            with self._lock:
+                told = self._llm.generate(prompts, self._sampling, use_tqdm=False)
+            pairs = zip(batch, told, strict=True)
+            kept = [self._kept(row, one.prompt_logprobs) for row, one in pairs]
+            yield Ran(rows=batch, kept=kept, halved=0)
+
+    def _kept(self, row: Row, told: Any) -> Kept:
+        """Keeps what is to be kept of what vLLM says of a window's tokens."""
+        positions, ids, logprobs = _entries(told, len(row.token_ids))
+        gold, there = listed.gold_of(positions, ids, logprobs, row.token_ids[1:])
+        if not there.all():
+            raise SchemaError(
+                "vLLM must give the logprob of every token of its prompt, but gave none"
+                f" of token {int(there.argmin()) + 1} of {len(row.token_ids)}; install"
+                " a version of it that the extra vllm names"
+            )
+        top_ids, top_logprobs = listed.keep_top_k(
+            positions, ids, logprobs, len(row), self._n_ids, self._k
+        )
+        finite = np.isfinite(gold)
+        finite[positions[np.isnan(logprobs)]] = False
+        return Kept(
+            top_ids=top_ids,
+            top_logprobs=top_logprobs,
+            logsumexp=None,
+            gold_logprob=gold,
+            finite=finite,
+            sampled_ids=np.zeros((len(row), 0), np.int32),
+        )
+
+
+def refuse(device: str, tail_samples: int, how: Loading) -> None:
+    """Refuses what only transformers does.
+
+    Raises:
+      ValueError: if the device is no GPU, tails are to be drawn, or a model is to be
+        loaded in a special way.
+    """
+    if device == "cpu":
+        raise ValueError(
+            "backend vllm must have a GPU, and the device is cpu; leave --backend out,"
+            " or name the workers' by --device=cuda"
+        )
+    if tail_samples:
+        raise ValueError(
+            f"tail_samples must be 0 with backend vllm, got {tail_samples}: it tells"
+            " the likeliest tokens alone, and no log-sum-exp; leave --backend out"
+        )
+    for name in (field.name for field in dataclasses.fields(Loading)):
+        if (value := getattr(how, name)) != getattr(loading.PLAIN, name):
+            raise ValueError(
+                f"{name} must be left out with backend vllm, got {value}: it is done by"
+                " transformers; leave --backend out, or write the model as it is to be"
+                " beforehand"
+            )
+
+
+def load(
+    parts: Parts,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    n_ids: int,
+    top_k: int,
+    batch_tokens: int,
+) -> VllmEngine:
+    """Loads a model by vLLM; none of its own code is run, and no pickle is read.
+
+    Args:
+      parts: the model; it must be no adapter.
+      dtype: number format of the weights, where they are not quantized.
+      device: the GPU that this process has.
+      n_ids: ids from it on are never kept.
+      top_k: entries to keep for each position; 0 = none.
+      batch_tokens: tokens of a forward pass.
+
+    Raises:
+      ModuleNotFoundError: if vLLM is missing.
+      ValueError: if the model is an adapter or a GGUF file.
+    """
+    if parts.adapter is not None:
+        raise ValueError(
+            f"backend vllm must be given a whole model, and {parts.adapter} is an"
+            " adapter; merge it beforehand, or leave --backend out"
+        )
+    found = checkpoint.locate(parts.model, revision=parts.revision)
+    if found.gguf_file is not None:
+        raise ValueError(
+            "a model for vLLM must be a folder or a name on the hub, got the GGUF file"
+            f" {found.gguf_file}; leave --backend out"
+        )
+    extras.require("vllm", "vllm", "backend vllm")
+    import transformers  # takes seconds
+    import vllm
+
+    config = transformers.AutoConfig.from_pretrained(
+        str(found.folder), trust_remote_code=False, local_files_only=True
+    )
+    longest = causal.longest_told(config)
+    with _shown(device):
+        llm = vllm.LLM(
+            model=str(found.folder),
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=longest,
+            **_engine_options(top_k, batch_tokens),
+        )
+    return VllmEngine(
+        llm,
+        vllm.SamplingParams(**_sampling_options(top_k)),
+        width=config.get_text_config().vocab_size,
+        longest=None if longest is None else longest - _EXTRA_TOKENS,
+        n_ids=n_ids,
+        top_k=top_k,
+        batch_tokens=batch_tokens,
+    )
+
+
+def _engine_options(top_k: int, batch_tokens: int) -> dict[str, Any]:
+    return {
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "skip_tokenizer_init": True,  # it is given tokens and asked for tokens
+        "generation_config": "vllm",  # none of the model's own
+        "seed": 0,
+        # Of a prefix that was seen before there would be no logprobs.
+        "enable_prefix_caching": False,
+        # Logits of a pass exist whole: its tokens times the vocabulary, in float32.
+        "enable_chunked_prefill": True,
+        "max_num_batched_tokens": batch_tokens,
+        "max_num_seqs": min(_SEQUENCES, batch_tokens),
+        "max_logprobs": max(1, top_k),
+        "logprobs_mode": "raw_logprobs",  # before any sampling
+    }
+
+
+def _sampling_options(top_k: int) -> dict[str, Any]:
+    return {
+        "prompt_logprobs": top_k,
+        "max_tokens": 1,  # at least one must be asked for
+        "temperature": 0.0,
+        "detokenize": False,
+        "flat_logprobs": True,
+    }
+
+
+@contextlib.contextmanager
+def _shown(device: torch.device) -> Iterator[None]:
+    """Shows vLLM, which takes the first GPU that it sees, this process's GPU alone.
+
+    It starts a process for the model, which has the environment as it is then.
+    """
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = [name for name in (before or "").split(",") if name.strip()]
+    index = device.index or 0
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen[index] if seen else str(index)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _grouped(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:
+    """Groups rows, in their order, to about so many tokens."""
+    group: list[Row] = []
+    held = 0
+    for row in rows:
+        group.append(row)
+        held += len(row)
+        if held >= tokens:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def _entries(told: Any, n_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lists what vLLM says of a prompt: position, id and logprob of each entry.
+
+    It gives a mapping from ids to `Logprob`s for each token of the prompt, the first of
+    which has none or an empty one; or the same laid flat, `FlatLogprobs`.
+    """
+    if told is None or len(told) != n_tokens:
+        raise SchemaError(
+            f"vLLM must tell of all {n_tokens} tokens of a prompt, but tells of"
+            f" {0 if told is None else len(told)}; install a version of it that the"
+            " extra vllm names"
+        )
+    if hasattr(told, "start_indices"):
+        counts = np.subtract(told.end_indices, told.start_indices)
+        ids, logprobs = told.token_ids, told.logprobs
+    else:
+        each: list[Mapping[int, Any]] = [one or {} for one in told]
+        counts = np.array([len(one) for one in each])
+        ids = [id_ for one in each for id_ in one]
+        logprobs = [entry.logprob for one in each for entry in one.values()]
+    positions = np.repeat(np.arange(n_tokens) - 1, counts)
+    return positions, np.asarray(ids, np.int64), np.asarray(logprobs, np.float32)
