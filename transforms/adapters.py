@@ -165,7 +165,8 @@ def merge(model: Any, parts: Parts) -> Any:
     law = f"adapter {parts.adapter} must fit {parts.model}"
     with warnings.catch_warnings():
         # peft calls transformers by an older name, and tells of what is refused below.
-        warnings.filterwarnings("ignore", module="peft")
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")
+        warnings.filterwarnings("ignore", ".*missing adapter keys")
         try:
             config = peft.PeftConfig.from_pretrained(str(folder))
             wrapped = peft.PeftModelForCausalLM(model, config, adapter_name=_NAME)

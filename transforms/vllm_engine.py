@@ -13,8 +13,8 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,14 +35,6 @@ _EXTRA_TOKENS = 2
 """Tokens of the context that a window cannot have: its last, and the one after it."""
 
 
-class _Generates(Protocol):
-    """What is used of `vllm.LLM`."""
-
-    def generate(
-        self, prompts: Sequence[Any], sampling_params: Any, *, use_tqdm: bool
-    ) -> list[Any]: ...
-
-
 class VllmEngine:
     """A model that vLLM runs; threads may share it.
 
@@ -53,7 +45,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        llm: _Generates,
+        llm: Any,
         sampling: Any,
         *,
         width: int,

@@ -1,5 +1,9 @@
+import gc
 import shutil
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -8,7 +12,9 @@ import torch
 import transformers
 
 from schemas.errors import SchemaError
-from transforms import loading
+from tests import causal_models
+from transforms import causal, loading
+from transforms.loading import Loading
 
 CPU = torch.device("cpu")
 
@@ -66,3 +72,92 @@ def test_what_the_hub_says_of_a_gated_model_is_told_with_the_cure(
     told = r"\(OSError: 401 Client Error\. Cannot access gated repo\.\); a gated model"
     with pytest.raises(FileNotFoundError, match=told + " needs HF_TOKEN or hf auth"):
         loading.load_model("maker/gated", dtype=torch.float32, device=CPU)
+
+
+LAID_OUT = ("llama", "mixtral", "opt")
+
+
+def bytes_of(model: torch.nn.Module) -> int:
+    return sum(weight.nbytes for weight in model.parameters())
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    halves = causal.Halves(model)
+    with torch.inference_mode():
+        features = halves.features(torch.arange(24).view(2, 12))
+        parts = torch.split(features.flatten(0, 1), 7)
+        return torch.cat([halves.logits(part) for part in parts])
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_a_model_over_memory_and_disk_says_what_it_says_on_one_device(
+    name: str, tmp_path: Path
+) -> None:
+    causal_models.make(name, 512).save_pretrained(tmp_path)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": CPU}
+    plain = loading.load_model(str(tmp_path), **options)
+    wanted, places = logits_of(plain), []
+    for room in (bytes_of(plain) * 92 // 100, 1000):
+        how = Loading(device_map="sequential", max_memory=(f"cpu={room // 1000}KB",))
+        laid = loading.load_model(str(tmp_path), **options, how=how)
+        assert torch.equal(logits_of(laid), wanted)
+        away = sum(weight.is_meta for weight in laid.parameters())
+        places.append(away / len(list(laid.parameters())))
+    assert 0 < places[0] < places[1] == 1  # some of it on the disk, all of it
+
+
+def test_what_is_offloaded_is_gone_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    causal_models.make("mixtral", 512).save_pretrained(tmp_path / "m")
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+    how = Loading(device_map="auto", max_memory=("cpu=1KB",))
+    laid = loading.load_model(
+        str(tmp_path / "m"), dtype=torch.float32, device=CPU, how=how
+    )
+    assert any((tmp_path / "t").rglob("*experts*"))
+    del laid
+    gc.collect()
+    assert not any((tmp_path / "t").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("entries", "shares"),
+    [
+        ((), {}),
+        (("0=40GiB", "cpu=1.5GB"), {0: "40GiB", "cpu": "1.5GB"}),
+    ],
+)
+def test_shares_of_memory_are_what_accelerate_takes(
+    entries: tuple[str, ...], shares: dict[int | str, str]
+) -> None:
+    how = Loading(device_map="auto", max_memory=entries)
+    assert how.memory_shares() == shares
+
+
+@pytest.mark.parametrize("entry", ["0=40", "cuda=1GB", "cpu=-1GB", "disk=9GB", ""])
+def test_a_share_of_memory_that_is_none_is_refused(entry: str) -> None:
+    with pytest.raises(ValueError, match=f"each once, got '{entry}'"):
+        Loading(device_map="auto", max_memory=(entry,))
+
+
+def test_shares_of_memory_without_a_use_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"pass --device_map=auto"):
+        Loading(max_memory=("cpu=1GB",))
+    with pytest.raises(ValueError, match="each once, got 'cpu=2GB'"):
+        Loading(device_map="auto", max_memory=("cpu=1GB", "cpu=2GB"))
+    how = Loading(device_map="auto", max_memory=("0=1GB", "cpu=1GB"))
+    with pytest.raises(ValueError, match="must name cpu alone"):
+        how.check("cpu")
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES"):
+        how.check("cuda:1")
+    how.check("cuda")
+
+
+def test_layers_are_found_where_accelerate_runs_them() -> None:
+    model = causal_models.make("llama", 99)
+    assert causal.entrance(model) == CPU
+    model.base_model.embed_tokens._hf_hook = SimpleNamespace(execution_device="cuda:1")
+    model._hf_hook = SimpleNamespace(execution_device=None)
+    assert causal.entrance(model) == torch.device("cuda:1")
