@@ -33,6 +33,7 @@ CORE = [
 TRAIN = ["accelerate>=1.6,<2"]
 TENSORBOARD = "tensorboard>=2.18,<3"
 LORA = ["peft>=0.17,<1"]
+BITSANDBYTES = "bitsandbytes>=0.50,<1"  # older ones do not run everything on CPUs
 EVAL = [
     *TRAIN,
     "datasets>=4,<6",  # from 4 on no data set may bring a program along
@@ -54,6 +55,9 @@ EXTRAS = {
     "search": SEARCH,
     "lora": LORA,
     "qlora": [*LORA, "bitsandbytes>=0.46,<1"],
+    "quantize": [*TRAIN, BITSANDBYTES],
+    "split": TRAIN,  # one model over several GPUs
+    "vllm": ["vllm>=0.20,<0.34; sys_platform == 'linux'"],
     "deepspeed": ["deepspeed>=0.16,<1"],
     "gguf": ["gguf>=0.17,<1", "sentencepiece>=0.2,<1"],
     "gcp": ["apache-beam[gcp]>=2.77,<2.78", "gcsfs>=2026.9"],
@@ -64,6 +68,7 @@ EXTRAS = {
         *EVAL,
         *SEARCH,
         *LORA,
+        BITSANDBYTES,
         "beartype>=0.20,<1",
         "duckdb>=1.2,<3",
         # Jobs are translated for Dataflow in the tests; not the whole extra gcp.

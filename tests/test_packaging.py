@@ -41,9 +41,9 @@ def test_a_package_says_that_it_is_typed(package: str) -> None:
 def test_what_is_declared_for_development_has_its_exact_version() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
-    # tests/buckets/requirements.txt has the clients; no test needs a GPU, DeepSpeed or
-    # an account of W&B.
-    apart = {"gcsfs", "s3fs", "bitsandbytes", "deepspeed", "wandb"}
+    # tests/buckets/requirements.txt has the clients; no test needs a GPU, DeepSpeed,
+    # vLLM or an account of W&B.
+    apart = {"gcsfs", "s3fs", "deepspeed", "vllm", "wandb"}
     named = {module: name for name, module in IMPORTED_AS.items()}
     wanted = {named.get(m, m).lower().replace("_", "-") for m in declared()}
     assert wanted - pinned == apart

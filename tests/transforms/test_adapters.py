@@ -141,7 +141,10 @@ def test_weights_that_are_not_the_models_are_refused(
     held = safetensors.torch.load_file(path)
     key = next(iter(held))
     whole = held.pop(key)
-    more = {"strange": {key: whole, "of.no.layer": whole.clone()}, "cut": {key: whole[:-1]}}
+    more = {
+        "strange": {key: whole, "of.no.layer": whole.clone()},
+        "cut": {key: whole[:-1]},
+    }
     held |= {name: w.contiguous() for name, w in more.get(change, {}).items()}
     safetensors.torch.save_file(held, path, {"format": "pt"})
     how = Loading(adapter=own)
