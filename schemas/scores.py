@@ -173,7 +173,7 @@ def _lists(arrays: list[np.ndarray | None], kind: pa.DataType) -> pa.ListArray:
     ends = np.cumsum([0, *(0 if array is None else len(array) for array in arrays)])
     null = [*(array is None for array in arrays), False]
     offsets = pa.array(ends, pa.int32(), mask=np.array(null))
-    flat = np.concatenate(there) if there else []
+    flat = np.concatenate(there) if there else np.zeros(0)
     return pa.ListArray.from_arrays(offsets, pa.array(flat, kind))
 
 

@@ -6,10 +6,16 @@ falling logprob, in float32. Nothing of vLLM is run.
 """
 
 import dataclasses
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
+
+from transforms import devices, loading
 
 
 @dataclasses.dataclass
@@ -51,9 +57,13 @@ class RequestOutput:
     finished: bool
 
 
+@dataclasses.dataclass
 class SamplingParams:
-    def __init__(self, **options: Any) -> None:
-        self.options = options
+    prompt_logprobs: int | None = None
+    flat_logprobs: bool = False
+    max_tokens: int = 16
+    temperature: float = 1.0
+    detokenize: bool = True
 
 
 class LLM:
@@ -70,19 +80,19 @@ class LLM:
         assert not use_tqdm
         self.prompts += prompts
         return [
-            self._output(str(n), prompt["prompt_token_ids"], sampling.options)
+            self._output(str(n), prompt["prompt_token_ids"], sampling)
             for n, prompt in enumerate(prompts)
         ]
 
     def _output(
-        self, name: str, token_ids: list[int], options: dict[str, Any]
+        self, name: str, token_ids: list[int], sampling: SamplingParams
     ) -> RequestOutput:
         with torch.no_grad():
             logits = self.model(input_ids=torch.tensor([token_ids])).logits[0]
         logprobs = logits.float().log_softmax(-1)
-        rows = [*entries(token_ids, logprobs, options["prompt_logprobs"])]
+        rows = [*entries(token_ids, logprobs, sampling.prompt_logprobs or 0)]
         told: Any = [None, *(dict(row) for row in rows)]
-        if options.get("flat_logprobs"):
+        if sampling.flat_logprobs:
             told = FlatLogprobs()
             for row in ([], *rows):
                 told.append(row)
@@ -103,3 +113,28 @@ def entries(
                 for at, (logprob, token_id) in enumerate(zip(*kept, strict=True))
             ),
         ]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Puts what is here where vLLM is imported, and shows GPUs that are not there.
+
+    Returns:
+      What each `LLM` was given, and in `gpus` what CUDA would have shown it.
+    """
+    seen: list[dict[str, Any]] = []
+    cpu, second = torch.device("cpu"), torch.device("cuda", 1)
+
+    def start(**options: Any) -> LLM:
+        seen.append({**options, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")})
+        made = loading.load_model(options["model"], dtype=torch.float32, device=cpu)
+        return LLM(made)
+
+    module = ModuleType("vllm")
+    module.__dict__.update(LLM=start, SamplingParams=SamplingParams)
+    module.__spec__ = SimpleNamespace(name="vllm")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(devices, "claim", lambda d: second if d.type == "cuda" else d)
+    return seen

@@ -31,6 +31,8 @@ _AT_ONCE = 64
 """Budgets of a forward pass that vLLM is given together: it fills its passes itself."""
 _SEQUENCES = 256
 """Windows that a forward pass may hold pieces of, at most."""
+_SPARE = 8
+"""Further entries that are asked for where a vocabulary is padded with other ids."""
 _EXTRA_TOKENS = 2
 """Tokens of the context that a window cannot have: its last, and the one after it."""
 
@@ -58,7 +60,8 @@ class VllmEngine:
 
         Args:
           llm: a `vllm.LLM`.
-          sampling: `vllm.SamplingParams` that ask for logprobs of the prompt.
+          sampling: `vllm.SamplingParams` that ask for the logprobs of so many tokens
+            at each of the prompt; what is kept is chosen among these.
           width: size of the model's vocabulary.
           longest: tokens of its context that a window may have but for its last.
           n_ids: ids from it on are never kept.
@@ -71,6 +74,7 @@ class VllmEngine:
         self._sampling = sampling
         self._n_ids = min(width, n_ids)
         self._k = top_k
+        self._asked = int(sampling.prompt_logprobs)
         self._at_once = _AT_ONCE * batch_tokens
         self._lock = threading.Lock()
 
@@ -95,7 +99,13 @@ class VllmEngine:
                 " a version of it that the extra vllm names"
             )
         top_ids, top_logprobs = listed.keep_top_k(
-            positions, ids, logprobs, len(row), self._n_ids, self._k
+            positions,
+            ids,
+            logprobs,
+            len(row),
+            complete=self._asked,
+            n_ids=self._n_ids,
+            k=self._k,
         )
         finite = np.isfinite(gold)
         finite[positions[np.isnan(logprobs)]] = False
@@ -177,17 +187,20 @@ def load(
         str(found.folder), trust_remote_code=False, local_files_only=True
     )
     longest = causal.longest_told(config)
+    width = config.get_text_config().vocab_size
+    # Where some of the likeliest ids are no tokens, others take their places.
+    asked = top_k and top_k + min(_SPARE, max(0, width - n_ids))
     with _shown(device):
         llm = vllm.LLM(
             model=str(found.folder),
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=longest,
-            **_engine_options(top_k, batch_tokens),
+            **_engine_options(asked, batch_tokens),
         )
     return VllmEngine(
         llm,
-        vllm.SamplingParams(**_sampling_options(top_k)),
-        width=config.get_text_config().vocab_size,
+        vllm.SamplingParams(**_sampling_options(asked)),
+        width=width,
         longest=None if longest is None else longest - _EXTRA_TOKENS,
         n_ids=n_ids,
         top_k=top_k,
@@ -195,7 +208,7 @@ def load(
     )
 
 
-def _engine_options(top_k: int, batch_tokens: int) -> dict[str, Any]:
+def _engine_options(asked: int, batch_tokens: int) -> dict[str, Any]:
     return {
         "trust_remote_code": False,
         "load_format": "safetensors",
@@ -208,14 +221,14 @@ def _engine_options(top_k: int, batch_tokens: int) -> dict[str, Any]:
         "enable_chunked_prefill": True,
         "max_num_batched_tokens": batch_tokens,
         "max_num_seqs": min(_SEQUENCES, batch_tokens),
-        "max_logprobs": max(1, top_k),
+        "max_logprobs": max(1, asked),
         "logprobs_mode": "raw_logprobs",  # before any sampling
     }
 
 
-def _sampling_options(top_k: int) -> dict[str, Any]:
+def _sampling_options(asked: int) -> dict[str, Any]:
     return {
-        "prompt_logprobs": top_k,
+        "prompt_logprobs": asked,
         "max_tokens": 1,  # at least one must be asked for
         "temperature": 0.0,
         "detokenize": False,

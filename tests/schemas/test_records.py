@@ -73,6 +73,22 @@ def test_scores_survive_a_file_row_for_row(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+def test_a_log_sum_exp_that_is_not_told_is_null_beside_some_that_are(
+    tmp_path: Path,
+) -> None:
+    path = f"{tmp_path}/s.parquet"
+    untold = dataclasses.replace(score("a", 5), logsumexp=None)
+    fails = scores.failed("b", 7, "bad", 4)
+    groups = [[untold, fails, score("c", 2)], [untold], [fails]]
+    write(path, groups, k=4)
+    for group, again in zip(groups, scores.read(path), strict=True):
+        for one, other in zip(group, again, strict=True):
+            np.testing.assert_array_equal(one.logsumexp, other.logsumexp)
+            np.testing.assert_array_equal(one.gold_logprob, other.gold_logprob)
+    nulls = duckdb.sql(f"select logsumexp is null from '{path}'").fetchall()
+    assert [null for (null,) in nulls] == [True, True, False, True, True]
+
+
 def test_drawn_ids_survive_a_file_row_for_row(tmp_path: Path) -> None:
     path = f"{tmp_path}/s.parquet"
     fails = scores.failed("b", 7, "bad", 4, 3)

@@ -65,6 +65,58 @@ def test_a_gpu_that_is_named_is_taken_and_no_other(process: Process) -> None:
     assert process().claim(TWO, 0) == 0
 
 
+def test_a_model_over_several_gpus_takes_all_of_them_or_none(process: Process) -> None:
+    one, other = process(), process()
+    assert other.claim(TWO, 1) == 1
+    with pytest.raises(
+        ValueError, match=rf"all of the 2 .* taken: cuda:1 by process {os.getpid()};"
+    ):
+        one.claim_all(TWO)
+    assert other.claim(TWO, 0) == 0  # which the first let go of
+    other.release()
+    one.claim_all(TWO)
+    one.claim_all(TWO)  # it has them
+    for index in (None, 0, 1):
+        with pytest.raises(ValueError, match="are taken"):
+            other.claim(TWO, index)
+    one.release()
+    assert other.claim(TWO) == 0
+
+
+def test_a_process_keeps_the_gpu_that_it_had_where_others_have_the_rest(
+    process: Process,
+) -> None:
+    one, other = process(), process()
+    assert one.claim(TWO) == 0
+    assert other.claim(TWO) == 1
+    with pytest.raises(ValueError, match="taken: cuda:1 by"):
+        one.claim_all(TWO)
+    with pytest.raises(ValueError, match="are taken"):
+        process().claim(TWO, 0)
+
+
+def test_a_model_that_is_split_claims_every_gpu_that_its_process_sees(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = process(), process()
+    monkeypatch.setattr(devices, "_CLAIMS", one)
+    monkeypatch.setattr(devices, "present", lambda: TWO)
+    options = {"threads": None, "tune_allocator": False, "every": True}
+    gpu = torch.device("cuda")
+    assert devices.prepare(gpu, share=True, **options) == gpu
+    assert other.claim(TWO, 1) == 1
+    other.release()
+    assert devices.prepare(torch.device("cpu"), share=False, **options).type == "cpu"
+    assert other.claim(TWO, 1) == 1
+    other.release()
+    assert devices.prepare(gpu, share=False, **options) == gpu
+    for index in (0, 1):
+        with pytest.raises(ValueError, match="are taken"):
+            other.claim(TWO, index)
+    devices.release()
+    assert other.claim(TWO) == 0
+
+
 def test_numbers_may_differ_as_a_gpu_is_known_by_its_own_id(process: Process) -> None:
     # The second process was started with CUDA_VISIBLE_DEVICES=1,0.
     turned = [Gpu(index=0, id="GPU-b"), Gpu(index=1, id="GPU-a")]

@@ -1,8 +1,7 @@
 import dataclasses
 import os
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from schemas import files
 from schemas.errors import SchemaError
 from tests import causal_models, vllm_outputs
 from tests.transforms.scoring import WINDOWS, make, window
 from tests.vllm_outputs import FlatLogprobs, Logprob, SamplingParams
-from transforms import devices, loading, scorer, vllm_engine
+from transforms import scorer, vllm_engine
 from transforms.adapters import Parts
 from transforms.engine import Row, Runs
 from transforms.loading import Loading
@@ -91,6 +91,13 @@ def test_ties_go_by_rising_id_and_a_gold_token_beside_the_top_is_not_kept() -> N
     assert ran.kept[0].gold_logprob.tolist() == [-1.5, -7.0]
 
 
+def test_a_gold_token_does_not_take_the_place_of_an_id_that_is_none() -> None:
+    padded = {3: Logprob(-9.0, 70), 99: Logprob(-0.5, 1), 5: Logprob(-1.0, 2)}
+    (ran,) = engine(told([None, padded]), asked=2, n_ids=90).run([row(0, 3)])
+    assert ran.kept[0].top_ids.tolist() == [[5, -1]]
+    assert ran.kept[0].gold_logprob.tolist() == [-9.0]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_a_window_whose_numbers_are_not_finite_fails_alone(bad: float) -> None:
     tokens = causal_models.tokenizer_of()
@@ -149,26 +156,7 @@ def test_an_answer_that_is_not_whole_is_refused(answer: Any, law: str) -> None:
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Puts a stand-in where vLLM is imported; returns what it was given and saw."""
-    seen: list[dict[str, Any]] = []
-
-    def start(**options: Any) -> vllm_outputs.LLM:
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-        seen.append({**options, "gpus": gpus})
-        cpu = torch.device("cpu")
-        made = loading.load_model(options["model"], dtype=torch.float32, device=cpu)
-        return vllm_outputs.LLM(made)
-
-    module = ModuleType("vllm")
-    module.__dict__.update(LLM=start, SamplingParams=SamplingParams)
-    module.__spec__ = SimpleNamespace(name="vllm")  # type: ignore[assignment]
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    # A GPU that is not there: nothing is put on it.
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    second = torch.device("cuda", 1)
-    monkeypatch.setattr(devices, "claim", lambda d: second if d.type == "cuda" else d)
-    return seen
+    return vllm_outputs.stand_in(monkeypatch)
 
 
 def test_a_settings_backend_loads_vllm_with_what_it_must_be_told(
@@ -182,15 +170,20 @@ def test_a_settings_backend_loads_vllm_with_what_it_must_be_told(
     )
     made = scorer.load(settings)
     (given,) = vllm
+    width = files.read_json(f"{models['llama']}/config.json")["vocab_size"]
+    spare = min(8, width - made.tokenizer.size)
     assert given["gpus"] == "7"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
     assert given["model"] == models["llama"]
     assert given["dtype"] == "bfloat16"
     assert given["max_num_batched_tokens"] == given["max_num_seqs"] == 99
-    assert given["max_logprobs"] == 4
+    assert given["max_logprobs"] == 4 + spare
     assert not given["enable_prefix_caching"]
     assert not given["trust_remote_code"]
     assert given["load_format"] == "safetensors"
+    sampling = made._engine._sampling
+    assert sampling.prompt_logprobs == 4 + spare
+    assert sampling.max_tokens == 1
     cpu = dataclasses.replace(settings, backend="transformers", device="cpu")
     wanted = scorer.load(cpu).score(WINDOWS).scores
     for one, other in zip(made.score(WINDOWS).scores, wanted, strict=True):

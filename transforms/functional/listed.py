@@ -14,6 +14,8 @@ def keep_top_k(
     ids: Int64[np.ndarray, " m"],
     logprobs: Float32[np.ndarray, " m"],
     n_positions: int,
+    *,
+    complete: int,
     n_ids: int,
     k: int,
 ) -> tuple[TopIds, TopLogprobs]:
@@ -24,6 +26,8 @@ def keep_top_k(
       ids: vocabulary ids; an entry may be listed twice.
       logprobs: natural-log probabilities, over the full vocabulary.
       n_positions: positions, each of which may have any number of entries.
+      complete: so many of the likeliest are listed at each position; what is less
+        likely may be, while others of its like are not, and so is not kept.
       n_ids: ids that may be kept: those below it.
       k: entries to keep.
 
@@ -34,21 +38,22 @@ def keep_top_k(
 
     Example:
       >>> ids, logprobs = keep_top_k(
-      ...     np.array([0, 0, 0, 1]),
-      ...     np.array([7, 5, 3, 4]),
-      ...     np.array([-1, -1, -0.5, -2], np.float32), n_positions=2, n_ids=8, k=2
+      ...     np.array([0, 0, 0, 1, 1]),
+      ...     np.array([7, 5, 3, 4, 9]),
+      ...     np.array([-1, -1, -0.5, -2, -1], np.float32),
+      ...     2, complete=2, n_ids=8, k=2
       ... )
       >>> ids.tolist(), logprobs.tolist()
       ([[3, 5], [4, -1]], [[-0.5, -1.0], [-2.0, -inf]])
     """
-    usable = np.isfinite(logprobs) & (ids < n_ids)
-    positions, ids, logprobs = (a[usable] for a in (positions, ids, logprobs))
     order = np.lexsort((ids, -logprobs, positions))
     positions, ids, logprobs = (a[order] for a in (positions, ids, logprobs))
     new = np.ones(len(ids), bool)  # what is listed twice lies side by side now
     new[1:] = (positions[1:] != positions[:-1]) | (ids[1:] != ids[:-1])
     positions, ids, logprobs = (a[new] for a in (positions, ids, logprobs))
-    rank = np.arange(len(ids)) - np.searchsorted(positions, positions)
+    usable = np.isfinite(logprobs) & (ids < n_ids) & (_ranks(positions) < complete)
+    positions, ids, logprobs = (a[usable] for a in (positions, ids, logprobs))
+    rank = _ranks(positions)
     top = rank < k
     top_ids = np.full((n_positions, k), -1, np.int32)
     top_logprobs = np.full((n_positions, k), -np.inf, np.float32)
@@ -56,6 +61,11 @@ def keep_top_k(
     top_ids[at] = ids[top]
     top_logprobs[at] = np.clip(logprobs[top], _LOWEST, 0).astype(np.float16)
     return top_ids, top_logprobs
+
+
+def _ranks(positions: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:
+    """Numbers the entries of each position from 0; they lie position by position."""
+    return np.arange(len(positions)) - np.searchsorted(positions, positions)
 
 
 def gold_of(

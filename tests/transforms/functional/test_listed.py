@@ -25,17 +25,22 @@ def columns(entries: list[tuple[int, int, float]]):
     )
 
 
-@given(ENTRIES, st.integers(0, 4), st.integers(0, 11), st.randoms())
-def test_the_likeliest_are_those_of_a_stable_sort(entries, k, n_ids, random) -> None:
+@given(ENTRIES, st.integers(0, 4), st.integers(0, 9), st.integers(0, 11), st.randoms())
+def test_the_likeliest_are_those_of_a_stable_sort(
+    entries, k, complete, n_ids, random
+) -> None:
     doubled = entries + random.sample(entries, len(entries) // 2)
     random.shuffle(doubled)
-    ids, logprobs = listed.keep_top_k(*columns(doubled), 4, n_ids, k)
+    ids, logprobs = listed.keep_top_k(
+        *columns(doubled), 4, complete=complete, n_ids=n_ids, k=k
+    )
     for position in range(4):
-        here = sorted((-p, i) for at, i, p in entries if at == position and i < n_ids)
-        usable = [(i, -p) for p, i in here if np.isfinite(p)][:k]
-        behind = k - len(usable)
-        assert ids[position].tolist() == [i for i, _ in usable] + [-1] * behind
-        wanted = [np.float16(min(p, 0)) for _, p in usable] + [-np.inf] * behind
+        here = [(i, p) for at, i, p in entries if at == position]
+        here.sort(key=lambda one: (np.isnan(one[1]), -one[1], one[0]))
+        told = [(i, p) for i, p in here[:complete] if i < n_ids and np.isfinite(p)][:k]
+        behind = k - len(told)
+        assert ids[position].tolist() == [i for i, _ in told] + [-1] * behind
+        wanted = [np.float16(min(p, 0)) for _, p in told] + [-np.inf] * behind
         assert_array_equal(logprobs[position], np.array(wanted, np.float32))
 
 

@@ -1,0 +1,120 @@
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import fuse, score
+from schemas import manifest, plan, scores, settings
+from schemas.scores import Score
+from tests import adapting, vllm_outputs
+from tests.pipelines.conftest import fuse_config, score_config
+from transforms import scorer
+
+NEW = ("adapter", "quantization", "device_map", "max_memory", "backend")
+
+
+def read(folder: str, source: str) -> list[Score]:
+    found = (scores.read(f"{folder}/{piece.output}") for piece in plan.read(source))
+    return [one for group in itertools.chain.from_iterable(found) for one in group]
+
+
+def test_how_a_model_is_loaded_and_run_shapes_scores_only_where_it_is_said(
+    road: str, models: dict[str, str]
+) -> None:
+    plain = settings.shaping(score_config(road, models, "llama"))
+    assert not plain.keys() & {*NEW}
+    asked = {
+        "quantization": "int8",
+        "device_map": "auto",
+        "max_memory": ("cpu=1GB",),
+    }
+    told = settings.shaping(score_config(road, models, "llama", **asked))
+    assert {name: told[name] for name in asked} == {**asked, "max_memory": ["cpu=1GB"]}
+    vllm = settings.shaping(score_config(road, models, "llama", backend="vllm"))
+    assert vllm["backend"] == "vllm"
+
+
+def test_settings_that_do_not_go_together_are_refused_before_anything_is_read(
+    road: str, models: dict[str, str]
+) -> None:
+    for more, law in (
+        ({"max_memory": ("cpu=1GB",)}, "must come with a device_map"),
+        ({"adapter": "a", "quantization": "int8"}, "not quantized"),
+        ({"backend": "vllm", "tail_samples": 3}, "tail_samples must be 0"),
+        ({"device_map": "auto", "device": "cuda:0"}, "CUDA_VISIBLE_DEVICES"),
+    ):
+        with pytest.raises(ValueError, match=law):
+            score_config(road, models, "llama", **more)  # type: ignore[arg-type]
+
+
+def test_an_adapters_scores_name_it_and_can_be_fused(
+    road: str, models: dict[str, str], out: str, tmp_path: Path
+) -> None:
+    adapter = adapting.write(tmp_path / "adapter", models["neox"])
+    given = {"apart": {"adapter": adapter}, "alone": {"model": adapter}}
+    made = {
+        name: score.score_windows(
+            score_config(road, models, "neox", output=f"{out}/{name}", **more)
+        )
+        for name, more in given.items()
+    }
+    apart, alone = made["apart"], made["alone"]
+    assert apart is not None
+    assert alone is not None
+    bare = manifest.read(f"{road}/scores/neox", scores.STAGE)
+    assert apart.origins["adapter"] == adapter
+    assert apart.inputs == alone.inputs
+    assert apart.fingerprint == alone.fingerprint != bare.fingerprint
+    assert apart.inputs["tokenizer"] == bare.inputs["tokenizer"]
+    assert apart.inputs["model"] == scorer.model_fingerprint(models["neox"], adapter)
+    sources = (f"adapted={out}/alone",)
+    fused = fuse.fuse_scores(fuse_config(road, f"{out}/fused", sources=sources))
+    assert fused is not None
+    assert fused.counts["windows"] > 0
+
+
+def test_a_model_over_memory_and_disk_gives_the_scores_of_one_device(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    laid = score_config(
+        road, models, "llama", output=out, device_map="auto", max_memory=("cpu=9KB",)
+    )
+    made = score.score_windows(laid)
+    assert made is not None
+    plain = manifest.read(f"{road}/scores/llama", scores.STAGE)
+    assert made.fingerprint != plain.fingerprint
+    assert made.inputs == plain.inputs
+    source = f"{road}/windows/fusion"
+    pairs = zip(read(out, source), read(f"{road}/scores/llama", source), strict=True)
+    for one, other in pairs:
+        for name in ("top_ids", "top_logprobs", "logsumexp", "gold_logprob"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_scores_of_vllm_have_no_log_sum_exp_and_can_be_fused(
+    road: str, models: dict[str, str], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm_outputs.stand_in(monkeypatch)
+    config = score_config(
+        road,
+        models,
+        "neox",
+        output=f"{out}/vllm",
+        backend="vllm",
+        device="cuda",
+        dtype="float32",
+    )
+    made = score.score_windows(config)
+    assert made is not None
+    assert made.settings["backend"] == "vllm"
+    source = f"{road}/windows/fusion"
+    found = read(config.output, source)
+    for one, other in zip(found, read(f"{road}/scores/neox", source), strict=True):
+        assert one.logsumexp is None
+        np.testing.assert_array_equal(one.top_ids, other.top_ids)
+        np.testing.assert_allclose(one.gold_logprob, other.gold_logprob, atol=1e-5)
+    sources = (f"neox={config.output}",)
+    fused = fuse.fuse_scores(fuse_config(road, f"{out}/fused", sources=sources))
+    before = manifest.read(f"{road}/fused", fused.stage)
+    assert fused.counts == before.counts
