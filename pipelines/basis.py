@@ -10,7 +10,7 @@ from pipelines.sampling import Measures
 from pipelines.score import ScoreConfig
 from schemas.samples import Sample
 from train.config import TrainConfig
-from transforms import parameters, tokenizer
+from transforms import adapters, parameters, tokenizer
 from transforms.functional import budget
 from transforms.parameters import Parameters
 
@@ -165,7 +165,10 @@ def gather(job: Job, rates: Rates, *, sample_bytes: int, seed: int) -> Basis:
     share = 1.0
     if job.split is not None:
         share = sampling.split_share(job.prepare, sample, job.split)
-    counted = {name: parameters.count(c.model) for name, c in job.scores.items()}
+    counted = {
+        name: parameters.count(adapters.split(c.model, c.adapter).model)
+        for name, c in job.scores.items()
+    }
     tokenizers = {
         name: tokenizer.load(config.tokenizer or config.model)
         for name, config in job.scores.items()

@@ -35,6 +35,9 @@ EXTRAS = {
     "lm_eval": "eval",
     "datasets": "eval",
     "cmaes": "search",
+    "peft": "lora",
+    "bitsandbytes": "quantize",
+    "vllm": "vllm",
     "tensorboard": "track",
     "wandb": "track",
     "gcsfs": "gcp",
@@ -93,7 +96,8 @@ def told(error: Exception) -> str | None:
     link: BaseException | None = error
     while link is not None:
         name = (getattr(link, "name", None) or "").split(".")[0]
-        for package, extra in EXTRAS.items():
+        # The one that is named first: a path may hold the name of another.
+        for package, extra in sorted(EXTRAS.items(), key=lambda one: one[0] != name):
             # Libraries name the package in the text where they look for it themselves.
             if package == name or re.search(rf"\b{package}\b", str(link), re.I):
                 return (

@@ -188,7 +188,7 @@ def _from_pretrained(
 ) -> Any:
     import transformers  # takes seconds
 
-    with causal.quiet():
+    with causal.quiet(), _telling_of_packages(found, name):
         loaded, told = transformers.AutoModelForCausalLM.from_pretrained(
             str(found.folder),
             dtype=dtype,
@@ -266,6 +266,21 @@ def _placing(how: Loading, device: torch.device) -> dict[str, Any]:
 
         shares = shares or {"cpu": get_max_memory()["cpu"]}
     return {"device_map": how.device_map, "max_memory": shares or None}
+
+
+@contextlib.contextmanager
+def _telling_of_packages(found: Checkpoint, name: str) -> Iterator[None]:
+    """Names the quantization of stored weights whose package is missing."""
+    try:
+        yield
+    except ImportError as error:
+        if (stored := _stored_quantization(found)) is None:
+            raise
+        told = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the weights of {name} are quantized ({stored}), for which a package must"
+            f" be installed that is not ({told}); install it, on workers too"
+        ) from error
 
 
 @contextlib.contextmanager

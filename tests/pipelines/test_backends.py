@@ -1,15 +1,16 @@
+import importlib.util
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines import fuse, score
+from pipelines import cli, fuse, score
 from schemas import manifest, plan, scores, settings
 from schemas.scores import Score
 from tests import adapting, vllm_outputs
 from tests.pipelines.conftest import fuse_config, score_config
-from transforms import scorer
+from transforms import extras, scorer
 
 NEW = ("adapter", "quantization", "device_map", "max_memory", "backend")
 
@@ -46,6 +47,22 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_read(
     ):
         with pytest.raises(ValueError, match=law):
             score_config(road, models, "llama", **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("peft", "lora"), ("bitsandbytes", "quantize"), ("vllm", "vllm")],
+)
+def test_a_command_tells_the_extra_even_where_a_path_holds_the_name_of_another(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        extras.require(package, extra, "the model /data/datasets/one")
+    told = cli.told(caught.value)
+    assert (
+        told == f"this needs the package {package}; run pip install 'fusebeam[{extra}]'"
+    )
 
 
 def test_an_adapters_scores_name_it_and_can_be_fused(

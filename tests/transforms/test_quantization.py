@@ -18,6 +18,7 @@ from transforms.loading import Loading
 from transforms.scorer import ScorerSettings
 
 CPU = torch.device("cpu")
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 GPU = torch.device("cuda", 1)
 
 
@@ -157,6 +158,18 @@ def test_weights_stored_in_eight_bits_are_unpacked_where_there_is_no_gpu(
     assert 0 < between < 0.5
     with pytest.raises(ValueError, match=r"are quantized already \(fp8\)"):
         load(str(tmp_path / "fp8"), quantization="int8")
+
+
+def test_a_missing_package_of_stored_weights_is_named(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(models["llama"], tmp_path / "packed")
+    path = tmp_path / "packed" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "quantization_config": COMPRESSED}))
+    law = r"packed are quantized \(compressed-tensors\), for which .*; install it, on"
+    with pytest.raises(ValueError, match=law):
+        load(str(tmp_path / "packed"))
 
 
 def as_gguf(model: Any, path: Path) -> None:
