@@ -200,6 +200,7 @@ class Scorer:
         top_k: int = 10,
         tail_samples: int = 0,
         batch_tokens: int = 4096,
+        packed: bool = True,
     ) -> None:
         """Wraps a loaded model.
 
@@ -210,16 +211,26 @@ class Scorer:
           tail_samples: ids to draw for each position from what is not kept, by
             chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
+          packed: whether windows are laid end to end, where the model takes that.
 
         Raises:
           ValueError: if the model is not causal.
         """
         self.tokenizer = tokenizer
         self._engine = Engine(
-            model, n_ids=tokenizer.size, top_k=top_k, batch_tokens=batch_tokens
+            model,
+            n_ids=tokenizer.size,
+            top_k=top_k,
+            batch_tokens=batch_tokens,
+            packed=packed,
         )
         self._k = top_k
         self._tail_samples = tail_samples
+
+    @property
+    def way(self) -> str:
+        """How windows are laid into batches: packed, and by what, or padded."""
+        return self._engine.way.name
 
     def score(self, windows: Sequence[Window]) -> Scored:
         """Scores the windows of a slice.
@@ -274,12 +285,13 @@ class Scorer:
         numbers = itertools.count()
         for group in groups:
             unfinished.append(group)
-            sound = [p for p, e in enumerate(group.found) if isinstance(e, Encoding)]
+            found = enumerate(group.found)
+            sound = {p: e.token_ids for p, e in found if isinstance(e, Encoding)}
             group.missing = len(sound)
-            for place in sound:
+            for place, ids in sound.items():
                 number = next(numbers)
                 places[number] = group, place
-                ids, name = group.found[place].token_ids, group.windows[place].window_id
+                name = group.windows[place].window_id
                 yield Row(
                     place=number,
                     token_ids=ids,
