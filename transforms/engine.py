@@ -10,6 +10,7 @@ of what comes back. Whatever else runs models may stand in its place.
 
 import dataclasses
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ import torch
 
 from transforms import causal, logits, packing, transfers
 from transforms.logits import Kept
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,6 +61,17 @@ class Ran:
 _Running = Callable[[], Ran]
 
 
+@functools.cache  # once for each, however many engines there are
+def _tell_uncut(model: str, positions: int) -> None:
+    logger.warning(
+        "the head of a %s does not run apart from its body: logits of all tokens of a"
+        " batch exist at once, so that batches are of %d tokens at most; those of a"
+        " longer window take more memory in proportion",
+        model,
+        positions,
+    )
+
+
 def _ran(
     batch: Sequence[Row], kept: Callable[[], list[Kept]] | None, halved: int
 ) -> Ran:
@@ -82,6 +96,7 @@ class Engine:
         top_k: int = 10,
         batch_tokens: int = 4096,
         packed: bool = True,
+        compiled: bool = False,
     ) -> None:
         """Wraps a loaded model.
 
@@ -91,6 +106,8 @@ class Engine:
           top_k: entries to keep for each position; 0 = none, which is faster.
           batch_tokens: tokens of a forward pass, padding included.
           packed: whether rows are laid end to end, where the model takes that.
+          compiled: whether torch compiles the model and what reduces its logits, which
+            takes minutes at the first batch.
 
         Raises:
           ValueError: if the model is not causal.
@@ -101,9 +118,17 @@ class Engine:
         self.way = packing.choose(self._halves, packed=packed)
         self._n_ids = min(self.width, n_ids)
         self._k = top_k
+        self._reduce = logits.reduce_logits
+        if compiled:
+            self._halves.compile()
+            self._reduce = torch.compile(logits.reduce_logits, dynamic=True)
         device = self._halves.device
         self._chunk = logits.positions_at_once(self.width, top_k, device)
         self._batch_tokens = batch_tokens
+        if not self._halves.cut:
+            fit = logits.positions_that_fit(self.width, top_k)
+            self._batch_tokens = min(batch_tokens, fit)
+            _tell_uncut(type(model).__name__, fit)
         self._lock = threading.Lock()
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
@@ -187,7 +212,7 @@ class Engine:
         parts = zip(*(torch.split(field, self._chunk) for field in fields), strict=True)
         return logits.fetch(
             [
-                logits.reduce_logits(
+                self._reduce(
                     self._halves.logits(part), next_ids, chance, self._n_ids, self._k
                 )
                 for part, next_ids, chance in parts

@@ -43,11 +43,12 @@ class ScorerSettings:
       tail_samples: ids drawn for each position from what is not kept; 0 = none.
       dtype: number format of the weights; `auto` is bfloat16 on a GPU that has it.
       device: `cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one.
-      batch_tokens: tokens of a forward pass, padding included.
+      batch_tokens: tokens of a forward pass, padding, if any, included.
       threads: threads of the CPU's arithmetic; None = torch's choice.
       tune_allocator: whether glibc keeps large blocks, which is faster on a CPU.
       revision: the hub's hash of the model's files; None = the newest.
       share_device: whether other processes may have the same GPU.
+      compile: whether torch compiles the model: minutes at the first batch.
     """
 
     model: str
@@ -61,6 +62,7 @@ class ScorerSettings:
     tune_allocator: bool = True
     revision: str | None = None
     share_device: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
@@ -103,6 +105,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         top_k=settings.top_k,
         tail_samples=settings.tail_samples,
         batch_tokens=settings.batch_tokens,
+        compiled=settings.compile,
     )
 
 
@@ -204,6 +207,7 @@ class Scorer:
         tail_samples: int = 0,
         batch_tokens: int = 4096,
         packed: bool = True,
+        compiled: bool = False,
     ) -> None:
         """Wraps a loaded model.
 
@@ -215,6 +219,7 @@ class Scorer:
             chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
           packed: whether windows are laid end to end, where the model takes that.
+          compiled: whether torch compiles the model: minutes at the first batch.
 
         Raises:
           ValueError: if the model is not causal.
@@ -226,6 +231,7 @@ class Scorer:
             top_k=top_k,
             batch_tokens=batch_tokens,
             packed=packed,
+            compiled=compiled,
         )
         self._k = top_k
         self._tail_samples = tail_samples
