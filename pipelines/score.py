@@ -48,8 +48,12 @@ class ScoreConfig:
         help="cpu, cuda or cuda:N, on the workers; auto: CUDA where the machine that"
         " starts the command has one",
     )
-    batch_tokens: int = setting(
-        4096, help="tokens of one forward pass, padding included; bounds memory"
+    batch_tokens: int = setting(4096, help="tokens of one forward pass; bounds memory")
+    compile: bool = setting(
+        False,
+        help="have torch compile the model: minutes at the start, for a GPU that small"
+        " kernels keep waiting",
+        omit_default=True,
     )
     adapter: str | None = setting(
         None,
@@ -155,6 +159,7 @@ class ScoreConfig:
                 device_map=self.device_map,
                 max_memory=self.max_memory,
             ),
+            compile=self.compile,
         )
 
 

@@ -138,30 +138,74 @@ def entrance(model: Any) -> torch.device:
     return next(model.parameters()).device
 
 
+def longest_unscaled(config: Any) -> int | None:
+    """Returns up to how many tokens positions are turned alike; None = any number.
+
+    Beyond it, "dynamic" and "longrope" rotary embeddings turn all tokens of a forward
+    pass by what its longest row needs, so that a longer row changes the others.
+
+    Args:
+      config: as transformers has it.
+    """
+    config = config.get_text_config()
+    told = getattr(config, "rope_parameters", None)
+    told = told or getattr(config, "rope_scaling", None) or {}
+    limits = []
+    for one in (told, *filter(lambda part: isinstance(part, dict), told.values())):
+        kind = str(one.get("rope_type", one.get("type", "")))
+        if "dynamic" in kind or kind == "longrope":
+            name = "original_max_position_embeddings"
+            own = one.get(name) or getattr(config, name, None)
+            limits.append(own or config.max_position_embeddings)
+    return min(limits, default=None)
+
+
 class Halves:
     """A model that gives logits for some of a batch's positions at a time.
 
     Attributes:
+      model: the model.
       width: logits at each position; token ids are below it.
       device: where its features are, and so what goes with them; its ids may be
         anywhere.
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self.model = self._model = model
         self._body: Any = model.base_model
         self._entrance = self.device = entrance(model)
         self._cut = self._body is not model
         self._output: Any = None
+        self._compiled: Any = None
         with torch.inference_mode():
             self.width = self._probe()
 
-    def features(self, input_ids: Int64[Tensor, "b t"]) -> Float[Tensor, "b t f"]:
-        """Runs the body. Rows may be padded on the right: nothing looks ahead."""
-        input_ids = input_ids.to(self._entrance)
-        if not self._cut:
-            return self._model(input_ids=input_ids, use_cache=False).logits
-        return self._body(input_ids=input_ids, use_cache=False).last_hidden_state
+    def compile(self) -> None:
+        """Has torch compile the body, for inputs of any length, when it runs next."""
+        body = self._body if self._cut else self._model
+        self._compiled = torch.compile(body, dynamic=True)
+
+    @property
+    def cut(self) -> bool:
+        """Whether features are less than logits."""
+        return self._cut
+
+    def features(
+        self,
+        input_ids: Int64[Tensor, "b t"],
+        position_ids: Int64[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b t f"]:
+        """Runs the body. Rows may be padded on the right: nothing looks ahead.
+
+        Args:
+          input_ids: tokens.
+          position_ids: where they stand, if not at 0, 1, 2 and so on.
+        """
+        run = self._compiled or (self._body if self._cut else self._model)
+        given = {"input_ids": input_ids, "position_ids": position_ids}
+        there = {k: v.to(self._entrance) for k, v in given.items() if v is not None}
+        output = run(**there, use_cache=False)
+        return output.last_hidden_state if self._cut else output.logits
 
     def logits(self, features: Float[Tensor, "p f"]) -> Float[Tensor, "p v"]:
         """Runs the head on the features of some positions."""

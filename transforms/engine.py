@@ -9,20 +9,19 @@ of what comes back. Whatever else runs models may stand in its place.
 """
 
 import dataclasses
+import functools
+import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from schemas.shapes import Float, Int64
-from transforms import causal, logits
-from transforms.functional import batches
+from transforms import causal, logits, packing, transfers
 from transforms.logits import Kept
 
-_CHUNK = 512
-"""Positions whose logits exist at once: fewer make the head's product slower."""
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,14 +65,37 @@ class Runs(Protocol):
     Attributes:
       width: token ids are below it.
       longest: tokens that it can read, or None where nothing bounds them.
+      layout: how rows are laid into batches.
     """
 
     width: int
     longest: int | None
+    layout: str
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
         """Runs the model over rows, each of them once, in any order."""
         ...
+
+
+_Running = Callable[[], Ran]
+
+
+@functools.cache  # once for each, however many engines there are
+def _tell_uncut(model: str, positions: int) -> None:
+    logger.warning(
+        "the head of a %s does not run apart from its body: logits of all tokens of a"
+        " batch exist at once, so that batches are of %d tokens at most; those of a"
+        " longer window take more memory in proportion",
+        model,
+        positions,
+    )
+
+
+def _ran(
+    batch: Sequence[Row], kept: Callable[[], list[Kept]] | None, halved: int
+) -> Ran:
+    """Waits for a batch."""
+    return Ran(rows=batch, kept=kept() if kept else [None], halved=halved)
 
 
 class Engine:
@@ -82,6 +104,7 @@ class Engine:
     Attributes:
       width: logits at each position; token ids are below it.
       longest: tokens that it can read, or None where nothing bounds them.
+      way: how rows are laid into batches.
     """
 
     def __init__(
@@ -91,6 +114,8 @@ class Engine:
         n_ids: int,
         top_k: int = 10,
         batch_tokens: int = 4096,
+        packed: bool = True,
+        compiled: bool = False,
     ) -> None:
         """Wraps a loaded model.
 
@@ -99,6 +124,9 @@ class Engine:
           n_ids: ids from it on are never kept.
           top_k: entries to keep for each position; 0 = none, which is faster.
           batch_tokens: tokens of a forward pass, padding included.
+          packed: whether rows are laid end to end, where the model takes that.
+          compiled: whether torch compiles the model and what reduces its logits, which
+            takes minutes at the first batch.
 
         Raises:
           ValueError: if the model is not causal.
@@ -106,24 +134,47 @@ class Engine:
         self._halves = causal.Halves(model)
         self.width = self._halves.width
         self.longest = causal.longest_input(model)
+        self.way = packing.choose(self._halves, packed=packed)
+        self.layout: str = self.way.name
         self._n_ids = min(self.width, n_ids)
         self._k = top_k
+        self._reduce = logits.reduce_logits
+        if compiled:
+            self._halves.compile()
+            self._reduce = torch.compile(logits.reduce_logits, dynamic=True)
+        device = self._halves.device
+        self._chunk = logits.positions_at_once(self.width, top_k, device)
         self._batch_tokens = batch_tokens
+        if not self._halves.cut:
+            fit = logits.positions_that_fit(self.width, top_k)
+            self._batch_tokens = min(batch_tokens, fit)
+            _tell_uncut(type(model).__name__, fit)
         self._lock = threading.Lock()
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
         """Runs the model over rows, each of them once.
 
         Batches are a pure function of the rows' lengths. One that memory does not hold
-        is cut in two, down to one row.
+        is cut in two, down to one row. While the caller deals with a batch, and the
+        one before is copied, a GPU is at the next already.
         """
+        running: _Running | None = None
+        for launched in self._launched(rows):
+            if running is not None:
+                yield running()
+            running = launched
+        if running is not None:
+            yield running()
+
+    def _launched(self, rows: Iterable[Row]) -> Iterator[_Running]:
+        """Yields batches that the device has been given, each as what awaits it."""
         halved, too_large = 0, float("inf")
         for planned in self._plan(rows):
             waiting = [planned]
             while waiting:
                 batch = waiting.pop()
-                size = len(batch) * max(map(len, batch))
-                kept: list[Kept] | None = None
+                size = self.way.size([len(row) for row in batch])
+                kept: Callable[[], list[Kept]] | None = None
                 if len(batch) == 1 or size < too_large:
                     kept = self._run_batch(batch)
                 if kept is None and len(batch) > 1:
@@ -132,68 +183,58 @@ class Engine:
                     waiting += [batch[middle:], batch[:middle]]
                     halved += 1
                     continue
-                yield Ran(rows=batch, kept=kept or [None], halved=halved)
+                yield functools.partial(_ran, batch, kept, halved)
                 halved = 0
 
     def _plan(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
-        """Groups rows into batches."""
-        known = list(rows)
-        for batch in batches.plan_batches(list(map(len, known)), self._batch_tokens):
-            yield [known[place] for place in batch]
+        """Groups rows, as they come, into batches."""
+        seen: dict[int, Row] = {}
 
-    def _run_batch(self, batch: Sequence[Row]) -> list[Kept] | None:
-        """Runs the model over one batch; None where memory does not hold it."""
+        def lengths() -> Iterator[int]:
+            for number, row in enumerate(rows):
+                seen[number] = row
+                yield len(row)
+
+        for places in self.way.plan(lengths(), self._batch_tokens):
+            yield [seen.pop(place) for place in places]
+
+    def _run_batch(self, batch: Sequence[Row]) -> Callable[[], list[Kept]] | None:
+        """Starts the model on a batch; None where memory does not hold it.
+
+        Returns:
+          A function that waits for what is kept of each row.
+        """
         try:
             with self._lock:
-                kept = self._forward(batch)
+                wait = self._forward(batch)
         except (RuntimeError, MemoryError) as error:
             if not causal.is_out_of_memory(error):
                 raise
-            kept = None
-        if kept is None:  # the error, which held on to the tensors, is gone
+            wait = None
+        if wait is None:  # the error, which held on to the tensors, is gone
             if self._halves.device.type == "cuda":
                 torch.cuda.empty_cache()
             return None
-        return logits.split(kept, np.cumsum([len(row) for row in batch]))
+        ends = np.cumsum([len(row) for row in batch])
+        return lambda: logits.split(wait(), ends)
 
     @torch.inference_mode()
-    def _forward(self, batch: Sequence[Row]) -> Kept:
-        """Keeps what is to be kept of all positions of a batch, row after row."""
-        device = self._halves.device
+    def _forward(self, batch: Sequence[Row]) -> Callable[[], Kept]:
+        """Starts the model on a batch; returns what waits for all of its positions."""
         gold = np.concatenate([row.token_ids[1:] for row in batch])
         decide = np.concatenate([row.chances for row in batch])
+        features = self.way.features([row.token_ids[:-1] for row in batch])
         fields = (
-            self._features([row.token_ids[:-1] for row in batch]),
-            torch.from_numpy(gold).long().to(device),
-            torch.from_numpy(decide).to(device),
+            features,
+            transfers.upload(torch.from_numpy(gold).long(), features.device),
+            transfers.upload(torch.from_numpy(decide), features.device),
         )
-        parts = zip(*(torch.split(field, _CHUNK) for field in fields), strict=True)
-        return logits.to_arrays(
+        parts = zip(*(torch.split(field, self._chunk) for field in fields), strict=True)
+        return logits.fetch(
             [
-                logits.reduce_logits(
+                self._reduce(
                     self._halves.logits(part), next_ids, chance, self._n_ids, self._k
                 )
                 for part, next_ids, chance in parts
             ]
         )
-
-    def _features(self, rows: Sequence[np.ndarray]) -> Float[torch.Tensor, "p f"]:
-        """Runs the model's body over rows; returns what it makes of each position."""
-        device = self._halves.device
-        ids, real = _padded(rows)
-        features = self._halves.features(ids.to(device)).flatten(0, 1)
-        return features if real.all() else features[real.flatten().to(device)]
-
-
-def _padded(
-    rows: Sequence[np.ndarray],
-) -> tuple[Int64[torch.Tensor, "b t"], torch.Tensor]:
-    """Pads rows on the right to the longest; says which tokens are real."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.empty(len(rows), int(lengths.max()), dtype=torch.int64)
-    for into, row in zip(ids, rows, strict=True):
-        into[: len(row)] = torch.from_numpy(row)
-        # Padding weighs 0 in front of it, but 0 * NaN is NaN: where a token is
-        # broken, as it may be, its own window should break and no other.
-        into[len(row) :] = int(row[-1])
-    return ids, torch.arange(ids.shape[1]) < lengths[:, None]

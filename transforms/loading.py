@@ -69,12 +69,18 @@ class Loading:
         """Whether several devices may hold the model."""
         return self.device_map != "none"
 
-    def check(self, device: str) -> None:
+    def check(self, device: str, *, compiled: bool) -> None:
         """Refuses a device that is not what a model may be laid over.
 
         Raises:
-          ValueError: if it is one GPU of several, or the host and GPUs have a share.
+          ValueError: if it is one GPU of several, or the host and GPUs have a share;
+            or if a model is to be compiled that runs by hooks or kernels of others.
         """
+        if compiled and (self.split or self.quantization != "none"):
+            raise ValueError(
+                "compile must be left out with device_map and quantization: torch does"
+                " not see through their layers"
+            )
         if self.split and device.startswith("cuda:"):
             raise ValueError(
                 "device must be left out, or be cuda or cpu, where device_map says"

@@ -18,14 +18,15 @@ import numpy as np
 import torch
 
 from schemas import scores
-from schemas.errors import AlignmentError
 from schemas.scores import Score
 from schemas.windows import Window
 from transforms import (
     adapters,
     causal,
     devices,
+    encodings,
     loading,
+    overlap,
     tokenizer,
     vllm_engine,
 )
@@ -38,6 +39,9 @@ from transforms.logits import Kept
 from transforms.tokenizer import Encoding, Tokenizer
 
 Backend = Literal["transformers", "vllm"]
+
+_AHEAD = 2
+"""Groups of windows that are read and tokenized ahead."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,13 +56,14 @@ class ScorerSettings:
       tail_samples: ids drawn for each position from what is not kept; 0 = none.
       dtype: number format of the weights; `auto` is bfloat16 on a GPU that has it.
       device: `cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one.
-      batch_tokens: tokens of a forward pass, padding included.
+      batch_tokens: tokens of a forward pass, padding, if any, included.
       threads: threads of the CPU's arithmetic; None = torch's choice.
       tune_allocator: whether glibc keeps large blocks, which is faster on a CPU.
       revision: the hub's hash of the model's files; None = the newest.
       share_device: whether other processes may have the same GPU.
       loading: adapter, quantization and layout over devices.
       backend: what runs the model: transformers, or vLLM in this process.
+      compile: whether torch compiles the model: minutes at the first batch.
     """
 
     model: str
@@ -74,6 +79,7 @@ class ScorerSettings:
     share_device: bool = False
     loading: Loading = loading.PLAIN
     backend: Backend = "transformers"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
@@ -84,7 +90,7 @@ class ScorerSettings:
             raise ValueError(f"batch_tokens must be positive, got {self.batch_tokens}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be positive, got {self.threads}")
-        self.loading.check(self.device)
+        self.loading.check(self.device, compiled=self.compile)
         if self.backend == "vllm":
             vllm_engine.refuse(self.device, self.tail_samples, self.loading)
 
@@ -134,6 +140,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         tail_samples=settings.tail_samples,
         batch_tokens=settings.batch_tokens,
         engine=engine,
+        compiled=settings.compile,
     )
 
 
@@ -269,6 +276,8 @@ class Scorer:
         top_k: int = 10,
         tail_samples: int = 0,
         batch_tokens: int = 4096,
+        packed: bool = True,
+        compiled: bool = False,
         engine: Runs | None = None,
     ) -> None:
         """Wraps a loaded model.
@@ -281,6 +290,8 @@ class Scorer:
           tail_samples: ids to draw for each position from what is not kept, by
             chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
+          packed: whether windows are laid end to end, where the model takes that.
+          compiled: whether torch compiles the model: minutes at the first batch.
           engine: what runs the model; None = transformers does.
 
         Raises:
@@ -288,10 +299,20 @@ class Scorer:
         """
         self.tokenizer = tokenizer
         self._engine: Runs = engine or Engine(
-            model, n_ids=tokenizer.size, top_k=top_k, batch_tokens=batch_tokens
+            model,
+            n_ids=tokenizer.size,
+            top_k=top_k,
+            batch_tokens=batch_tokens,
+            packed=packed,
+            compiled=compiled,
         )
         self._k = top_k
         self._tail_samples = tail_samples
+
+    @property
+    def way(self) -> str:
+        """How windows are laid into batches: packed, and by what, or padded."""
+        return self._engine.layout
 
     def score(self, windows: Sequence[Window]) -> Scored:
         """Scores the windows of a slice.
@@ -304,20 +325,29 @@ class Scorer:
         return scored
 
     def stream(self, groups: Iterable[Sequence[Window]]) -> Iterator[Scored]:
-        """Scores groups of windows one after the other, as `score` does all of them.
+        """Scores groups of windows as `score` does, batches across groups included.
+
+        Groups are read and tokenized ahead, in a thread that ends with the generator.
+
+        Args:
+          groups: windows; their iterator is used in that thread alone.
 
         Yields:
-          The scores of each group, in order.
+          The scores of each group, in order, as soon as they are there.
+
+        Raises:
+          Exception: what `groups` raises, at once.
         """
-        yield from self._scored(self._read(groups))
+        with overlap.ahead(self._read(groups), _AHEAD) as read:
+            yield from self._scored(read)
 
     def _read(self, groups: Iterable[Sequence[Window]]) -> Iterator[_Group]:
         """Tokenizes groups of windows."""
         for windows in groups:
-            encodings = _encode(self.tokenizer, windows)
+            tokens = encodings.encode(self.tokenizer, windows)
             yield _Group(
                 windows=windows,
-                found=[self._checked(encoding) for encoding in encodings],
+                found=[self._checked(encoding) for encoding in tokens],
             )
 
     def _scored(self, groups: Iterator[_Group]) -> Iterator[Scored]:
@@ -346,12 +376,13 @@ class Scorer:
         numbers = itertools.count()
         for group in groups:
             unfinished.append(group)
-            sound = [p for p, e in enumerate(group.found) if isinstance(e, Encoding)]
+            found = enumerate(group.found)
+            sound = {p: e.token_ids for p, e in found if isinstance(e, Encoding)}
             group.missing = len(sound)
-            for place in sound:
+            for place, ids in sound.items():
                 number = next(numbers)
                 places[number] = group, place
-                ids, name = group.found[place].token_ids, group.windows[place].window_id
+                name = group.windows[place].window_id
                 yield Row(
                     place=number,
                     token_ids=ids,
@@ -418,43 +449,6 @@ class Scorer:
             n_bytes=n_bytes,
             sampled_ids=kept.sampled_ids if self._tail_samples else None,
         )
-
-
-def _encode(tokenizer: Tokenizer, windows: Sequence[Window]) -> list[Encoding | str]:
-    """Tokenizes windows; says why of one whose tokens do not tile its bytes."""
-    plain = [w for w in windows if not w.control_spans]
-    batch = iter(_encode_plain(tokenizer, plain))
-    return [
-        _encode_chat(tokenizer, window) if window.control_spans else next(batch)
-        for window in windows
-    ]
-
-
-def _encode_plain(
-    tokenizer: Tokenizer, windows: Sequence[Window]
-) -> Iterator[Encoding | str]:
-    """Tokenizes windows together; where one of them fails, in two halves."""
-    try:
-        yield from tokenizer.encode_windows(
-            [window.text for window in windows],
-            [window.eos_follows for window in windows],
-        )
-    except AlignmentError as error:
-        if len(windows) == 1:
-            yield str(error)
-            return
-        middle = len(windows) // 2
-        yield from _encode_plain(tokenizer, windows[:middle])
-        yield from _encode_plain(tokenizer, windows[middle:])
-
-
-def _encode_chat(tokenizer: Tokenizer, window: Window) -> Encoding | str:
-    try:
-        return tokenizer.encode_window(
-            window.text, window.eos_follows, window.control_spans
-        )
-    except AlignmentError as error:
-        return str(error)
 
 
 def _does_not_fit(length: int) -> str:

@@ -43,6 +43,7 @@ class VllmEngine:
     Attributes:
       width: token ids are below it.
       longest: tokens of a window that it can read, the last left out.
+      layout: how rows are laid into batches.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class VllmEngine:
         """
         self.width = width
         self.longest = longest
+        self.layout = "batched by vLLM"
         self._llm = llm
         self._sampling = sampling
         self._n_ids = min(width, n_ids)

@@ -149,10 +149,14 @@ def test_shares_of_memory_without_a_use_are_refused() -> None:
         Loading(device_map="auto", max_memory=("cpu=1GB", "cpu=2GB"))
     how = Loading(device_map="auto", max_memory=("0=1GB", "cpu=1GB"))
     with pytest.raises(ValueError, match="must name cpu alone"):
-        how.check("cpu")
+        how.check("cpu", compiled=False)
     with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES"):
-        how.check("cuda:1")
-    how.check("cuda")
+        how.check("cuda:1", compiled=False)
+    how.check("cuda", compiled=False)
+    for one in (how, Loading(quantization="int8")):
+        with pytest.raises(ValueError, match="compile must be left out"):
+            one.check("cuda", compiled=True)
+    Loading().check("cuda", compiled=True)
 
 
 def test_layers_are_found_where_accelerate_runs_them() -> None:
