@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from schemas.errors import SchemaError
+from schemas.scores import Score
 from tests import adapting
 from tests.transforms.scoring import WINDOWS, assert_close
 from train import adapters as trained
@@ -42,13 +43,13 @@ def test_an_adapters_scores_are_those_of_the_model_that_it_is_merged_into(
     merged.save_pretrained(tmp_path)
     for file in Path(models["llama"]).glob("tokenizer*"):
         shutil.copy(file, tmp_path)
-    wanted = scorer.load(ScorerSettings(model=str(tmp_path))).score(WINDOWS).scores
-    plain = scorer.load(ScorerSettings(model=models["llama"])).score(WINDOWS).scores
-    for settings in (
-        ScorerSettings(model=adapter),
-        ScorerSettings(model=models["llama"], loading=Loading(adapter=adapter)),
-    ):
-        found = scorer.load(settings).score(WINDOWS).scores
+
+    def scores(model: str, how: Loading = loading.PLAIN) -> list[Score]:
+        settings = ScorerSettings(model=model, dtype="float32", loading=how)
+        return scorer.load(settings).score(WINDOWS).scores
+
+    wanted, plain = scores(str(tmp_path)), scores(models["llama"])
+    for found in (scores(adapter), scores(models["llama"], Loading(adapter=adapter))):
         for one, other, bare in zip(found, wanted, plain, strict=True):
             assert_close(one, other)
             assert np.abs(one.gold_logprob - bare.gold_logprob).max() > 0.1

@@ -76,7 +76,7 @@ def test_quantized_weights_say_about_what_whole_ones_say(
 def test_a_model_is_scored_with_quantized_weights(
     folder: str, kind: Any, gap: float
 ) -> None:
-    plain = ScorerSettings(model=folder, device="cpu")
+    plain = ScorerSettings(model=folder, device="cpu", dtype="float32")
     rounded = dataclasses.replace(plain, loading=Loading(quantization=kind))
     wanted, found = (scorer.load(one).score(WINDOWS).scores for one in (plain, rounded))
     for one, other in zip(found, wanted, strict=True):

@@ -184,7 +184,9 @@ def test_a_settings_backend_loads_vllm_with_what_it_must_be_told(
     sampling = made._engine._sampling
     assert sampling.prompt_logprobs == 4 + spare
     assert sampling.max_tokens == 1
-    cpu = dataclasses.replace(settings, backend="transformers", device="cpu")
+    cpu = dataclasses.replace(
+        settings, backend="transformers", device="cpu", dtype="float32"
+    )
     wanted = scorer.load(cpu).score(WINDOWS).scores
     for one, other in zip(made.score(WINDOWS).scores, wanted, strict=True):
         assert_array_equal(one.top_ids, other.top_ids)
