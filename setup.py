@@ -56,6 +56,7 @@ EXTRAS = {
     "lora": LORA,
     "qlora": [*LORA, "bitsandbytes>=0.46,<1"],
     "quantize": [*TRAIN, BITSANDBYTES],
+    "fp8": [*TRAIN, "kernels>=0.11,<1"],  # transformers says which it takes
     "split": TRAIN,  # one model over several GPUs
     "vllm": ["vllm>=0.20,<0.34; sys_platform == 'linux'"],
     "deepspeed": ["deepspeed>=0.16,<1"],

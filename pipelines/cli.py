@@ -42,6 +42,7 @@ EXTRAS = {
     "wandb": "track",
     "gcsfs": "gcp",
     "s3fs": "aws",
+    "kernels": "fp8",  # the last, as it is a word that others use
 }
 """Which of our extras installs a package that not every command needs."""
 

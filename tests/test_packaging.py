@@ -43,7 +43,7 @@ def test_what_is_declared_for_development_has_its_exact_version() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     # tests/buckets/requirements.txt has the clients; no test needs a GPU, DeepSpeed,
     # vLLM or an account of W&B.
-    apart = {"gcsfs", "s3fs", "deepspeed", "vllm", "wandb"}
+    apart = {"gcsfs", "s3fs", "deepspeed", "kernels", "vllm", "wandb"}
     named = {module: name for name, module in IMPORTED_AS.items()}
     wanted = {named.get(m, m).lower().replace("_", "-") for m in declared()}
     assert wanted - pinned == apart

@@ -8,7 +8,12 @@ from transforms import extras
 
 Quantization = Literal["none", "int8", "int4", "fp8"]
 
-_EXTRA = "quantize"
+_NEEDS = {
+    "int8": ("bitsandbytes", "quantize"),
+    "int4": ("bitsandbytes", "quantize"),
+    "fp8": ("kernels", "fp8"),
+}
+"""Package beside accelerate, and the extra that brings both."""
 _FP8_FROM = (8, 9)
 """Compute capability from which NVIDIA's GPUs multiply numbers of 8 bits."""
 
@@ -19,7 +24,8 @@ def config_of(kind: Quantization, dtype: torch.dtype, device: torch.device) -> A
     `int8` is LLM.int8 (Dettmers et al. 2022, arXiv 2208.07339) and `int4` NF4 with
     its scales quantized too (Dettmers et al. 2023, arXiv 2305.14314), both by
     bitsandbytes, on CPUs and GPUs. `fp8` is e4m3 in blocks of 128 x 128 weights
-    (DeepSeek-AI 2024, arXiv 2412.19437, 3.3), on GPUs that have it.
+    (DeepSeek-AI 2024, arXiv 2412.19437, 3.3), on GPUs that have it; its kernel is
+    fetched from the hub by the package kernels.
 
     Args:
       kind: `none` gives None.
@@ -32,11 +38,11 @@ def config_of(kind: Quantization, dtype: torch.dtype, device: torch.device) -> A
     """
     if kind == "none":
         return None
-    extras.require("accelerate", _EXTRA, f"quantization {kind}")
     if kind == "fp8":
         _refuse_without_fp8(device)
-    else:
-        extras.require("bitsandbytes", _EXTRA, f"quantization {kind}")
+    package, extra = _NEEDS[kind]
+    for one in ("accelerate", package):
+        extras.require(one, extra, f"quantization {kind}")
     import transformers  # takes seconds
 
     if kind == "fp8":

@@ -13,7 +13,7 @@ import transformers
 
 from schemas import files
 from tests.transforms.scoring import WINDOWS
-from transforms import causal, loading, quantization, scorer, tokenizer
+from transforms import causal, extras, loading, quantization, scorer, tokenizer
 from transforms.loading import Loading
 from transforms.scorer import ScorerSettings
 
@@ -96,6 +96,7 @@ def test_the_settings_of_transformers_are_those_that_are_meant(
     assert int4.bnb_4bit_use_double_quant
     assert int4.bnb_4bit_compute_dtype == dtype
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(extras, "require", lambda *_: None)
     fp8 = quantization.config_of("fp8", dtype, GPU)
     assert isinstance(fp8, transformers.FineGrainedFP8Config)
     assert tuple(fp8.weight_block_size) == (128, 128)
@@ -112,11 +113,16 @@ def test_fp8_is_refused_where_nothing_multiplies_it(
         quantization.config_of("fp8", torch.float32, GPU)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
-def test_a_missing_package_is_named(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "extra"), [("int8", "quantize"), ("int4", "quantize"), ("fp8", "fp8")]
+)
+def test_a_missing_package_is_named(
+    kind: Any, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match=r"'fusebeam\[quantize\]'"):
-        quantization.config_of(kind, torch.float32, CPU)
+    with pytest.raises(ModuleNotFoundError, match=rf"'fusebeam\[{extra}\]'"):
+        quantization.config_of(kind, torch.float32, GPU)
 
 
 def in_eight_bits(source: str, folder: Path, block: int = 8) -> None:
