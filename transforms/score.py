@@ -14,7 +14,7 @@ from schemas.errors import FusionError, SchemaError
 from schemas.plan import Slice
 from schemas.scores import Score
 from transforms import devices, scorer
-from transforms.functional import counted
+from transforms.functional import counted, rounding
 from transforms.scorer import Scorer, ScorerSettings
 
 _LOADING = threading.Lock()
@@ -118,7 +118,8 @@ class ScoreSlices:
         start = 0
         for group in groups:
             made = batch.scores[start : start + len(group)]
-            tables.write(scores.to_table(made, self.schema))
+            rounded = [rounding.round_score(score) for score in made]
+            tables.write(scores.to_table(rounded, self.schema))
             start += len(group)
         if self.settings.tail_samples:
             tables.footer["tail_samples"] = self.settings.tail_samples
