@@ -95,7 +95,7 @@ def cut_nothing(tokens: int) -> Chunks:
 
 
 def round_logprobs(logprobs: Float64[np.ndarray, " c"]) -> Float32[np.ndarray, " c"]:
-    """Rounds to the 11 significant bits that rows keep: half the bytes are zero then."""
+    """Rounds to the 11 significant bits that rows keep: half of the bytes are 0."""
     return rounding.round_bits(logprobs, _BITS)
 
 

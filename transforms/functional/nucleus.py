@@ -1,9 +1,10 @@
 """Keep at each position as few entries as hold most of the mass (adaptive k).
 
-The nucleus of a row is its likeliest entries, as few as sum to `top_p` or more (Holtzman
-et al. 2020, "The Curious Case of Neural Text Degeneration", ICLR, arXiv 1904.09751).
-A position where the model is sure then takes one entry or two, and an open one all k.
-What lies outside is dropped as what lies outside the k is: it counts as tail.
+The nucleus of a row is its likeliest entries, as few as sum to `top_p` or more
+(Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", ICLR,
+arXiv 1904.09751). A position where the model is sure then takes one entry or two, and
+an open one all k. What lies outside is dropped as what lies outside the k is: it counts
+as tail.
 """
 
 import dataclasses

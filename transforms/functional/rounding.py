@@ -104,7 +104,7 @@ def round_rows(logprobs: TopLogprobs) -> TopLogprobs:
         others = probs[places].sum(axis=1) - probs[places[:, i]]
         likelier = places[:, i - 1] if i else 0
         rarer = places[:, i + 1] if i + 1 < places.shape[1] else len(levels) - 1
-        best, least = places[:, i], np.inf
+        best, least = places[:, i], np.full(len(tail), np.inf)
         for move in (0, -1, 1):
             moved = np.clip(places[:, i] + move, likelier, rarer)
             nats = _cost(probs[moved], levels[moved] - exact[:, i], others, tail)
