@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from transforms.functional.codec import Distributions
+
 _LEAST = 1e-30
 
 
@@ -30,3 +32,10 @@ def of_shares(stored: np.ndarray, original: np.ndarray) -> np.ndarray:
     s, o = (np.maximum(a.astype(np.float64), _LEAST) for a in (stored, original))
     o /= o.sum(axis=1, keepdims=True)
     return (s * (np.log(s) - np.log(o))).sum(axis=1)
+
+
+def of_rows(stored: Distributions, original: Distributions) -> np.ndarray:
+    """KL(stored || original) of the positions that keep anything, in nats."""
+    used = original.counts > 0
+    shares = (np.column_stack([d.probs, d.tail])[used] for d in (stored, original))
+    return of_shares(*shares)
