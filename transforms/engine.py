@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from transforms import causal, logits, packing, transfers
+from transforms.functional.nucleus import Nucleus
 from transforms.logits import Kept
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class Engine:
         *,
         n_ids: int,
         top_k: int = 10,
+        chosen: Nucleus | None = None,
         batch_tokens: int = 4096,
         packed: bool = True,
         compiled: bool = False,
@@ -123,6 +125,7 @@ class Engine:
           model: a causal language model of transformers, in evaluation mode.
           n_ids: ids from it on are never kept.
           top_k: entries to keep for each position; 0 = none, which is faster.
+          chosen: which of them stay; None = all.
           batch_tokens: tokens of a forward pass, padding included.
           packed: whether rows are laid end to end, where the model takes that.
           compiled: whether torch compiles the model and what reduces its logits, which
@@ -138,6 +141,7 @@ class Engine:
         self.layout: str = self.way.name
         self._n_ids = min(self.width, n_ids)
         self._k = top_k
+        self._chosen = chosen
         self._reduce = logits.reduce_logits
         if compiled:
             self._halves.compile()
@@ -233,7 +237,12 @@ class Engine:
         return logits.fetch(
             [
                 self._reduce(
-                    self._halves.logits(part), next_ids, chance, self._n_ids, self._k
+                    self._halves.logits(part),
+                    next_ids,
+                    chance,
+                    self._n_ids,
+                    self._k,
+                    self._chosen,
                 )
                 for part, next_ids, chance in parts
             ]

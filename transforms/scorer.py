@@ -33,7 +33,8 @@ from transforms import (
 from transforms.adapters import Parts
 from transforms.causal import Dtype
 from transforms.engine import Engine, Row, Runs
-from transforms.functional import chances, counted
+from transforms.functional import chances, counted, nucleus
+from transforms.functional.nucleus import Nucleus
 from transforms.loading import Loading
 from transforms.logits import Kept
 from transforms.tokenizer import Encoding, Tokenizer
@@ -53,6 +54,8 @@ class ScorerSettings:
         same of a LoRA adapter.
       tokenizer: the same for its tokenizer; None = the model's own.
       top_k: entries kept for each position; 0 = none.
+      top_p: mass that the entries of a position need not exceed; None = all stay.
+      min_k: entries that stay in any case, where `top_p` is set.
       tail_samples: ids drawn for each position from what is not kept; 0 = none.
       dtype: number format of the weights; `auto` is bfloat16 on a GPU that has it.
       device: `cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one.
@@ -69,6 +72,8 @@ class ScorerSettings:
     model: str
     tokenizer: str | None = None
     top_k: int = 10
+    top_p: float | None = None
+    min_k: int = 1
     tail_samples: int = 0
     dtype: Dtype = "auto"
     device: str = "auto"
@@ -86,6 +91,7 @@ class ScorerSettings:
         for name in ("top_k", "tail_samples"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        nucleus.of(self.top_p, self.min_k, k=max(1, self.top_k))
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens must be positive, got {self.batch_tokens}")
         if self.threads is not None and self.threads < 1:
@@ -120,6 +126,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         may be read or is not causal.
     """
     tokens = tokenizer.load(settings.tokenizer or settings.model)
+    chosen = nucleus.of(settings.top_p, settings.min_k, k=max(1, settings.top_k))
     model, engine = None, None
     if settings.backend == "vllm":
         device = _prepared(settings)
@@ -129,6 +136,7 @@ def load(settings: ScorerSettings) -> "Scorer":
             device=device,
             n_ids=tokens.size,
             top_k=settings.top_k,
+            chosen=chosen,
             batch_tokens=settings.batch_tokens,
         )
     else:
@@ -137,6 +145,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         model,
         tokens,
         top_k=settings.top_k,
+        chosen=chosen,
         tail_samples=settings.tail_samples,
         batch_tokens=settings.batch_tokens,
         engine=engine,
@@ -274,6 +283,7 @@ class Scorer:
         tokenizer: Tokenizer,
         *,
         top_k: int = 10,
+        chosen: Nucleus | None = None,
         tail_samples: int = 0,
         batch_tokens: int = 4096,
         packed: bool = True,
@@ -287,6 +297,7 @@ class Scorer:
             where an engine has one.
           tokenizer: its tokenizer.
           top_k: entries to keep for each position; 0 = none, which is faster.
+          chosen: which of them stay; None = all.
           tail_samples: ids to draw for each position from what is not kept, by
             chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
@@ -302,6 +313,7 @@ class Scorer:
             model,
             n_ids=tokenizer.size,
             top_k=top_k,
+            chosen=chosen,
             batch_tokens=batch_tokens,
             packed=packed,
             compiled=compiled,

@@ -23,7 +23,8 @@ from schemas.errors import SchemaError
 from transforms import causal, checkpoint, extras, loading
 from transforms.adapters import Parts
 from transforms.engine import Ran, Row
-from transforms.functional import listed
+from transforms.functional import listed, nucleus
+from transforms.functional.nucleus import Nucleus
 from transforms.loading import Loading
 from transforms.logits import Kept
 
@@ -56,6 +57,7 @@ class VllmEngine:
         n_ids: int,
         top_k: int,
         batch_tokens: int,
+        chosen: Nucleus | None = None,
     ) -> None:
         """Wraps a loaded model.
 
@@ -68,6 +70,7 @@ class VllmEngine:
           n_ids: ids from it on are never kept.
           top_k: entries to keep for each position.
           batch_tokens: tokens of a forward pass.
+          chosen: which of the kept entries stay; None = all.
         """
         self.width = width
         self.longest = longest
@@ -76,6 +79,7 @@ class VllmEngine:
         self._sampling = sampling
         self._n_ids = min(width, n_ids)
         self._k = top_k
+        self._chosen = chosen
         self._asked = int(sampling.prompt_logprobs)
         self._at_once = _AT_ONCE * batch_tokens
         self._lock = threading.Lock()
@@ -109,6 +113,9 @@ class VllmEngine:
             n_ids=self._n_ids,
             k=self._k,
         )
+        if self._chosen is not None:
+            outside = nucleus.outside(np.exp(top_logprobs), self._chosen)
+            top_ids[outside], top_logprobs[outside] = -1, -np.inf
         finite = np.isfinite(gold)
         finite[positions[np.isnan(logprobs)]] = False
         return Kept(
@@ -155,6 +162,7 @@ def load(
     n_ids: int,
     top_k: int,
     batch_tokens: int,
+    chosen: Nucleus | None = None,
 ) -> VllmEngine:
     """Loads a model by vLLM; none of its own code is run, and no pickle is read.
 
@@ -165,6 +173,7 @@ def load(
       n_ids: ids from it on are never kept.
       top_k: entries to keep for each position; 0 = none.
       batch_tokens: tokens of a forward pass.
+      chosen: which of the kept entries stay; None = all.
 
     Raises:
       ModuleNotFoundError: if vLLM is missing.
@@ -207,6 +216,7 @@ def load(
         n_ids=n_ids,
         top_k=top_k,
         batch_tokens=batch_tokens,
+        chosen=chosen,
     )
 
 

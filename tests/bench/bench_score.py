@@ -28,7 +28,7 @@ from schemas.windows import Window
 from tests import tiny
 from tests.bench import rows, smollm2
 from transforms import allocator, loading, tokenizer
-from transforms.functional import batches
+from transforms.functional import batches, rounding
 from transforms.scorer import Scorer
 from transforms.tokenizer import Tokenizer
 
@@ -165,7 +165,7 @@ def write(path: str, found: list[Score]) -> None:
     footer = {"fingerprint": "", "tokens": None, "k": TOP_K}
     options = scores.WRITER_OPTIONS
     with parquet.writer(path, scores.SCHEMA, footer, **options) as tables:
-        tables.write(scores.to_table(found))
+        tables.write(scores.to_table([rounding.round_score(one) for one in found]))
 
 
 @torch.inference_mode()

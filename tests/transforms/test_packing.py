@@ -14,7 +14,7 @@ from schemas.scores import Score
 from tests import causal_models
 from tests.bench import bench_score, smollm2
 from tests.transforms.scoring import TEXTS, errors, make, window
-from transforms import causal, packing, tokenizer
+from transforms import causal, loading, packing, tokenizer
 from transforms.packed_attention import Layout
 from transforms.packing import Packed
 from transforms.scorer import Scorer
@@ -240,7 +240,7 @@ def test_smollm2_scores_packed_as_it_does_one_by_one() -> None:
             pytest.fail("smollm2 must be there")
         pytest.skip("smollm2 is not there")
     cpu = torch.device("cpu")
-    model = causal.load_model(str(path), dtype=torch.float32, device=cpu)
+    model = loading.load_model(str(path), dtype=torch.float32, device=cpu)
     made = tokenizer.load(str(path))
     given = bench_score.cut(0)
     packed, alone = Scorer(model, made), Scorer(model, made, packed=False)

@@ -17,6 +17,7 @@ from tests.vllm_outputs import FlatLogprobs, Logprob, SamplingParams
 from transforms import scorer, vllm_engine
 from transforms.adapters import Parts
 from transforms.engine import Row, Runs
+from transforms.functional.nucleus import Nucleus
 from transforms.loading import Loading
 from transforms.scorer import Scorer, ScorerSettings
 from transforms.vllm_engine import VllmEngine
@@ -68,7 +69,7 @@ def test_scores_are_those_of_transformers_but_for_the_log_sum_exp(
             assert_array_equal(getattr(one, field), getattr(score, field))
         assert_allclose(one.gold_logprob, score.gold_logprob, atol=1e-5)
         assert_allclose(one.nll_nats, score.nll_nats, rtol=1e-5)
-        assert_allclose(one.top_logprobs, score.top_logprobs, rtol=2**-10)
+        assert_allclose(one.top_logprobs, score.top_logprobs, atol=1e-5)
 
 
 def test_what_a_real_vllm_said_is_read() -> None:
@@ -77,7 +78,7 @@ def test_what_a_real_vllm_said_is_read() -> None:
     (kept,) = ran.kept
     assert kept.top_ids[:, 0].tolist() == [917, 29892, 306, 1024, 338]
     likeliest = [max(one.values()) for one in RECORDED if one]
-    assert_array_equal(kept.top_logprobs[:, 0], np.float16(likeliest))
+    assert_array_equal(kept.top_logprobs[:, 0], np.float32(likeliest))
     gold = [next(iter(one.values())) for one in RECORDED if one]
     assert_array_equal(kept.gold_logprob, np.float32(gold))
     assert kept.logsumexp is None
@@ -89,6 +90,14 @@ def test_ties_go_by_rising_id_and_a_gold_token_beside_the_top_is_not_kept() -> N
     (ran,) = engine(told([None, ties, aside]), asked=2).run([row(0, 6, 8)])
     assert ran.kept[0].top_ids.tolist() == [[4, 9], [2, 1]]
     assert ran.kept[0].gold_logprob.tolist() == [-1.5, -7.0]
+
+
+def test_entries_outside_the_nucleus_are_not_kept() -> None:
+    answer = [None, {6: Logprob(-0.1), 5: Logprob(-3.0), 4: Logprob(-4.0)}]
+    asked: dict[str, Any] = {"asked": 3, "chosen": Nucleus(top_p=0.95)}
+    (ran,) = engine(told(answer), **asked).run([row(0, 5)])
+    assert ran.kept[0].top_ids.tolist() == [[6, 5, -1]]
+    assert ran.kept[0].top_logprobs[0, 2] == -np.inf
 
 
 def test_a_gold_token_does_not_take_the_place_of_an_id_that_is_none() -> None:

@@ -1,12 +1,9 @@
 """The k likeliest of logprobs that are listed: some for each position, unordered."""
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64
 
 from schemas.arrays import TopIds, TopLogprobs
-
-_LOWEST = -65504.0
-"""The most negative float16."""
+from schemas.shapes import Bool, Float32, Int32, Int64
 
 
 def keep_top_k(
@@ -33,8 +30,8 @@ def keep_top_k(
 
     Returns:
       ids: by falling logprob, ties by rising id; -1 behind the last.
-      logprobs: rounded to float16's 11 significant bits after they have been ordered;
-        -inf behind the last. What is -inf or NaN is not kept.
+      logprobs: theirs, at most 0; -inf behind the last. What is -inf or NaN is not
+        kept.
 
     Example:
       >>> ids, logprobs = keep_top_k(
@@ -59,7 +56,7 @@ def keep_top_k(
     top_logprobs = np.full((n_positions, k), -np.inf, np.float32)
     at = positions[top], rank[top]
     top_ids[at] = ids[top]
-    top_logprobs[at] = np.clip(logprobs[top], _LOWEST, 0).astype(np.float16)
+    top_logprobs[at] = np.minimum(logprobs[top], 0)
     return top_ids, top_logprobs
 
 

@@ -40,7 +40,7 @@ def test_the_likeliest_are_those_of_a_stable_sort(
         told = [(i, p) for i, p in here[:complete] if i < n_ids and np.isfinite(p)][:k]
         behind = k - len(told)
         assert ids[position].tolist() == [i for i, _ in told] + [-1] * behind
-        wanted = [np.float16(min(p, 0)) for _, p in told] + [-np.inf] * behind
+        wanted = [min(p, 0) for _, p in told] + [-np.inf] * behind
         assert_array_equal(logprobs[position], np.array(wanted, np.float32))
 
 
