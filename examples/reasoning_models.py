@@ -47,7 +47,7 @@ OTHERS: Mapping[str, str] = dict(
 
 JOINT = "joint"
 
-TOIL: Mapping[str, int] = {"arithmetic": 2, "units": 2, "programs": 1}
+TOIL: Mapping[str, int] = {"arithmetic": 3, "units": 2, "programs": 1}
 """How long skills take to learn, beside each other."""
 
 _APART = "\n0123456789"
@@ -123,7 +123,7 @@ def _plans(width: int, layers: int, steps: Mapping[str, int]) -> tuple[Learner, 
     return Learner(plan=plan(BASE, by_toil, steps["base"])), *anew, *on
 
 
-_STEPS = {"base": 1500, "anew": 800, "on": 200}
+_STEPS = {"base": 1800, "anew": 900, "on": 200}
 
 PLANS: Mapping[Size, tuple[Learner, ...]] = {
     "full": _plans(width=128, layers=3, steps=_STEPS),
