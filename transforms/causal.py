@@ -218,7 +218,9 @@ class Halves:
           input_ids: tokens.
           position_ids: where they stand, if not at 0, 1, 2 and so on.
         """
-        run = self._compiled or (self._body if self._cut else self._model)
+        run = self._body if self._cut else self._model
+        if self._compiled is not None:
+            run = self._compiled
         given = {"input_ids": input_ids, "position_ids": position_ids}
         there = {k: v.to(self._entrance) for k, v in given.items() if v is not None}
         output = run(**there, use_cache=False)

@@ -41,10 +41,19 @@ KEPT: tuple[tuple[int, Nucleus | None], ...] = (
     (10, Nucleus(top_p=0.95, min_k=2)),
     (64, Nucleus(top_p=0.95, min_k=4)),
 )
-AIMS = {8_192: (30, 21), 32_000: (30, 21), 49_152: (30, 29), 151_665: (30, 29)}
+AIMS = {8_192: (30, 21), 32_000: (30, 21), 49_152: (30, 21), 151_665: (30, 29)}
 """Bytes a token at k = 10, of scores and of fused rows, by size of the vocabulary."""
 MOST_NATS = 1.5e-4
 HEADS = ("model", "k", "kept", "scores", "KL", "fused", "KL", "KL of the chain", "met")
+PEERS = (
+    "FuseLLM",
+    "DistillKit, exact",
+    "DistillKit, 16 exact, 6 terms",
+    "Megatron-LM",
+    "MaxText",
+    "nested lists",
+    "NeMo-Aligner",
+)
 ROWS = 20_000
 """Positions that peers' encodings are tried on, at most."""
 
@@ -187,10 +196,6 @@ def peers_of(model: Model, k: int) -> list[str]:
     )
     told = ["cannot" if i == 3 and v is None else v for i, v in enumerate(values)]
     return [model.name, str(k), *map(_figure, told)]
-
-
-PEERS = ("FuseLLM", "DistillKit, exact", "DistillKit, 16 exact, 6 terms")
-PEERS += ("Megatron-LM", "MaxText", "nested lists", "NeMo-Aligner")
 
 
 def _figure(value: Any) -> str:

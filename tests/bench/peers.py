@@ -89,7 +89,13 @@ def nested_lists(ids: np.ndarray, logprobs: np.ndarray) -> float:
         for name, array in values.items()
     }
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink, compression="zstd", compression_level=3)
+    pq.write_table(
+        pa.table(columns),
+        sink,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=False,
+    )
     return sink.tell() / t
 
 
@@ -116,5 +122,5 @@ def varints(ids: np.ndarray) -> float:
     Returns:
       Bytes a position.
     """
-    seven_bits = 1 + sum((ids >= 1 << bits).astype(int) for bits in (7, 14, 21))
-    return float(seven_bits.sum() / len(ids) + 4 * ids.shape[1])
+    more = sum(int((ids >= 1 << bits).sum()) for bits in (7, 14, 21))
+    return (ids.size + more) / len(ids) + 4 * ids.shape[1]

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from tests.bench.ngram import Outputs
 from transforms.functional import nucleus
 from transforms.functional.nucleus import Nucleus
 
-_FLAT = ("token_ids", "byte_ends", "top_ids", "top_logprobs")
-_FLAT += ("logsumexp", "gold_logprob")
+_BY_TOKEN = ("token_ids", "byte_ends")
+_BY_POSITION = ("top_ids", "top_logprobs", "logsumexp", "gold_logprob")
+_FLAT = (*_BY_TOKEN, *_BY_POSITION)
 
 
 def cached(path: Path, make: Callable[[], Sequence[Score]]) -> list[Score]:
@@ -20,24 +22,28 @@ def cached(path: Path, make: Callable[[], Sequence[Score]]) -> list[Score]:
     if not path.exists():
         made = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        columns = {n: np.concatenate([getattr(s, n) for s in made]) for n in _FLAT}
-        lengths = np.array([len(score.token_ids) for score in made])
-        np.savez_compressed(path, lengths=lengths, **columns)
+        columns: dict[str, Any] = {
+            n: np.concatenate([getattr(s, n) for s in made]) for n in _FLAT
+        }
+        columns["lengths"] = np.array([len(score.token_ids) for score in made])
+        np.savez_compressed(path, **columns)
     with np.load(path) as found:
         tokens = np.cumsum(found["lengths"])[:-1]
         positions = np.cumsum(found["lengths"] - 1)[:-1]
-        pieces = {
-            n: np.split(found[n], tokens if n in _FLAT[:2] else positions)
-            for n in _FLAT
-        }
+        pieces = {n: np.split(found[n], tokens) for n in _BY_TOKEN}
+        pieces |= {n: np.split(found[n], positions) for n in _BY_POSITION}
+    rows: list[dict[str, Any]] = [
+        {name: pieces[name][number] for name in _FLAT}
+        for number in range(len(tokens) + 1)
+    ]
     return [
         Score(
             window_id=f"{number:032x}",
-            **{name: pieces[name][number] for name in _FLAT},
-            nll_nats=-float(pieces["gold_logprob"][number].sum(dtype=np.float64)),
-            n_bytes=int(pieces["byte_ends"][number][-1]),
+            nll_nats=-float(row["gold_logprob"].sum(dtype=np.float64)),
+            n_bytes=int(row["byte_ends"][-1]),
+            **row,
         )
-        for number in range(len(tokens) + 1)
+        for number, row in enumerate(rows)
     ]
 
 

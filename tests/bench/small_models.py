@@ -124,7 +124,8 @@ def _train(stream: np.ndarray) -> Model:
     for _ in range(_STEPS):
         starts = rng.integers(0, len(tokens) - _ROW_TOKENS - 1, _ROWS)
         rows = torch.stack([tokens[a : a + _ROW_TOKENS + 1] for a in starts])
-        ids, labels = rows[:, 1:].flatten().unique(return_inverse=True)
+        ids, labels = torch.unique(rows[:, 1:], return_inverse=True)
+        labels = labels.flatten()
         chance = -torch.expm1(labels.numel() * torch.log1p(-shares[ids]))
         scores = model.head(model.features(rows[:, :-1]), ids) - chance.log()
         functional.cross_entropy(scores, labels).backward()  # type: ignore[no-untyped-call]  # torch has it so

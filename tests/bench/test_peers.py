@@ -35,7 +35,7 @@ def test_dense_rows_take_four_bytes_an_id() -> None:
     assert (peers.dense(32_000), peers.dense(151_936)) == (128_000, 607_744)
 
 
-def rows(size: int, t: int = 300, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def rows(size: int, t: int = 3000, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Makes ids without any order, and logprobs that fall."""
     rng = np.random.default_rng(0)
     falling = -np.sort(rng.exponential(3.0, (t, k)).astype(np.float32), axis=1)

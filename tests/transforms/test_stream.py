@@ -16,6 +16,7 @@ from schemas.plan import Slice
 from schemas.windows import Window
 from tests.transforms.scoring import WINDOWS, gpu_is_full, limit_tokens, make
 from transforms import score
+from transforms.functional import rounding
 from transforms.score import ScoreSlices
 from transforms.scorer import Scored, ScorerSettings
 
@@ -33,7 +34,8 @@ def left() -> list[str]:
 
 
 def table(found: Sequence[Scored]) -> pa.Table:
-    return scores.to_table([one for scored in found for one in scored.scores])
+    made = [one for scored in found for one in scored.scores]
+    return scores.to_table([rounding.round_score(one) for one in made])
 
 
 @pytest.mark.parametrize("name", ["llama", "mpt"])
