@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "transforms.causal",
         "transforms.chat",
         "transforms.checkpoint",
+        "transforms.compilers",
         "transforms.templates",
         "transforms.tokenizer",
     },

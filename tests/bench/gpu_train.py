@@ -36,9 +36,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.bench import gpu, held
-from train import gradient, loss, rows
+from train import loss, rows
 from train import model as models
 from train.loss import Objective
+from transforms import compilers
 
 K = 10
 OBJECTIVE = Objective(clm_weight=0.9)
@@ -182,7 +183,7 @@ def steps_of(shape: Shape, model: Any) -> Kinds:
         optimizer.zero_grad(set_to_none=True)
 
     kinds = {"plain": plain, "fused": by(kernels=False)}
-    if gradient.has_kernels(gpu.device()):
+    if compilers.has_triton(gpu.device()):
         kinds["kernels"] = by(kernels=True)
     if (loss_of := liger_fused()) is not None:
         kinds["liger"] = functools.partial(
@@ -298,7 +299,7 @@ def losses_of(hidden: Tensor, head: Tensor) -> dict[str, Callable[[], Tensor]]:
         "fused": functools.partial(fused, kernels=False),
         "plain": plain,
     }
-    if gradient.has_kernels(on):
+    if compilers.has_triton(on):
         kinds["kernels"] = functools.partial(fused, kernels=True)
     if (liger := liger_fused()) is not None:
         kinds["liger"] = functools.partial(liger, head, hidden, wanted)

@@ -1,0 +1,117 @@
+"""Laws of the kernels: `test_kernels` runs them where Triton interprets."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from transforms import kernels, logits, reduction
+from transforms.logits import Reduced
+
+CPU = torch.device("cpu")
+
+
+def plainly(given: Tensor, gold: Tensor, n_ids: int, k: int) -> Reduced:
+    none = torch.empty(len(given), 0, dtype=torch.float64)
+    return logits.reduce_logits(given.clone(), gold, none, n_ids, k)
+
+
+@pytest.mark.parametrize(
+    ("v", "n_ids", "k", "levels", "dtype"),
+    [
+        (1, 1, 1, 3, torch.float32),
+        (63, 50, 4, 2, torch.float32),
+        (64, 64, 9, 40, torch.bfloat16),
+        (130, 129, 3, 1, torch.float16),
+        (500, 500, 12, 4, torch.float32),
+        (2100, 2060, 5, 3, torch.bfloat16),
+        (4200, 4100, 3, 999, torch.float32),
+    ],
+)
+def test_kernels_keep_what_plain_torch_keeps(
+    v: int, n_ids: int, k: int, levels: int, dtype: torch.dtype
+) -> None:
+    make = torch.Generator().manual_seed(v)
+    given = torch.randint(-levels, levels, (3, v), generator=make).mul(0.25).to(dtype)
+    given[1, : v // 2] = -torch.inf
+    before = given.clone()
+    gold = torch.tensor([v - 1, v // 2, 0])
+    ids, logprobs, norms, golds, finite = kernels.reduce_logits(given, gold, n_ids, k)
+    wanted = plainly(given, gold, n_ids, k)
+    assert torch.equal(ids, wanted[0])
+    assert torch.equal(finite, wanted[4])
+    torch.testing.assert_close(logprobs, wanted[1], rtol=2**-10, atol=2e-6)
+    torch.testing.assert_close(norms, wanted[2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(golds, wanted[3], rtol=1e-6, atol=2e-6)
+    assert torch.equal(given, before)
+
+
+def test_rows_may_lie_apart_and_columns_too() -> None:
+    wide = torch.randn(3, 400, generator=torch.Generator().manual_seed(0))
+    gold = torch.tensor([0, 5, 150])
+    for given in (wide[:, 40:240], wide[:, ::2]):
+        found = kernels.reduce_logits(given, gold, 200, 4)
+        for one, other in zip(found, plainly(given, gold, 200, 4), strict=False):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinities
+def test_positions_that_are_not_finite_are_told_from_the_others() -> None:
+    given = torch.zeros(6, 100)
+    given[1, 99], given[2, 3], given[3, 90] = np.nan, np.inf, np.inf
+    given[4], given[5, 1] = -np.inf, -np.inf  # all; the gold token
+    found = kernels.reduce_logits(given, torch.ones(6, dtype=torch.long), 80, 3)
+    assert found[4].tolist() == [True] + [False] * 5
+
+
+def test_more_entries_than_there_are_ids_are_marked_as_missing() -> None:
+    given = torch.tensor([[0.0, 2.0, -torch.inf, 1.0, 9.0]])
+    ids, logprobs, *_ = kernels.reduce_logits(given, torch.tensor([0]), 4, 6)
+    assert ids.tolist() == [[1, 3, 0, -1, -1, -1]]
+    assert torch.isneginf(logprobs).tolist() == [[False] * 3 + [True] * 3]
+
+
+def test_no_positions_are_no_work() -> None:
+    none = torch.empty(0, dtype=torch.long)
+    found = kernels.reduce_logits(torch.empty(0, 9), none, 9, 2)
+    assert [len(field) for field in found] == [0] * 5
+
+
+def test_where_nothing_is_drawn_the_kernels_are_chosen_once_they_agree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reduction, "_TRIAL", 3)
+    reduce = reduction.choose(CPU, torch.float32, 90, n_ids=80, k=2)
+    calls = []
+
+    def counting(*given: object) -> object:
+        calls.append(given)
+        return run(*given)  # type: ignore[arg-type]
+
+    run = kernels.reduce_logits
+    monkeypatch.setattr(kernels, "reduce_logits", counting)
+    given, gold = torch.randn(2, 90), torch.tensor([1, 2])
+    reduce(given, gold, torch.empty(2, 0, dtype=torch.float64))
+    assert len(calls) == 1
+    drawn = reduce(given, gold, torch.full((2, 3), 0.5, dtype=torch.float64))[5]
+    assert len(calls) == 1
+    assert drawn.shape == (2, 3)
+
+
+@pytest.mark.parametrize("fault", ["raises", "errs"])
+def test_kernels_that_fail_their_trial_are_not_used(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(given: Tensor, gold: Tensor, n_ids: int, k: int) -> tuple[Tensor, ...]:
+        if fault == "raises":
+            raise RuntimeError("no C compiler")
+        found = plainly(given, gold, n_ids, k)[:5]
+        found[0][-1, -1] += 1
+        return found
+
+    monkeypatch.setattr(kernels, "reduce_logits", broken)
+    reduce = reduction.choose(CPU, torch.float32, 90, n_ids=80, k=2)
+    assert "plain torch" in caplog.text
+    given, gold = torch.randn(2, 90), torch.tensor([1, 2])
+    found = reduce(given.clone(), gold, torch.empty(2, 0, dtype=torch.float64))
+    assert torch.equal(found[0], plainly(given, gold, 80, 2)[0])

@@ -1,0 +1,103 @@
+"""How a model's logits are reduced to what is kept of them: by kernels or without.
+
+Triton's kernels read logits once, and plain torch moves ten times as many bytes. They
+are tried on a few positions first, on the very device and vocabulary, and used where
+they find what plain torch finds.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from schemas.shapes import Float, Float64, Int64
+from transforms import compilers, logits
+from transforms.logits import Reduced
+
+logger = logging.getLogger(__name__)
+
+_TRIAL = 48
+"""Positions that the kernels are tried on."""
+
+Reduce = Callable[[Tensor, Tensor, Tensor], Reduced]
+"""Of logits (p, v), gold ids (p) and chances (p, r); see `logits.reduce_logits`."""
+
+
+def choose(
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    *,
+    n_ids: int,
+    k: int,
+    kernels: bool = True,
+) -> Reduce:
+    """Chooses how logits are reduced.
+
+    Args:
+      device: where they are.
+      dtype: their type.
+      width: logits of a position.
+      n_ids: ids that may be kept: those below it.
+      k: entries to keep.
+      kernels: whether Triton's kernels may be used, where they can.
+
+    Returns:
+      What reduces a chunk; it may overwrite the logits.
+    """
+    plain = functools.partial(logits.reduce_logits, n_ids=n_ids, k=k)
+    if not (kernels and compilers.has_triton(device)):
+        return plain
+    from transforms import kernels as fast  # needs Triton
+
+    if not fast.suits(dtype, k):
+        return plain
+
+    def reduce(
+        given: Float[Tensor, "p v"],
+        gold_ids: Int64[Tensor, " p"],
+        chances: Float64[Tensor, "p r"],
+    ) -> Reduced:
+        if chances.shape[1]:  # draws need the weights of all ids
+            return plain(given, gold_ids, chances)
+        none = gold_ids.new_empty(chances.shape, dtype=torch.int32)
+        return *fast.reduce_logits(given, gold_ids, n_ids, k), none
+
+    try:
+        agree = _agree(plain, reduce, _trial(device, dtype, width))
+    except Exception as error:  # a compiler that lacks something has no class for it
+        logger.warning(
+            "Triton's kernels cannot run on %s (%s); plain torch is slower",
+            device,
+            error,
+        )
+        return plain
+    if not agree:
+        logger.warning("Triton's kernels err on %s; plain torch is slower", device)
+    return reduce if agree else plain
+
+
+def _trial(device: torch.device, dtype: torch.dtype, width: int) -> Tensor:
+    """Makes logits with ties, with masked ids, and a row where all but one are."""
+    make = torch.Generator(device=device).manual_seed(0)
+    made = torch.randn(_TRIAL, width, generator=make, device=device).mul_(4)
+    made[1, width // 2 :] = -torch.inf
+    made[2, 1:] = -torch.inf
+    return made.to(dtype)
+
+
+def _agree(plain: Reduce, fast: Reduce, given: Tensor) -> bool:
+    """Says whether two ways keep the same ids, and numbers equal but for rounding."""
+    gold = torch.arange(len(given), device=given.device) % given.shape[1]
+    none = torch.empty(len(given), 0, dtype=torch.float64, device=given.device)
+    ours = fast(given, gold, none)
+    ids, logprobs, norms, golds, finite, _ = plain(given.clone(), gold, none)
+    return bool(
+        torch.equal(ours[0], ids)
+        and torch.equal(ours[4], finite)
+        and torch.allclose(ours[1], logprobs, rtol=2**-10, atol=1e-4)
+        and torch.allclose(ours[2], norms, rtol=1e-5, atol=1e-5)
+        and torch.allclose(ours[3], golds, rtol=1e-5, atol=1e-4)
+    )
