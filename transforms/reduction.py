@@ -5,6 +5,7 @@ are tried on a few positions first, on the very device and vocabulary, and used 
 they find what plain torch finds.
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -25,6 +26,21 @@ Reduce = Callable[[Tensor, Tensor, Tensor], Reduced]
 """Of logits (p, v), gold ids (p) and chances (p, r); see `logits.reduce_logits`."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """A way to reduce logits.
+
+    Attributes:
+      name: what it is called in logs.
+      reduce: what reduces a chunk, and may overwrite its logits.
+      bytes_a_logit: what logits take while it works, a head's copy of them included.
+    """
+
+    name: str
+    reduce: Reduce
+    bytes_a_logit: int
+
+
 def choose(
     device: torch.device,
     dtype: torch.dtype,
@@ -33,50 +49,60 @@ def choose(
     n_ids: int,
     k: int,
     kernels: bool = True,
-) -> Reduce:
+) -> Reduction:
     """Chooses how logits are reduced.
 
     Args:
       device: where they are.
-      dtype: their type.
+      dtype: their type; others may come, too, and are reduced by plain torch.
       width: logits of a position.
       n_ids: ids that may be kept: those below it.
       k: entries to keep.
       kernels: whether Triton's kernels may be used, where they can.
-
-    Returns:
-      What reduces a chunk; it may overwrite the logits.
     """
-    plain = functools.partial(logits.reduce_logits, n_ids=n_ids, k=k)
+    reduce = functools.partial(logits.reduce_logits, n_ids=n_ids, k=k)
+    # A head may hold its logits twice, and they are widened to float32 once.
+    plain = Reduction(name="plain torch", reduce=reduce, bytes_a_logit=8)
     if not (kernels and compilers.has_triton(device)):
         return plain
-    from transforms import kernels as fast  # needs Triton
+    from transforms import kernels as written  # needs Triton
 
-    if not fast.suits(dtype, k):
+    if not written.suits(dtype, k):
         return plain
-
-    def reduce(
-        given: Float[Tensor, "p v"],
-        gold_ids: Int64[Tensor, " p"],
-        chances: Float64[Tensor, "p r"],
-    ) -> Reduced:
-        if chances.shape[1]:  # draws need the weights of all ids
-            return plain(given, gold_ids, chances)
-        none = gold_ids.new_empty(chances.shape, dtype=torch.int32)
-        return *fast.reduce_logits(given, gold_ids, n_ids, k), none
-
+    fast = Reduction(
+        name="Triton's kernels",
+        reduce=functools.partial(_by_kernels, dtype, n_ids, k),
+        bytes_a_logit=2 * dtype.itemsize,
+    )
     try:
-        agree = _agree(plain, reduce, _trial(device, dtype, width))
+        agree = _agree(reduce, fast.reduce, _trial(device, dtype, width))
     except Exception as error:  # a compiler that lacks something has no class for it
         logger.warning(
             "Triton's kernels cannot run on %s (%s); plain torch is slower",
             device,
-            error,
+            str(error).strip().partition("\n")[0],
         )
         return plain
     if not agree:
         logger.warning("Triton's kernels err on %s; plain torch is slower", device)
-    return reduce if agree else plain
+    return fast if agree else plain
+
+
+def _by_kernels(
+    dtype: torch.dtype,
+    n_ids: int,
+    k: int,
+    given: Float[Tensor, "p v"],
+    gold_ids: Int64[Tensor, " p"],
+    chances: Float64[Tensor, "p r"],
+) -> Reduced:
+    """Reduces by kernels what they were tried on, and all else by plain torch."""
+    from transforms import kernels as written
+
+    if chances.shape[1] or given.dtype != dtype:  # draws need the weights of all ids
+        return logits.reduce_logits(given, gold_ids, chances, n_ids, k)
+    drawn = gold_ids.new_empty(chances.shape, dtype=torch.int32)
+    return *written.reduce_logits(given, gold_ids, n_ids, k), drawn
 
 
 def _trial(device: torch.device, dtype: torch.dtype, width: int) -> Tensor:

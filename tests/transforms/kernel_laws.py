@@ -81,7 +81,7 @@ def test_where_nothing_is_drawn_the_kernels_are_chosen_once_they_agree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reduction, "_TRIAL", 3)
-    reduce = reduction.choose(CPU, torch.float32, 90, n_ids=80, k=2)
+    reduce = reduction.choose(CPU, torch.float32, 90, n_ids=80, k=2).reduce
     calls = []
 
     def counting(*given: object) -> object:
@@ -110,7 +110,7 @@ def test_kernels_that_fail_their_trial_are_not_used(
         return found
 
     monkeypatch.setattr(kernels, "reduce_logits", broken)
-    reduce = reduction.choose(CPU, torch.float32, 90, n_ids=80, k=2)
+    reduce = reduction.choose(CPU, torch.float32, 90, n_ids=80, k=2).reduce
     assert "plain torch" in caplog.text
     given, gold = torch.randn(2, 90), torch.tensor([1, 2])
     found = reduce(given.clone(), gold, torch.empty(2, 0, dtype=torch.float64))
