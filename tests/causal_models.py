@@ -38,6 +38,8 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"num_local_experts": 3}),
     # its head reaches past the base model, so it cannot be cut
     "opt": ("opt", {"ffn_dim": 24, "word_embed_proj_dim": 16}),
+    # its state runs on from window to window
+    "mamba": ("mamba", {"state_size": 4}),
     "bert": ("bert", {}),  # looks ahead
 }
 MAIN = ("llama", "gpt_neox", "qwen2", "gemma3", "mpt")

@@ -188,12 +188,15 @@ class _Bodies(nn.Module):
         self._widths: list[int] = []
 
     def forward(
-        self, input_ids: Int64[Tensor, "b t"], use_cache: bool = False
+        self,
+        input_ids: Int64[Tensor, "b t"],
+        use_cache: bool = False,
+        position_ids: Int64[Tensor, "b t"] | None = None,
     ) -> "BaseModelOutput":
         """Runs every body on the same tokens."""
         from transformers.modeling_outputs import BaseModelOutput
 
-        found = [half.features(input_ids) for half in self.halves]
+        found = [half.features(input_ids, position_ids) for half in self.halves]
         self._widths = [one.shape[-1] for one in found]
         return BaseModelOutput(last_hidden_state=torch.cat(found, -1))
 

@@ -204,16 +204,39 @@ def longest_told(config: Any) -> int | None:
     return next((n for n in found if isinstance(n, int) and n > 0), None)
 
 
+def longest_unscaled(config: Any) -> int | None:
+    """Returns up to how many tokens positions are turned alike; None = any number.
+
+    Beyond it, "dynamic" and "longrope" rotary embeddings turn all tokens of a forward
+    pass by what its longest row needs, so that a longer row changes the others.
+
+    Args:
+      config: as transformers has it.
+    """
+    config = config.get_text_config()
+    told = getattr(config, "rope_parameters", None)
+    told = told or getattr(config, "rope_scaling", None) or {}
+    limits = []
+    for one in (told, *filter(lambda part: isinstance(part, dict), told.values())):
+        kind = str(one.get("rope_type", one.get("type", "")))
+        if "dynamic" in kind or kind == "longrope":
+            name = "original_max_position_embeddings"
+            own = one.get(name) or getattr(config, name, None)
+            limits.append(own or config.max_position_embeddings)
+    return min(limits, default=None)
+
+
 class Halves:
     """A model that gives logits for some of a batch's positions at a time.
 
     Attributes:
+      model: the model.
       width: logits at each position; token ids are below it.
       device: where it runs.
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self.model = self._model = model
         self._body: Any = model.base_model
         self.device: torch.device = next(model.parameters()).device
         self._cut = self._body is not model
@@ -221,11 +244,26 @@ class Halves:
         with torch.inference_mode():
             self.width = self._probe()
 
-    def features(self, input_ids: Int64[Tensor, "b t"]) -> Float[Tensor, "b t f"]:
-        """Runs the body. Rows may be padded on the right: nothing looks ahead."""
-        if not self._cut:
-            return self._model(input_ids=input_ids, use_cache=False).logits
-        return self._body(input_ids=input_ids, use_cache=False).last_hidden_state
+    @property
+    def cut(self) -> bool:
+        """Whether features are less than logits."""
+        return self._cut
+
+    def features(
+        self,
+        input_ids: Int64[Tensor, "b t"],
+        position_ids: Int64[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b t f"]:
+        """Runs the body. Rows may be padded on the right: nothing looks ahead.
+
+        Args:
+          input_ids: tokens.
+          position_ids: where they stand, if not at 0, 1, 2 and so on.
+        """
+        run = self._body if self._cut else self._model
+        places = {} if position_ids is None else {"position_ids": position_ids}
+        output = run(input_ids=input_ids, use_cache=False, **places)
+        return output.last_hidden_state if self._cut else output.logits
 
     def logits(self, features: Float[Tensor, "p f"]) -> Float[Tensor, "p v"]:
         """Runs the head on the features of some positions."""

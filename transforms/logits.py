@@ -1,22 +1,30 @@
 """Reduces logits to what is kept of them, on the device that made them."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from schemas.shapes import Bool, Float, Float32, Float64, Int32, Int64
+from transforms import transfers
+
 _TILE = 64
 """Ids of which only the largest logit is looked at first."""
+_EXTRA_BYTES = 600_000_000
+"""What logits and all that is made of them may take at once."""
 _LOWEST = -65504.0
 """The most negative float16."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kept:
-    """What is kept of p positions; for its fields see `schemas.scores.Score`."""
+    """What is kept of p positions; for its fields see `schemas.scores.Score`.
+
+    In the order of `Reduced`.
+    """
 
     top_ids: Int32[np.ndarray, "p k"]
     top_logprobs: Float32[np.ndarray, "p k"]
@@ -76,18 +84,34 @@ def reduce_logits(
     )
 
 
-def to_arrays(parts: list[Reduced]) -> Kept:
-    """Joins the positions of several parts and brings them to the host."""
-    joined = [torch.cat(field).cpu().numpy() for field in zip(*parts, strict=True)]
-    ids, logprobs, logsumexp, gold, finite, sampled_ids = joined
-    return Kept(
-        top_ids=ids,
-        top_logprobs=logprobs,
-        logsumexp=logsumexp,
-        gold_logprob=gold,
-        finite=finite,
-        sampled_ids=sampled_ids,
-    )
+def fetch(parts: Sequence[Reduced]) -> Callable[[], Kept]:
+    """Joins the positions of several parts and begins to bring them to the host.
+
+    Returns:
+      A function that waits until they are there.
+    """
+    joined = [torch.cat(field) for field in zip(*parts, strict=True)]
+    wait = transfers.download(joined)
+    names = [field.name for field in dataclasses.fields(Kept)]
+    return lambda: Kept(**dict(zip(names, wait(), strict=True)))
+
+
+def positions_at_once(width: int, k: int, device: torch.device) -> int:
+    """Returns for how many positions logits may exist at once.
+
+    A head may hold its logits twice, and `reduce_logits` holds them once in float32:
+    8 bytes a logit at most. Tiles and the nearest candidates come on top.
+
+    Args:
+      width: logits at each position.
+      k: entries that are kept.
+      device: where they are; a CPU is no faster with more than 512.
+    """
+    tiles = -(-width // _TILE)
+    each = 8 * width + 32 * tiles + 32 * _TILE * min(k, tiles)
+    most = 512 if device.type == "cpu" else 8192
+    fit = min(_EXTRA_BYTES // each, most)
+    return max(1, fit - fit % 64 if fit > 64 else fit)
 
 
 def split(kept: Kept, ends: Int64[np.ndarray, " w"]) -> list[Kept]:

@@ -9,9 +9,9 @@ model, settings and hardware.
 """
 
 import dataclasses
-import threading
+import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,12 @@ from schemas import scores
 from schemas.errors import AlignmentError
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import causal, checkpoint, devices, logits, tokenizer
+from transforms import causal, checkpoint, devices, tokenizer
 from transforms.causal import Dtype
-from transforms.functional import batches, chances, counted
+from transforms.engine import Engine, Row
+from transforms.functional import chances, counted
 from transforms.logits import Kept
 from transforms.tokenizer import Encoding, Tokenizer
-
-_CHUNK = 512
-"""Positions whose logits exist at once: fewer make the head's product slower."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +166,25 @@ def revision_of(model: str) -> str | None:
     return checkpoint.locate(model, config_only=True).commit
 
 
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
+class _Group:
+    """Windows that are being scored.
+
+    Attributes:
+      windows: the windows.
+      found: the tokens of each, or why there are none.
+      kept: by place, what is kept of a window, or why nothing is.
+      missing: windows whose rows have not run yet.
+      halved: batches that were cut in two.
+    """
+
+    windows: Sequence[Window]
+    found: list[Encoding | str]
+    kept: dict[int, Kept | str] = dataclasses.field(default_factory=dict)
+    missing: int = 0
+    halved: int = 0
+
+
 class Scorer:
     """A model and its tokenizer, ready to score; threads may share it.
 
@@ -183,6 +200,7 @@ class Scorer:
         top_k: int = 10,
         tail_samples: int = 0,
         batch_tokens: int = 4096,
+        packed: bool = True,
     ) -> None:
         """Wraps a loaded model.
 
@@ -193,18 +211,26 @@ class Scorer:
           tail_samples: ids to draw for each position from what is not kept, by
             chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
+          packed: whether windows are laid end to end, where the model takes that.
 
         Raises:
           ValueError: if the model is not causal.
         """
         self.tokenizer = tokenizer
-        self._halves = causal.Halves(model)
-        self._longest = causal.longest_input(model)
-        self._n_ids = min(self._halves.width, tokenizer.size)
+        self._engine = Engine(
+            model,
+            n_ids=tokenizer.size,
+            top_k=top_k,
+            batch_tokens=batch_tokens,
+            packed=packed,
+        )
         self._k = top_k
         self._tail_samples = tail_samples
-        self._batch_tokens = batch_tokens
-        self._lock = threading.Lock()
+
+    @property
+    def way(self) -> str:
+        """How windows are laid into batches: packed, and by what, or padded."""
+        return self._engine.way.name
 
     def score(self, windows: Sequence[Window]) -> Scored:
         """Scores the windows of a slice.
@@ -213,118 +239,98 @@ class Scorer:
         it is longer than the model's context, a logit is not finite, or memory does
         not hold it.
         """
-        encodings = _encode(self.tokenizer, windows)
-        found = [self._checked(encoding) for encoding in encodings]
-        sound = {p: e for p, e in enumerate(found) if isinstance(e, Encoding)}
-        kept, halved = self._run(windows, sound)
-        too_large = sum(isinstance(one, str) for one in kept.values())
+        (scored,) = self._scored(self._read([windows]))
+        return scored
+
+    def stream(self, groups: Iterable[Sequence[Window]]) -> Iterator[Scored]:
+        """Scores groups of windows one after the other, as `score` does all of them.
+
+        Yields:
+          The scores of each group, in order.
+        """
+        yield from self._scored(self._read(groups))
+
+    def _read(self, groups: Iterable[Sequence[Window]]) -> Iterator[_Group]:
+        """Tokenizes groups of windows."""
+        for windows in groups:
+            encodings = _encode(self.tokenizer, windows)
+            yield _Group(
+                windows=windows,
+                found=[self._checked(encoding) for encoding in encodings],
+            )
+
+    def _scored(self, groups: Iterator[_Group]) -> Iterator[Scored]:
+        """Runs the model over groups; yields each as soon as all of it is scored."""
+        unfinished: deque[_Group] = deque()
+        places: dict[int, tuple[_Group, int]] = {}
+        for ran in self._engine.run(self._rows(groups, unfinished, places)):
+            for row, kept in zip(ran.rows, ran.kept, strict=True):
+                group, place = places.pop(row.place)
+                made = _does_not_fit(len(row)) if kept is None else kept
+                group.kept[place] = made
+                group.missing -= 1
+            group.halved += ran.halved  # of the last row: only their sum counts
+            while unfinished and not unfinished[0].missing:
+                yield self._finish(unfinished.popleft())
+        for group in unfinished:  # those without a row
+            yield self._finish(group)
+
+    def _rows(
+        self,
+        groups: Iterator[_Group],
+        unfinished: deque[_Group],
+        places: dict[int, tuple[_Group, int]],
+    ) -> Iterator[Row]:
+        """Yields the rows of groups, and notes whose they are."""
+        numbers = itertools.count()
+        for group in groups:
+            unfinished.append(group)
+            found = enumerate(group.found)
+            sound = {p: e.token_ids for p, e in found if isinstance(e, Encoding)}
+            group.missing = len(sound)
+            for place, ids in sound.items():
+                number = next(numbers)
+                places[number] = group, place
+                name = group.windows[place].window_id
+                yield Row(
+                    place=number,
+                    token_ids=ids,
+                    chances=chances.derive(
+                        "score", name, len(ids) - 1, self._tail_samples
+                    ),
+                )
+
+    def _finish(self, group: _Group) -> Scored:
+        """Makes the scores of a group."""
         made = [
-            self._record(window, found[place], kept.get(place))
-            for place, window in enumerate(windows)
+            self._record(window, group.found[place], group.kept.get(place))
+            for place, window in enumerate(group.windows)
         ]
-        return Scored(scores=made, halved_batches=halved, too_large=too_large)
+        return Scored(
+            scores=made,
+            halved_batches=group.halved,
+            too_large=sum(isinstance(one, str) for one in group.kept.values()),
+        )
 
     def _checked(self, encoding: Encoding | str) -> Encoding | str:
         """Returns the tokens of a window, or why the model cannot read them."""
         if isinstance(encoding, str):
             return encoding
         highest, length = encoding.token_ids.max(), len(encoding.token_ids) - 1
-        if highest >= self._halves.width:
+        width, longest = self._engine.width, self._engine.longest
+        if highest >= width:
             return (
-                f"token ids must be below {self._halves.width}, the model's logits, got"
+                f"token ids must be below {width}, the model's logits, got"
                 f" {highest} from tokenizer {self.tokenizer.name}; name the model's own"
                 " tokenizer, or leave this document out"
             )
-        if self._longest is not None and length > self._longest:
+        if longest is not None and length > longest:
             return (
-                f"a window must fit the model's context of {self._longest} tokens, got"
+                f"a window must fit the model's context of {longest} tokens, got"
                 f" {length}; prepare windows with a smaller max_tokens, and name this"
                 " model's tokenizer there"
             )
         return encoding
-
-    def _run(
-        self, windows: Sequence[Window], sound: dict[int, Encoding]
-    ) -> tuple[dict[int, Kept | str], int]:
-        """Runs the model over windows by their places; counts the halved batches."""
-        places = list(sound)
-        lengths = [len(sound[place].token_ids) - 1 for place in places]
-        plan = batches.plan_batches(lengths, self._batch_tokens)
-        waiting = deque([places[i] for i in batch] for batch in plan)
-        kept: dict[int, Kept | str] = {}
-        halved, too_large = 0, float("inf")
-        while waiting:
-            batch = waiting.popleft()
-            encodings = [sound[place] for place in batch]
-            size = len(batch) * max(len(e.token_ids) - 1 for e in encodings)
-            rows = None
-            if len(batch) == 1 or size < too_large:
-                names = [windows[place].window_id for place in batch]
-                rows = self._run_batch(names, encodings)
-            if rows is not None:
-                kept.update(zip(batch, rows, strict=True))
-            elif len(batch) == 1:
-                kept[batch[0]] = _does_not_fit(size)
-            else:
-                too_large = min(too_large, size)
-                middle = len(batch) // 2
-                waiting.extendleft([batch[middle:], batch[:middle]])
-                halved += 1
-        return kept, halved
-
-    def _run_batch(
-        self, names: Sequence[str], encodings: Sequence[Encoding]
-    ) -> list[Kept] | None:
-        """Runs the model over one batch; None where memory does not hold it."""
-        try:
-            with self._lock:
-                kept = self._forward(names, encodings)
-        except (RuntimeError, MemoryError) as error:
-            if not causal.is_out_of_memory(error):
-                raise
-            kept = None
-        if kept is None:  # the error, which held on to the tensors, is gone
-            if self._halves.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return None
-        ends = np.cumsum([len(e.token_ids) - 1 for e in encodings])
-        return logits.split(kept, ends)
-
-    @torch.inference_mode()
-    def _forward(self, names: Sequence[str], encodings: Sequence[Encoding]) -> Kept:
-        """Keeps what is to be kept of all positions of a batch, row after row."""
-        device = self._halves.device
-        rows = [encoding.token_ids for encoding in encodings]
-        lengths = torch.tensor([len(row) - 1 for row in rows])
-        ids = torch.empty(len(rows), int(lengths.max()), dtype=torch.int64)  # (b, t)
-        for into, row in zip(ids, rows, strict=True):
-            into[: len(row) - 1] = torch.from_numpy(row[:-1])
-            # Padding weighs 0 in front of it, but 0 * NaN is NaN: where a token is
-            # broken, as it may be, its own window should break and no other.
-            into[len(row) - 1 :] = int(row[-2])
-        real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten()
-        gold = torch.from_numpy(np.concatenate([row[1:] for row in rows])).long()
-        decide = torch.from_numpy(self._chances(names, lengths.tolist()))
-        features = self._halves.features(ids.to(device)).flatten(0, 1)
-        if not real.all():
-            features = features[real.to(device)]  # (p, f)
-        fields = (features, gold.to(device), decide.to(device))
-        parts = zip(*(torch.split(field, _CHUNK) for field in fields), strict=True)
-        return logits.to_arrays(
-            [
-                logits.reduce_logits(
-                    self._halves.logits(part), next_ids, chance, self._n_ids, self._k
-                )
-                for part, next_ids, chance in parts
-            ]
-        )
-
-    def _chances(self, names: Sequence[str], lengths: Sequence[int]) -> np.ndarray:
-        """Returns what decides the draws of a batch: (p, r), row after row."""
-        pairs = zip(names, lengths, strict=True)
-        return np.concatenate(
-            [chances.derive("score", name, n, self._tail_samples) for name, n in pairs]
-        )
 
     def _record(
         self, window: Window, encoding: Encoding | str, kept: Kept | str | None

@@ -16,7 +16,7 @@ from tests import searching as small
 from tests.searching import Made
 from train.merge import work
 from train.search import trials
-from transforms import scorer
+from transforms import engine
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_a_trial_whose_logits_are_not_finite_is_dead(
     made: Made, out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = scorer.Scorer._forward
+    score = engine.Engine._forward
 
     def spoil(self: Any, *args: Any) -> Any:
         kept = score(self, *args)
@@ -37,7 +37,7 @@ def test_a_trial_whose_logits_are_not_finite_is_dead(
     planned, measuring = small.bench_of(given)
     merged = given.merging(planned.genome, planned.genome.start)
     assert measuring.trial(given.search, merged).error is None
-    monkeypatch.setattr(scorer.Scorer, "_forward", spoil)
+    monkeypatch.setattr(engine.Engine, "_forward", spoil)
     found = measuring.trial(given.search, merged)
     assert found.rank == trials.DEAD
     assert found.error
@@ -53,7 +53,7 @@ def test_a_lack_of_memory_ends_a_search_and_is_not_kept(
     planned, measuring = small.bench_of(given)
     merged = given.merging(planned.genome, planned.genome.start)
     with monkeypatch.context() as patch:
-        patch.setattr(scorer.Scorer, "_run_batch", lambda *_: None)
+        patch.setattr(engine.Engine, "_run_batch", lambda *_: None)
         for work in (
             lambda: measuring.trial(given.search, merged),
             lambda: measuring.reference("base"),

@@ -33,13 +33,13 @@ def reduce(
 ) -> logits.Kept:
     given_rows = torch.from_numpy(rows.copy())
     drawn = np.zeros((len(rows), 0)) if chances is None else np.asarray(chances)
-    return logits.to_arrays(
+    return logits.fetch(
         [
             logits.reduce_logits(
                 given_rows, torch.tensor(gold), torch.from_numpy(drawn), n_ids, k
             )
         ]
-    )
+    )()
 
 
 @given(st.integers(0, 2**31), st.sampled_from([0.1, 1.0, 30.0]))

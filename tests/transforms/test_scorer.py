@@ -24,7 +24,7 @@ from tests.transforms.scoring import (
     make,
     window,
 )
-from transforms import causal, scorer, tokenizer
+from transforms import causal, logits, scorer, tokenizer
 from transforms.functional import batches
 from transforms.scorer import Scorer, ScorerSettings
 
@@ -42,13 +42,13 @@ def test_a_window_scores_in_a_batch_as_it_does_alone(name: str) -> None:
 def test_logsumexp_gold_and_kept_logprobs_are_those_of_the_dense_logits(name: str):
     model, scorer_ = make(name, top_k=7)
     for score in scorer_.score(WINDOWS).scores:
-        logits, dense = dense_logprobs(model, score)
+        raw, dense = dense_logprobs(model, score)
         rows = np.arange(len(dense))
         assert_allclose(score.gold_logprob, dense[rows, score.token_ids[1:]], atol=1e-4)
-        peak = logits.max(1)
-        total = peak + np.log(np.exp(logits - peak[:, None]).sum(1))
+        peak = raw.max(1)
+        total = peak + np.log(np.exp(raw - peak[:, None]).sum(1))
         assert_allclose(score.logsumexp, total, atol=1e-4)
-        order = np.argsort(-logits, axis=1, kind="stable")[:, :7]
+        order = np.argsort(-raw, axis=1, kind="stable")[:, :7]
         assert_array_equal(score.top_ids, order)
         kept = np.take_along_axis(dense, order, 1)
         assert_allclose(score.top_logprobs, kept, rtol=2**-11, atol=1e-4)
@@ -62,7 +62,7 @@ def test_stored_logprobs_fall_and_have_the_precision_of_float16() -> None:
 
 def test_small_chunks_of_positions_give_what_one_gives(monkeypatch) -> None:
     whole = make()[1].score(WINDOWS).scores
-    monkeypatch.setattr(scorer, "_CHUNK", 3)
+    monkeypatch.setattr(logits, "positions_at_once", lambda *_: 3)
     for left, right in zip(whole, make()[1].score(WINDOWS).scores, strict=True):
         assert_close(left, right)
 
@@ -72,11 +72,11 @@ def test_ids_behind_the_tokenizers_have_mass_but_are_never_kept() -> None:
     size = padded.tokenizer.size
     would_be_kept = 0
     for score in padded.score(WINDOWS).scores:
-        logits, dense = dense_logprobs(model, score)
-        assert logits.shape[1] == size + 64
-        would_be_kept += (logits.argmax(1) >= size).sum()
+        raw, dense = dense_logprobs(model, score)
+        assert raw.shape[1] == size + 64
+        would_be_kept += (raw.argmax(1) >= size).sum()
         assert score.top_ids.max() < size
-        order = np.argsort(-logits[:, :size], axis=1, kind="stable")[:, :40]
+        order = np.argsort(-raw[:, :size], axis=1, kind="stable")[:, :40]
         assert_array_equal(score.top_ids, order)
         kept = np.take_along_axis(dense, order, 1)
         assert_allclose(score.top_logprobs, kept, rtol=2**-11, atol=1e-4)
@@ -245,7 +245,7 @@ def test_a_logit_that_is_not_finite_fails_its_window_alone(value: float) -> None
 
 
 def test_a_token_that_breaks_everything_breaks_no_window_by_padding_it() -> None:
-    model, scorer_ = make(batch_tokens=10000)
+    model, scorer_ = make(batch_tokens=10000, packed=False)
     text = "the quick brown fox isn't lazy " * 3
     pair = [window(text, 0), window(text[:-2], 1)]
     before = scorer_.score(pair).scores
@@ -369,10 +369,10 @@ def test_smollm2_scores_prose_as_its_dense_logits_do() -> None:
     texts = [manual, snippets.CODE, snippets.LANGUAGES["fr"]]
     found = scorer_.score([window(t, i) for i, t in enumerate(texts)]).scores
     for score in found:
-        logits, dense = dense_logprobs(model, score)
+        raw, dense = dense_logprobs(model, score)
         rows = np.arange(len(dense))
         assert_allclose(score.gold_logprob, dense[rows, score.token_ids[1:]], atol=1e-3)
-        order = np.argsort(-logits, axis=1, kind="stable")[:, :16]
+        order = np.argsort(-raw, axis=1, kind="stable")[:, :16]
         assert (score.top_ids == order).mean() > 0.999  # near ties may swap
         kept = np.take_along_axis(dense, order, 1)
         assert_allclose(score.top_logprobs, kept, rtol=2**-11, atol=1e-3)
