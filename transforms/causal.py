@@ -232,6 +232,7 @@ class Halves:
     Attributes:
       model: the model.
       width: logits at each position; token ids are below it.
+      dtype: of its logits.
       device: where it runs.
     """
 
@@ -296,6 +297,7 @@ class Halves:
             )  # heads ask for more than features: routing, say
             trial = self.logits(output.last_hidden_state[0])
             self._cut = _agree(trial, whole, self._model.dtype)
+        self.dtype: torch.dtype = whole.dtype
         return whole.shape[-1]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transforms import causal, logits, packing, transfers
+from transforms import causal, logits, packing, reduction, transfers
 from transforms.logits import Kept
 
 
@@ -69,9 +69,12 @@ class Engine:
     """A causal language model of transformers, run in batches; threads may share it.
 
     Attributes:
+      halves: the model.
       width: logits at each position; token ids are below it.
       longest: tokens that it can read, or None where nothing bounds them.
       way: how rows are laid into batches.
+      reduction: how logits are reduced.
+      chunk: positions whose logits exist at once.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Engine:
         top_k: int = 10,
         batch_tokens: int = 4096,
         packed: bool = True,
+        kernels: bool = True,
     ) -> None:
         """Wraps a loaded model.
 
@@ -91,18 +95,28 @@ class Engine:
           top_k: entries to keep for each position; 0 = none, which is faster.
           batch_tokens: tokens of a forward pass, padding included.
           packed: whether rows are laid end to end, where the model takes that.
+          kernels: whether Triton's kernels may be used, where they can; not for rows
+            with chances.
 
         Raises:
           ValueError: if the model is not causal.
         """
-        self._halves = causal.Halves(model)
-        self.width = self._halves.width
+        self.halves = causal.Halves(model)
+        self.width = self.halves.width
         self.longest = causal.longest_input(model)
-        self.way = packing.choose(self._halves, packed=packed)
-        self._n_ids = min(self.width, n_ids)
-        self._k = top_k
-        device = self._halves.device
-        self._chunk = logits.positions_at_once(self.width, top_k, device)
+        self.way = packing.choose(self.halves, packed=packed)
+        device = self.halves.device
+        self.reduction = reduction.choose(
+            device,
+            self.halves.dtype,
+            self.width,
+            n_ids=min(self.width, n_ids),
+            k=top_k,
+            kernels=kernels,
+        )
+        self.chunk = logits.positions_at_once(
+            self.width, top_k, device, self.reduction.bytes_a_logit
+        )
         self._batch_tokens = batch_tokens
         self._lock = threading.Lock()
 
@@ -124,7 +138,7 @@ class Engine:
     def _launched(self, rows: Iterable[Row]) -> Iterator[_Running]:
         """Yields batches that the device has been given, each as what awaits it."""
         halved, too_large = 0, float("inf")
-        for planned in self._plan(rows):
+        for planned in self.plan(rows):
             waiting = [planned]
             while waiting:
                 batch = waiting.pop()
@@ -141,8 +155,8 @@ class Engine:
                 yield functools.partial(_ran, batch, kept, halved)
                 halved = 0
 
-    def _plan(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
-        """Groups rows, as they come, into batches."""
+    def plan(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
+        """Groups rows, as they come, into the batches that `run` makes of them."""
         seen: dict[int, Row] = {}
 
         def lengths() -> Iterator[int]:
@@ -167,7 +181,7 @@ class Engine:
                 raise
             wait = None
         if wait is None:  # the error, which held on to the tensors, is gone
-            if self._halves.device.type == "cuda":
+            if self.halves.device.type == "cuda":
                 torch.cuda.empty_cache()
             return None
         ends = np.cumsum([len(row) for row in batch])
@@ -184,12 +198,10 @@ class Engine:
             transfers.upload(torch.from_numpy(gold).long(), features.device),
             transfers.upload(torch.from_numpy(decide), features.device),
         )
-        parts = zip(*(torch.split(field, self._chunk) for field in fields), strict=True)
+        parts = zip(*(torch.split(field, self.chunk) for field in fields), strict=True)
         return logits.fetch(
             [
-                logits.reduce_logits(
-                    self._halves.logits(part), next_ids, chance, self._n_ids, self._k
-                )
+                self.reduction.reduce(self.halves.logits(part), next_ids, chance)
                 for part, next_ids, chance in parts
             ]
         )

@@ -96,19 +96,21 @@ def fetch(parts: Sequence[Reduced]) -> Callable[[], Kept]:
     return lambda: Kept(**dict(zip(names, wait(), strict=True)))
 
 
-def positions_at_once(width: int, k: int, device: torch.device) -> int:
+def positions_at_once(
+    width: int, k: int, device: torch.device, bytes_a_logit: int = 8
+) -> int:
     """Returns for how many positions logits may exist at once.
 
-    A head may hold its logits twice, and `reduce_logits` holds them once in float32:
-    8 bytes a logit at most. Tiles and the nearest candidates come on top.
+    Tiles and the nearest candidates come on top of the logits.
 
     Args:
       width: logits at each position.
       k: entries that are kept.
       device: where they are; a CPU is no faster with more than 512.
+      bytes_a_logit: what a logit takes in all its forms; see `Reduction`.
     """
     tiles = -(-width // _TILE)
-    each = 8 * width + 32 * tiles + 32 * _TILE * min(k, tiles)
+    each = bytes_a_logit * width + 32 * tiles + 32 * _TILE * min(k, tiles)
     most = 512 if device.type == "cpu" else 8192
     fit = min(_EXTRA_BYTES // each, most)
     return max(1, fit - fit % 64 if fit > 64 else fit)

@@ -201,6 +201,7 @@ class Scorer:
         tail_samples: int = 0,
         batch_tokens: int = 4096,
         packed: bool = True,
+        kernels: bool = True,
     ) -> None:
         """Wraps a loaded model.
 
@@ -212,6 +213,8 @@ class Scorer:
             chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
           packed: whether windows are laid end to end, where the model takes that.
+          kernels: whether Triton's kernels may be used, where they can, and where
+            nothing is drawn.
 
         Raises:
           ValueError: if the model is not causal.
@@ -223,6 +226,7 @@ class Scorer:
             top_k=top_k,
             batch_tokens=batch_tokens,
             packed=packed,
+            kernels=kernels and not tail_samples,
         )
         self._k = top_k
         self._tail_samples = tail_samples

@@ -1,6 +1,7 @@
 """Models of known shapes, made on the device with random weights."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,6 +70,25 @@ def config_of(shape: Shape, layers: int) -> Any:
         max_position_embeddings=shape.tokens,
         tie_word_embeddings=shape.tied,
     )
+
+
+def flop_of(shape: Shape, lengths: Sequence[int]) -> float:
+    """Counts what a forward pass over windows computes: 2 (N + V d) T + 4 L d P.
+
+    N = L (2 d^2 + 2 d e + 3 d i) are the weights of the layers' matrices, with width d,
+    width e of keys and values, inner width i, L layers; a token of T costs two
+    operations for each, and for each of the head's V d, tied or not. P, the sum of
+    t (t + 1) / 2 over windows of t tokens, are the pairs of query and key, which cost
+    2 d for the product and 2 d for the value. Norms, biases and rotations are left out.
+
+    References:
+      Kaplan et al. 2020, "Scaling laws for neural language models", table 1.
+    """
+    keys = shape.width // shape.heads * shape.kv_heads
+    inner = shape.layers * shape.width * (2 * shape.width + 2 * keys + 3 * shape.inner)
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    products = 2 * (inner + shape.vocabulary * shape.width) * sum(lengths)
+    return products + 4 * shape.layers * shape.width * pairs
 
 
 def build(shape: Shape) -> Any:

@@ -1,0 +1,286 @@
+"""On a GPU: scoring against bare forward passes of the same packed tokens.
+
+    python tests/bench/gpu_score.py > score.json
+
+Models are made on the spot with random weights, in the shapes of Llama-2-7B,
+Qwen2.5-7B, Llama-3.2-1B and Qwen2.5-0.5B, in bfloat16, and run by the scorer's own
+engine (`transforms.engine`) on given token ids, k = 10. Two loads: windows of 2,048
+tokens, and windows of mixed length, log-normal with a median of 600 and a deviation of
+1 in the logarithm, cut to 16 to 2,048 tokens, as a document longer than a window
+becomes windows that are full. Ways take turns on the same batches:
+
+    body     the model without its head
+    bare     the model's forward pass: all logits of a batch, left where they are
+    chunked  body, and head in the engine's chunks, logits left where they are
+    reduced  the same, and what is kept of the logits, left on the device
+    scored   all that the engine does, token ids to each window's arrays on the host
+    plain    the same without Triton's kernels, where `scored` uses them
+
+`overhead` is the time of `scored` over that of `bare`, less 1; `of_reduction` that of
+`reduced` over `chunked`, `of_the_rest` that of `scored` over `reduced`. Tokens are real
+ones, those that a window's model reads; padding counts as none. `mfu` is what the model
+must compute for them (`gpu_models.flop_of`) in a second, over the product of matrices
+measured here. `head_extra_bytes` is what head and reduction hold at their peak above
+features and weights, `computed_head_extra_bytes` the same by the shapes alone (`held`),
+without kernels.
+
+It ends within 8 minutes: what there was no time for is named in `not_done`, and so is
+what there was no memory for.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.bench import gpu, gpu_models, held
+from tests.bench.gpu_models import Shape
+from transforms.engine import Engine, Row
+
+K = 10
+AIM_TOKENS_PER_S = {"Llama-2-7B": 40_000.0, "Qwen2.5-7B": 40_000.0}
+AIM_OVERHEAD = {"Llama-2-7B": 0.03, "Qwen2.5-7B": 0.03, "Qwen2.5-0.5B": 0.15}
+AIM_HEAD_EXTRA_BYTES = 0.7e9
+BATCH_TOKENS = {"full": 16_384, "tiny": 256}
+SLICE_FLOP = {"full": 8e14, "tiny": 0.0}
+"""What a pass over a load may compute, about, if that is 4 batches or more."""
+
+Batch = Sequence[Row]
+Ways = dict[str, Callable[[], Any]]
+
+
+def loads_of(shape: Shape, tokens: int) -> dict[str, list[int]]:
+    """Returns the lengths of windows of each load, of about so many tokens."""
+    full = [shape.tokens] * max(1, round(tokens / shape.tokens))
+    rng = np.random.default_rng(0)
+    # Windows of half the longest, say, are shorter in proportion.
+    median = 600 * shape.tokens / 2048
+    least = max(1, shape.tokens // 128)
+    mixed: list[int] = []
+    while sum(mixed) < tokens:
+        drawn = rng.lognormal(np.log(median), 1.0)
+        mixed.append(int(np.clip(drawn, least, shape.tokens)))
+    return {"full": full, "mixed": mixed}
+
+
+def rows_of(lengths: Sequence[int], vocabulary: int) -> list[Row]:
+    """Makes windows of random tokens, one more than the model reads of each."""
+    rng = np.random.default_rng(1)
+    return [
+        Row(
+            place=place,
+            token_ids=rng.integers(0, vocabulary, length + 1, dtype=np.int32),
+            chances=np.empty((length, 0)),
+        )
+        for place, length in enumerate(lengths)
+    ]
+
+
+class Passes:
+    """The ways to go over the same batches of windows with one engine."""
+
+    def __init__(self, engine: Engine, rows: Sequence[Row]) -> None:
+        """Plans the batches as the engine does."""
+        self._engine, self._rows = engine, rows
+        self._batches: list[Batch] = [*engine.plan(rows)]
+        device = engine.halves.device
+        self._gold = [
+            torch.from_numpy(np.concatenate([row.token_ids[1:] for row in batch]))
+            .long()
+            .to(device)
+            for batch in self._batches
+        ]
+        self._none = torch.empty(1, 0, dtype=torch.float64, device=device)
+
+    def ways(self) -> Ways:
+        """Returns the ways by name."""
+        head = self._engine.halves.logits
+        return {
+            "body": self._over(lambda features, gold: None),
+            "bare": self._over(lambda features, gold: head(features)),
+            "chunked": self._over(lambda features, gold: self._head(features)),
+            "reduced": self._over(self._reduce),
+            "scored": self.score,
+        }
+
+    @torch.inference_mode()
+    def head_extra_bytes(self) -> int | None:
+        """Returns what head and reduction hold above features of the first batch."""
+        features = self._features(self._batches[0])
+        gpu.release()
+        before = gpu.held_bytes()
+        peak = gpu.peak_bytes(lambda: self._reduce(features, self._gold[0]))
+        return None if peak is None else peak - before
+
+    def score(self) -> None:
+        """Does all that the engine does; what comes back is let go of."""
+        for ran in self._engine.run(self._rows):
+            assert None not in ran.kept, "memory must hold each window"
+
+    def _over(self, after: Callable[[Tensor, Tensor], Any]) -> Callable[[], None]:
+        """Makes a pass of the body over all batches, and of something after each."""
+
+        @torch.inference_mode()
+        def go() -> None:
+            for batch, gold in zip(self._batches, self._gold, strict=True):
+                after(self._features(batch), gold)
+
+        return go
+
+    def _features(self, batch: Batch) -> Tensor:
+        return self._engine.way.features([row.token_ids[:-1] for row in batch])
+
+    def _head(self, features: Tensor) -> None:
+        for part in torch.split(features, self._engine.chunk):
+            self._engine.halves.logits(part)
+
+    def _reduce(self, features: Tensor, gold: Tensor) -> list[Any]:
+        head, reduce = self._engine.halves.logits, self._engine.reduction.reduce
+        fields = (features, gold, self._none.expand(len(gold), 0))
+        chunk = self._engine.chunk
+        parts = zip(*(torch.split(field, chunk) for field in fields), strict=True)
+        return [reduce(head(part), *rest) for part, *rest in parts]
+
+
+def measure(
+    name: str, shape: Shape, size: str, rounds: int, clock: gpu.Clock, peak_flops: float
+) -> dict[str, Any]:
+    """Measures all ways on both loads with a model of a shape."""
+    model = gpu_models.build(shape).eval()
+    weights = gpu.held_bytes()
+    made = functools.partial(
+        Engine, model, n_ids=shape.vocabulary, top_k=K, batch_tokens=BATCH_TOKENS[size]
+    )
+    engine = made()
+    plain = made(kernels=False) if engine.reduction.name != "plain torch" else None
+    each = gpu_models.flop_of(shape, [shape.tokens]) / shape.tokens
+    tokens = max(4 * BATCH_TOKENS[size], int(SLICE_FLOP[size] / each))
+    loads = {}
+    for load, lengths in loads_of(shape, tokens).items():
+        rows = rows_of(lengths, shape.vocabulary)
+        passes = Passes(engine, rows)
+        ways = passes.ways()
+        if plain is not None:
+            ways["plain"] = Passes(plain, rows).score
+        taken = gpu.seconds(ways, rounds=rounds, warm=1, clock=clock)
+        flop = gpu_models.flop_of(shape, lengths)
+        loads[load] = {
+            "windows": len(lengths),
+            **figures(taken, sum(lengths), flop, peak_flops),
+            **memory(passes, weights, clock),
+        }
+        loads[load]["aims"] = aims(name, loads[load])
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "dtype": str(model.dtype),
+        "weights_bytes": weights,
+        "way": engine.way.name,
+        "reduction": engine.reduction.name,
+        "batch_tokens": BATCH_TOKENS[size],
+        "chunk_positions": engine.chunk,
+        "computed_head_extra_bytes": held.score_extra_bytes(
+            BATCH_TOKENS[size], shape.width, shape.vocabulary, k=K
+        ),
+        "loads": loads,
+    }
+
+
+def figures(
+    taken: dict[str, float], tokens: int, flop: float, peak_flops: float
+) -> dict[str, Any]:
+    """Tells rates and ratios of what the ways took."""
+
+    def over(way: str, other: str) -> float | None:
+        known = way in taken and other in taken
+        return taken[way] / taken[other] - 1 if known else None
+
+    return {
+        "tokens": tokens,
+        "seconds": taken,
+        "tokens_per_s": {way: tokens / s for way, s in taken.items()},
+        "model_tflop": flop / 1e12,
+        "mfu": {
+            way: flop / taken[way] / peak_flops
+            for way in ("bare", "scored", "plain")
+            if way in taken
+        },
+        "overhead": over("scored", "bare"),
+        "overhead_of_reduction": over("reduced", "chunked"),
+        "overhead_of_the_rest": over("scored", "reduced"),
+        "overhead_without_kernels": over("plain", "bare"),
+    }
+
+
+def memory(passes: Passes, weights: int, clock: gpu.Clock) -> dict[str, Any]:
+    """Tells what is held at the peak of scoring, and of head and reduction alone."""
+    peak = extra = None
+    if clock.allows("peak of scoring"):
+        peak = gpu.peak_bytes(passes.score)
+    if clock.allows("memory of head and reduction"):
+        extra = passes.head_extra_bytes()
+    return {
+        "peak_bytes": peak,
+        "extra_bytes": None if peak is None else peak - weights,
+        "head_extra_bytes": extra,
+    }
+
+
+def aims(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Says which aims a load has, and whether each is met; None: nobody knows."""
+    known = {
+        "tokens_per_s": (
+            found["tokens_per_s"].get("scored"),
+            AIM_TOKENS_PER_S.get(name),
+            True,
+        ),
+        "overhead": (found["overhead"], AIM_OVERHEAD.get(name), False),
+        "head_extra_bytes": (found["head_extra_bytes"], AIM_HEAD_EXTRA_BYTES, False),
+    }
+    return {
+        what: {
+            "aim": aim,
+            "at": "least" if least else "most",
+            "met": None if value is None else (value >= aim if least else value <= aim),
+        }
+        for what, (value, aim, least) in known.items()
+        if aim is not None
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures all shapes, and prints a JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    full = torch.cuda.is_available()
+    parser.add_argument(
+        "--size", choices=("full", "tiny"), default="full" if full else "tiny"
+    )
+    parser.add_argument("--rounds", type=int, default=4, help="timed passes of a way")
+    parser.add_argument(
+        "--limit_s", type=float, default=gpu.LIMIT_S, help="nothing begins after it"
+    )
+    given = parser.parse_args(argv)
+    shapes = gpu_models.SHAPES if given.size == "full" else {"tiny": gpu_models.TINY}
+    clock = gpu.Clock(len(shapes), given.limit_s)
+    found = gpu.about()
+    peak_flops = found["matmul_tflops"] * 1e12
+    found["scoring"] = {}
+    for name, shape in shapes.items():
+        part = functools.partial(
+            measure, name, shape, given.size, given.rounds, clock, peak_flops
+        )
+        found["scoring"][name] = clock.run(f"scoring with {name}", part)
+    gpu.show({**found, "not_done": clock.not_done, "wall_s": clock.wall_s})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
