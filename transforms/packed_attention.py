@@ -101,7 +101,9 @@ _LAYOUT: ContextVar[Layout] = ContextVar("how windows lie")
 
 
 @contextlib.contextmanager
-def lying(configs: Sequence[Any], layout: Layout, *, told: bool = False):  # type: ignore[no-untyped-def]
+def lying(
+    configs: Sequence[Any], layout: Layout, *, told: bool = False
+) -> Iterator[None]:
     """Makes models compute attention inside windows alone.
 
     Args:
@@ -215,12 +217,9 @@ def flash(
     if how.sinks is not None:
         return by_window(query, key, value, layout, how)
     ends = layout.ends(query.device)
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     made = flash_attn_varlen_func(
-        *(part[0].transpose(0, 1) for part in (query, key, value)),
-        ends,
-        ends,
-        layout.longest,
-        layout.longest,
+        *(q, k, v, ends, ends, layout.longest, layout.longest),
         softmax_scale=how.scale,
         causal=True,
         window_size=_back(how),
@@ -256,14 +255,9 @@ def varlen(
     if "enable_gqa" in known:
         more["enable_gqa"] = query.shape[1] != key.shape[1]
     ends = layout.ends(query.device)
-    made = varlen_attn(
-        *(part[0].transpose(0, 1) for part in (query, key, value)),
-        ends,
-        ends,
-        layout.longest,
-        layout.longest,
-        **more,
-    )
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    longest = layout.longest
+    made: Any = varlen_attn(q, k, v, ends, ends, longest, longest, **more)
     return made[None]
 
 

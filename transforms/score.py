@@ -1,5 +1,6 @@
 """Scores the slices of a windows folder with one model."""
 
+import contextlib
 import dataclasses
 import gc
 import threading
@@ -13,13 +14,16 @@ from schemas import files, parquet, scores, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.plan import Slice
 from schemas.scores import Score
-from transforms import devices, scorer
+from transforms import devices, overlap, scorer
 from transforms.functional import counted
 from transforms.scorer import Scorer, ScorerSettings
 
 _LOADING = threading.Lock()
 _LOADED: dict[tuple[ScorerSettings, str, str], Scorer] = {}
 """The process's model, at most one."""
+
+_BEHIND = 2
+"""Row groups that may wait to be encoded and written."""
 
 
 def _load(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
@@ -110,24 +114,40 @@ class ScoreSlices:
         shared_scorer(self.settings, self.model, self.tokenizer)
 
     def fill(self, piece: Slice, tables: parquet.TableWriter) -> None:
-        """Scores a slice; a row group of scores for each row group of windows."""
-        groups = list(windows.read_slice(self.windows, piece))
+        """Scores a slice; a row group of scores for each row group of windows.
+
+        Row groups are read and tokenized ahead of the model, and encoded and written
+        behind it, at once.
+        """
         model = shared_scorer(self.settings, self.model, self.tokenizer)
-        batch = model.score([window for group in groups for window in group])
-        self._check(piece, batch.scores)
-        start = 0
-        for group in groups:
-            made = batch.scores[start : start + len(group)]
+        count = Counter[str]()
+        errors: list[str] = []
+
+        def write(made: list[Score]) -> None:
             tables.write(scores.to_table(made, self.schema))
-            start += len(group)
+
+        groups = windows.read_slice(self.windows, piece)
+        with (
+            contextlib.closing(model.stream(groups)) as stream,
+            overlap.behind(write, _BEHIND) as put,
+        ):
+            for scored in stream:
+                put(scored.scores)
+                count["windows"] += len(scored.scores)
+                count["tokens"] += sum(
+                    max(0, len(s.token_ids) - 1) for s in scored.scores
+                )
+                count["halved_batches"] += scored.halved_batches
+                errors += [s.error for s in scored.scores if s.error is not None]
+        self._check(piece, errors, count["windows"])
         if self.settings.tail_samples:
             tables.footer["tail_samples"] = self.settings.tail_samples
         tables.footer.update(
             k=self.settings.top_k,
-            windows=len(batch.scores),
-            failed=sum(s.error is not None for s in batch.scores),
-            tokens=sum(max(0, len(s.token_ids) - 1) for s in batch.scores),
-            halved_batches=batch.halved_batches,
+            windows=count["windows"],
+            failed=len(errors),
+            tokens=count["tokens"],
+            halved_batches=count["halved_batches"],
         )
 
     def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:
@@ -159,14 +179,13 @@ class ScoreSlices:
         """Lets go of the model."""
         unload()
 
-    def _check(self, piece: Slice, scored: list[Score]) -> None:
-        errors = [s.error for s in scored if s.error is not None]
-        if len(errors) > self.max_reject_fraction * len(scored):
+    def _check(self, piece: Slice, errors: list[str], total: int) -> None:
+        if len(errors) > self.max_reject_fraction * total:
             # Digits are places and sizes: without them like errors count as one.
             reasons = Counter("".join(c for c in e if not c.isdigit()) for e in errors)
             raise FusionError(
                 f"at most {self.max_reject_fraction:g} of the windows of slice"
-                f" {piece.index} may fail, got {len(errors)} of {len(scored)}:"
+                f" {piece.index} may fail, got {len(errors)} of {total}:"
                 f" {errors[0]} ({len(reasons)} kinds of error); mend the cause, or"
                 " allow a share by --max_reject_fraction"
             )

@@ -21,12 +21,15 @@ from schemas import scores
 from schemas.errors import AlignmentError
 from schemas.scores import Score
 from schemas.windows import Window
-from transforms import causal, checkpoint, devices, tokenizer
+from transforms import causal, checkpoint, devices, overlap, tokenizer
 from transforms.causal import Dtype
 from transforms.engine import Engine, Row
 from transforms.functional import chances, counted
 from transforms.logits import Kept
 from transforms.tokenizer import Encoding, Tokenizer
+
+_AHEAD = 2
+"""Groups of windows that are read and tokenized ahead."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,12 +250,21 @@ class Scorer:
         return scored
 
     def stream(self, groups: Iterable[Sequence[Window]]) -> Iterator[Scored]:
-        """Scores groups of windows one after the other, as `score` does all of them.
+        """Scores groups of windows as `score` does, batches across groups included.
+
+        Groups are read and tokenized ahead, in a thread that ends with the generator.
+
+        Args:
+          groups: windows; their iterator is used in that thread alone.
 
         Yields:
-          The scores of each group, in order.
+          The scores of each group, in order, as soon as they are there.
+
+        Raises:
+          Exception: what `groups` raises, at once.
         """
-        yield from self._scored(self._read(groups))
+        with overlap.ahead(self._read(groups), _AHEAD) as read:
+            yield from self._scored(read)
 
     def _read(self, groups: Iterable[Sequence[Window]]) -> Iterator[_Group]:
         """Tokenizes groups of windows."""
