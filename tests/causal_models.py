@@ -38,6 +38,43 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"num_local_experts": 3}),
     # its head reaches past the base model, so it cannot be cut
     "opt": ("opt", {"ffn_dim": 24, "word_embed_proj_dim": 16}),
+    "mistral": ("mistral", {"sliding_window": 8}),
+    # attention sinks
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+    # rotary embeddings that change with the longest row
+    "phi3": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 40,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": [1.0, 2.0, 3.0, 4.0],
+                "short_factor": [1.0, 1.0, 1.0, 1.0],
+            },
+        },
+    ),
+    # windows end at every fiftieth token
+    "llama4": (
+        "llama4_text",
+        {
+            "head_dim": 8,
+            "attention_chunk_size": 50,
+            "intermediate_size_mlp": 24,
+            "num_local_experts": 2,
+            "layer_types": ["chunked_attention", "full_attention"],
+        },
+    ),
+    # a convolution that runs on from window to window
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
     # its state runs on from window to window
     "mamba": ("mamba", {"state_size": 4}),
     "bert": ("bert", {}),  # looks ahead
