@@ -67,7 +67,7 @@ def _measure_row(
         peak = tl.max(z, 1)
         higher = tl.maximum(top, peak * per_nat)
         parts = tl.exp2(tl.fma(z, per_nat, -higher[:, None]))
-        total = total * tl.exp2(top - higher)[:, None] + parts
+        total = tl.fma(total, tl.exp2(top - higher)[:, None], parts)
         top = higher
         if start + tiles * tile > n_ids:
             peak = tl.max(tl.where(at < n_ids, z, float("-inf")), 1)
