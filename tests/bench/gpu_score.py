@@ -16,8 +16,9 @@ becomes windows that are full. Ways take turns on the same batches:
     scored   all that the engine does, token ids to each window's arrays on the host
     plain    the same without Triton's kernels, where `scored` uses them
 
-`overhead` is the time of `scored` over that of `bare`, less 1; `of_reduction` that of
-`reduced` over `chunked`, `of_the_rest` that of `scored` over `reduced`. Tokens are real
+`overhead` is the time of `scored` over that of `bare` or `chunked`, whichever is less,
+less 1; `of_reduction` that of `reduced` over `chunked`, `of_the_rest` that of `scored`
+over `reduced`, `without_kernels` that of `plain` as `overhead`. Tokens are real
 ones, those that a window's model reads; padding counts as none. `mfu` is what the model
 must compute for them (`gpu_models.flop_of`) in a second, over the product of matrices
 measured here. `head_extra_bytes` is what head and reduction hold at their peak above
@@ -25,13 +26,18 @@ features and weights, `computed_head_extra_bytes` the same by the shapes alone (
 without kernels.
 
 It ends within 8 minutes: what there was no time for is named in `not_done`, and so is
-what there was no memory for.
+what there was no memory for. Triton's kernels are tried in a process of their own
+before they are used. What fails says so in its place; the JSON is printed, and the
+script ends with status 1.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import functools
+import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +53,7 @@ from tests.bench.gpu_models import Shape
 from tests.bench.passes import Passes
 from transforms.engine import Engine, Row
 
+ROOT = Path(__file__).resolve().parents[2]
 K = 10
 AIM_TOKENS_PER_S = {"Llama-2-7B": 40_000.0, "Qwen2.5-7B": 40_000.0}
 AIM_OVERHEAD = {"Llama-2-7B": 0.03, "Qwen2.5-7B": 0.03, "Qwen2.5-0.5B": 0.15}
@@ -100,19 +107,64 @@ def read_masks_anywhere() -> None:
         masking_utils.find_packed_sequence_indices = one_window
 
 
-def measure(
-    name: str, shape: Shape, size: str, rounds: int, clock: gpu.Clock, peak_flops: float
-) -> dict[str, Any]:
+TRY_KERNELS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from transforms import reduction
+for dtype in (torch.bfloat16, torch.float32):
+    found = reduction.choose(torch.device("cuda"), dtype, 152_064, n_ids=151_665, k={K})
+    torch.cuda.synchronize()
+    assert found.name != "plain torch"
+"""
+
+
+def kernels_fail() -> str | None:
+    """Tries Triton's kernels where a fault of theirs ends nothing else.
+
+    Returns:
+      Why they are not used; None: they are, where there is a GPU.
+    """
+    if not torch.cuda.is_available():
+        return None
+    words = [sys.executable, "-c", TRY_KERNELS]
+    try:
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    except subprocess.TimeoutExpired:
+        return "they took longer than 100 s"
+    return ended.stderr[-2000:] or "no word" if ended.returncode else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How models are measured.
+
+    Attributes:
+      size: `full` or `tiny`.
+      rounds: timed passes of a way.
+      kernels: whether Triton's kernels may be used.
+      peak_flops: what MFU is told against, a second.
+      clock: shares the time.
+    """
+
+    size: str
+    rounds: int
+    kernels: bool
+    peak_flops: float
+    clock: gpu.Clock
+
+
+def measure(name: str, shape: Shape, how: Measuring) -> dict[str, Any]:
     """Measures all ways on both loads with a model of a shape."""
     model = gpu_models.build(shape).eval()
-    weights = gpu.held_bytes()
+    weights, batch = gpu.held_bytes(), BATCH_TOKENS[how.size]
     made = functools.partial(
-        Engine, model, n_ids=shape.vocabulary, top_k=K, batch_tokens=BATCH_TOKENS[size]
+        Engine, model, n_ids=shape.vocabulary, top_k=K, batch_tokens=batch
     )
-    engine = made()
+    engine = made(kernels=how.kernels)
     plain = made(kernels=False) if engine.reduction.name != "plain torch" else None
     each = gpu_models.flop_of(shape, [shape.tokens]) / shape.tokens
-    tokens = max(4 * BATCH_TOKENS[size], int(SLICE_FLOP[size] / each))
+    tokens = max(4 * batch, int(SLICE_FLOP[how.size] / each))
     loads = {}
     for load, lengths in loads_of(shape, tokens).items():
         rows = rows_of(lengths, shape.vocabulary)
@@ -120,12 +172,12 @@ def measure(
         ways = passes.ways()
         if plain is not None:
             ways["plain"] = Passes(plain, rows).score
-        taken = gpu.seconds(ways, rounds=rounds, warm=1, clock=clock)
+        taken = gpu.seconds(ways, rounds=how.rounds, warm=1, clock=how.clock)
         flop = gpu_models.flop_of(shape, lengths)
         loads[load] = {
             "windows": len(lengths),
-            **figures(taken, sum(lengths), flop, peak_flops),
-            **memory(passes, weights, clock),
+            **figures(taken, sum(lengths), flop, how.peak_flops),
+            **memory(passes, weights, how.clock),
         }
         loads[load]["aims"] = aims(name, loads[load])
     return {
@@ -134,10 +186,10 @@ def measure(
         "weights_bytes": weights,
         "way": engine.way.name,
         "reduction": engine.reduction.name,
-        "batch_tokens": BATCH_TOKENS[size],
+        "batch_tokens": batch,
         "chunk_positions": engine.chunk,
         "computed_head_extra_bytes": held.score_extra_bytes(
-            BATCH_TOKENS[size], shape.width, shape.vocabulary, k=K
+            batch, shape.width, shape.vocabulary, k=K
         ),
         "loads": loads,
     }
@@ -148,9 +200,9 @@ def figures(
 ) -> dict[str, Any]:
     """Tells rates and ratios of what the ways took."""
 
-    def over(way: str, other: str) -> float | None:
-        known = way in taken and other in taken
-        return taken[way] / taken[other] - 1 if known else None
+    def over(way: str, *others: str) -> float | None:
+        known = taken.keys() >= {way, *others}
+        return taken[way] / min(taken[o] for o in others) - 1 if known else None
 
     return {
         "tokens": tokens,
@@ -162,10 +214,10 @@ def figures(
             for way in ("bare", "scored", "plain")
             if way in taken
         },
-        "overhead": over("scored", "bare"),
+        "overhead": over("scored", "bare", "chunked"),
         "overhead_of_reduction": over("reduced", "chunked"),
         "overhead_of_the_rest": over("scored", "reduced"),
-        "overhead_without_kernels": over("plain", "bare"),
+        "overhead_without_kernels": over("plain", "bare", "chunked"),
     }
 
 
@@ -220,17 +272,44 @@ def main(argv: Sequence[str]) -> None:
     )
     given = parser.parse_args(argv)
     shapes = gpu_models.SHAPES if given.size == "full" else {"tiny": gpu_models.TINY}
-    clock = gpu.Clock(len(shapes), given.limit_s)
     found = gpu.about()
-    peak_flops = found["matmul_tflops"] * 1e12
-    found["scoring"] = {}
+    clock = gpu.Clock(len(shapes), given.limit_s)
+    found["kernels_fail"] = kernels_fail()
+    how = Measuring(
+        size=given.size,
+        rounds=given.rounds,
+        kernels=found["kernels_fail"] is None,
+        peak_flops=found["matmul_tflops"] * 1e12,
+        clock=clock,
+    )
     read_masks_anywhere()
-    for name, shape in shapes.items():
-        part = functools.partial(
-            measure, name, shape, given.size, given.rounds, clock, peak_flops
+    scoring = {
+        name: clock.run(
+            f"scoring with {name}", functools.partial(attempt, name, s, how)
         )
-        found["scoring"][name] = clock.run(f"scoring with {name}", part)
-    gpu.show({**found, "not_done": clock.not_done, "wall_s": clock.wall_s})
+        for name, s in shapes.items()
+    }
+    gpu.show(
+        {
+            **found,
+            "scoring": scoring,
+            "not_done": clock.not_done,
+            "wall_s": clock.wall_s,
+        }
+    )
+    if any("failed" in part for part in scoring.values()):
+        sys.exit(1)
+
+
+def attempt(name: str, shape: Shape, how: Measuring) -> dict[str, Any]:
+    """Measures, or tells what failed: other shapes may fare better."""
+    try:
+        return measure(name, shape, how)
+    except torch.cuda.OutOfMemoryError:
+        raise  # the clock tells that
+    except Exception as error:
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def test_scoring_is_measured_without_an_installation(tmp_path: Path) -> None:
     for load in tiny["loads"].values():
         taken = load["seconds"]
         assert load["tokens_per_s"]["scored"] == load["tokens"] / taken["scored"]
-        assert load["overhead"] == taken["scored"] / taken["bare"] - 1
+        bare = min(taken["bare"], taken["chunked"])
+        assert load["overhead"] == taken["scored"] / bare - 1
         assert load["overhead_of_reduction"] == taken["reduced"] / taken["chunked"] - 1
     assert found["not_done"] == []
 
@@ -70,6 +71,21 @@ def test_scoring_that_there_is_no_time_for_is_named(
     found = json.loads(capsys.readouterr().out)
     assert found["scoring"] == {"tiny": {"absent": "out of time"}}
     assert found["not_done"] == ["scoring with tiny: all of it"]
+
+
+def test_a_shape_that_fails_says_so_and_the_json_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(shape: object) -> None:
+        raise RuntimeError("no such shape")
+
+    monkeypatch.setattr(gpu_models, "build", fail)
+    with pytest.raises(SystemExit):
+        gpu_score.main(["--size=tiny"])
+    out = capsys.readouterr()
+    found = json.loads(out.out)
+    assert found["scoring"] == {"tiny": {"failed": "RuntimeError: no such shape"}}
+    assert "Traceback" in out.err
 
 
 def test_an_aim_is_met_or_not_or_nobody_knows() -> None:
