@@ -41,6 +41,7 @@ class ScorerSettings:
       tokenizer: the same for its tokenizer; None = the model's own.
       top_k: entries kept for each position; 0 = none.
       tail_samples: ids drawn for each position from what is not kept; 0 = none.
+      kernels: whether Triton's kernels may reduce logits, where they can.
       dtype: number format of the weights; `auto` is bfloat16 on a GPU that has it.
       device: `cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one.
       batch_tokens: tokens of a forward pass, padding included.
@@ -54,6 +55,7 @@ class ScorerSettings:
     tokenizer: str | None = None
     top_k: int = 10
     tail_samples: int = 0
+    kernels: bool = True
     dtype: Dtype = "auto"
     device: str = "auto"
     batch_tokens: int = 4096
@@ -102,6 +104,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         tokenizer.load(settings.tokenizer or settings.model),
         top_k=settings.top_k,
         tail_samples=settings.tail_samples,
+        kernels=settings.kernels,
         batch_tokens=settings.batch_tokens,
     )
 

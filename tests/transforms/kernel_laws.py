@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.transforms import scoring
 from transforms import kernels, logits, reduction
 from transforms.logits import Reduced
 
@@ -115,3 +116,19 @@ def test_kernels_that_fail_their_trial_are_not_used(
     given, gold = torch.randn(2, 90), torch.tensor([1, 2])
     found = reduce(given.clone(), gold, torch.empty(2, 0, dtype=torch.float64))
     assert torch.equal(found[0], plainly(given, gold, 80, 2)[0])
+
+
+def test_windows_are_scored_by_kernels_as_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reduction, "_TRIAL", 3)
+    windows = [scoring.window("it", 0), scoring.window("a", 1)]
+    _, fast = scoring.make(top_k=3)
+    _, plain = scoring.make(top_k=3, kernels=False)
+    _, drawing = scoring.make(top_k=3, tail_samples=2)
+    names = [one._engine.reduction.name for one in (fast, plain, drawing)]
+    assert names == ["Triton's kernels", "plain torch", "plain torch"]
+    found, wanted = fast.score(windows).scores, plain.score(windows).scores
+    for ours, theirs in zip(found, wanted, strict=True):
+        scoring.assert_close(ours, theirs)
+        assert ours.top_ids.tolist() == theirs.top_ids.tolist()

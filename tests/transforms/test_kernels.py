@@ -21,7 +21,7 @@ TYPES = {
 def test_kernels_keep_their_laws_in_tritons_interpreter() -> None:
     ended = run_interpreted("tests/transforms/kernel_laws.py")
     assert ended.returncode == 0, ended.stdout
-    assert "14 passed" in ended.stdout
+    assert "15 passed" in ended.stdout
 
 
 @pytest.mark.filterwarnings("ignore")  # whatever a compiler has to say
