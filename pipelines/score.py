@@ -51,8 +51,12 @@ class ScoreConfig:
         help="cpu, cuda or cuda:N, on the workers; auto: CUDA where the machine that"
         " starts the command has one",
     )
-    batch_tokens: int = setting(
-        4096, help="tokens of one forward pass, padding included; bounds memory"
+    batch_tokens: int = setting(4096, help="tokens of one forward pass; bounds memory")
+    compile: bool = setting(
+        False,
+        help="have torch compile the model: minutes at the start, for a GPU that small"
+        " kernels keep waiting",
+        omit_default=True,
     )
     threads: int | None = setting(
         None, help="threads of the CPU's arithmetic; left out: what torch takes"
@@ -121,6 +125,7 @@ class ScoreConfig:
             threads=self.threads,
             tune_allocator=not self.keep_malloc,
             share_device=self.share_device,
+            compile=self.compile,
         )
 
 

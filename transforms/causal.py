@@ -242,8 +242,14 @@ class Halves:
         self.device: torch.device = next(model.parameters()).device
         self._cut = self._body is not model
         self._output: Any = None
+        self._compiled: Any = None
         with torch.inference_mode():
             self.width = self._probe()
+
+    def compile(self) -> None:
+        """Has torch compile the body, for inputs of any length, when it runs next."""
+        body = self._body if self._cut else self._model
+        self._compiled = torch.compile(body, dynamic=True)
 
     @property
     def cut(self) -> bool:
@@ -261,7 +267,7 @@ class Halves:
           input_ids: tokens.
           position_ids: where they stand, if not at 0, 1, 2 and so on.
         """
-        run = self._body if self._cut else self._model
+        run = self._compiled or (self._body if self._cut else self._model)
         places = {} if position_ids is None else {"position_ids": position_ids}
         output = run(input_ids=input_ids, use_cache=False, **places)
         return output.last_hidden_state if self._cut else output.logits

@@ -10,6 +10,7 @@ of what comes back. Whatever else runs models may stand in its place.
 
 import dataclasses
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ import torch
 
 from transforms import causal, logits, packing, reduction, transfers
 from transforms.logits import Kept
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,6 +61,17 @@ class Ran:
 _Running = Callable[[], Ran]
 
 
+@functools.cache  # once for each, however many engines there are
+def _tell_uncut(model: str, positions: int) -> None:
+    logger.warning(
+        "the head of a %s does not run apart from its body: logits of all tokens of a"
+        " batch exist at once, so that batches are of %d tokens at most; those of a"
+        " longer window take more memory in proportion",
+        model,
+        positions,
+    )
+
+
 def _ran(
     batch: Sequence[Row], kept: Callable[[], list[Kept]] | None, halved: int
 ) -> Ran:
@@ -86,6 +100,7 @@ class Engine:
         batch_tokens: int = 4096,
         packed: bool = True,
         kernels: bool = True,
+        compiled: bool = False,
     ) -> None:
         """Wraps a loaded model.
 
@@ -97,6 +112,8 @@ class Engine:
           packed: whether rows are laid end to end, where the model takes that.
           kernels: whether Triton's kernels may be used, where they can; not for rows
             with chances.
+          compiled: whether torch compiles the model and what reduces its logits, which
+            takes minutes at the first batch.
 
         Raises:
           ValueError: if the model is not causal.
@@ -105,19 +122,25 @@ class Engine:
         self.width = self.halves.width
         self.longest = causal.longest_input(model)
         self.way = packing.choose(self.halves, packed=packed)
-        device = self.halves.device
+        if compiled:
+            self.halves.compile()
+        device, k = self.halves.device, top_k
         self.reduction = reduction.choose(
             device,
             self.halves.dtype,
             self.width,
             n_ids=min(self.width, n_ids),
-            k=top_k,
+            k=k,
             kernels=kernels,
+            compiled=compiled,
         )
-        self.chunk = logits.positions_at_once(
-            self.width, top_k, device, self.reduction.bytes_a_logit
-        )
+        held = self.reduction.bytes_a_logit
+        self.chunk = logits.positions_at_once(self.width, k, device, held)
         self._batch_tokens = batch_tokens
+        if not self.halves.cut:
+            fit = logits.positions_that_fit(self.width, k, held)
+            self._batch_tokens = min(batch_tokens, fit)
+            _tell_uncut(type(model).__name__, fit)
         self._lock = threading.Lock()
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ran]:

@@ -68,7 +68,10 @@ def reduce_logits(
     ids, kept = top_k(logits[:, :n_ids], peaks, min(k, n_ids))
     gold = logits.gather(1, gold_ids[:, None])[:, 0].float()
     peak = torch.cat([peaks, logits[:, n_ids:]], 1).amax(1, keepdim=True).float()
-    shifted = logits.sub_(peak) if logits.dtype == torch.float32 else logits - peak
+    if logits.dtype == torch.float32 or logits.device.type == "cpu":
+        shifted = logits.float().sub_(peak)  # a CPU would widen them beside the result
+    else:
+        shifted = logits - peak
     weights = shifted.exp_()
     logsumexp = peak[:, 0] + weights.sum(1).log()
     logprobs = (kept - logsumexp[:, None]).clamp(_LOWEST, 0).half().float()
@@ -96,24 +99,40 @@ def fetch(parts: Sequence[Reduced]) -> Callable[[], Kept]:
     return lambda: Kept(**dict(zip(names, wait(), strict=True)))
 
 
-def positions_at_once(
-    width: int, k: int, device: torch.device, bytes_a_logit: int = 8
-) -> int:
-    """Returns for how many positions logits may exist at once.
+def positions_that_fit(width: int, k: int, bytes_a_logit: int = 8) -> int:
+    """Returns for how many positions logits take 0.6 GB at most; 1 at least.
+
+    Tiles and the nearest candidates come on top of the logits.
 
     Tiles and the nearest candidates come on top of the logits.
 
     Args:
       width: logits at each position.
       k: entries that are kept.
-      device: where they are; a CPU is no faster with more than 512.
       bytes_a_logit: what a logit takes in all its forms; see `Reduction`.
     """
     tiles = -(-width // _TILE)
     each = bytes_a_logit * width + 32 * tiles + 32 * _TILE * min(k, tiles)
+    return max(1, _EXTRA_BYTES // each)
+
+
+def positions_at_once(
+    width: int, k: int, device: torch.device, bytes_a_logit: int = 8
+) -> int:
+    """Returns of how many positions the head makes logits at once.
+
+    As many as fit, but no more than make its product any faster; whole tiles of it
+    where there is room for one.
+
+    Args:
+      width: logits at each position.
+      k: entries that are kept.
+      device: where they are.
+      bytes_a_logit: what a logit takes in all its forms.
+    """
     most = 512 if device.type == "cpu" else 8192
-    fit = min(_EXTRA_BYTES // each, most)
-    return max(1, fit - fit % 64 if fit > 64 else fit)
+    fit = min(positions_that_fit(width, k, bytes_a_logit), most)
+    return fit - fit % 64 if fit > 64 else fit
 
 
 def split(kept: Kept, ends: Int64[np.ndarray, " w"]) -> list[Kept]:

@@ -49,6 +49,7 @@ def choose(
     n_ids: int,
     k: int,
     kernels: bool = True,
+    compiled: bool = False,
 ) -> Reduction:
     """Chooses how logits are reduced.
 
@@ -59,10 +60,16 @@ def choose(
       n_ids: ids that may be kept: those below it.
       k: entries to keep.
       kernels: whether Triton's kernels may be used, where they can.
+      compiled: whether torch compiles what is done without them.
     """
     reduce = functools.partial(logits.reduce_logits, n_ids=n_ids, k=k)
+    whole = torch.compile(logits.reduce_logits, dynamic=True) if compiled else None
     # A head may hold its logits twice, and they are widened to float32 once.
-    plain = Reduction(name="plain torch", reduce=reduce, bytes_a_logit=8)
+    plain = Reduction(
+        name="compiled torch" if whole else "plain torch",
+        reduce=functools.partial(whole, n_ids=n_ids, k=k) if whole else reduce,
+        bytes_a_logit=8,
+    )
     if not (kernels and compilers.has_triton(device)):
         return plain
     from transforms import kernels as written  # needs Triton

@@ -44,11 +44,12 @@ class ScorerSettings:
       kernels: whether Triton's kernels may reduce logits, where they can.
       dtype: number format of the weights; `auto` is bfloat16 on a GPU that has it.
       device: `cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one.
-      batch_tokens: tokens of a forward pass, padding included.
+      batch_tokens: tokens of a forward pass, padding, if any, included.
       threads: threads of the CPU's arithmetic; None = torch's choice.
       tune_allocator: whether glibc keeps large blocks, which is faster on a CPU.
       revision: the hub's hash of the model's files; None = the newest.
       share_device: whether other processes may have the same GPU.
+      compile: whether torch compiles the model: minutes at the first batch.
     """
 
     model: str
@@ -63,6 +64,7 @@ class ScorerSettings:
     tune_allocator: bool = True
     revision: str | None = None
     share_device: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
@@ -106,6 +108,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         tail_samples=settings.tail_samples,
         kernels=settings.kernels,
         batch_tokens=settings.batch_tokens,
+        compiled=settings.compile,
     )
 
 
@@ -208,6 +211,7 @@ class Scorer:
         batch_tokens: int = 4096,
         packed: bool = True,
         kernels: bool = True,
+        compiled: bool = False,
     ) -> None:
         """Wraps a loaded model.
 
@@ -221,6 +225,7 @@ class Scorer:
           packed: whether windows are laid end to end, where the model takes that.
           kernels: whether Triton's kernels may be used, where they can, and where
             nothing is drawn.
+          compiled: whether torch compiles the model: minutes at the first batch.
 
         Raises:
           ValueError: if the model is not causal.
@@ -233,6 +238,7 @@ class Scorer:
             batch_tokens=batch_tokens,
             packed=packed,
             kernels=kernels and not tail_samples,
+            compiled=compiled,
         )
         self._k = top_k
         self._tail_samples = tail_samples
