@@ -19,6 +19,9 @@ from transforms.logits import Reduced
 
 logger = logging.getLogger(__name__)
 
+KERNELS = "Triton's kernels"
+"""Name of the reduction by them."""
+
 _TRIAL = 48
 """Positions that the kernels are tried on."""
 
@@ -77,7 +80,7 @@ def choose(
     if not written.suits(dtype, k):
         return plain
     fast = Reduction(
-        name="Triton's kernels",
+        name=KERNELS,
         reduce=functools.partial(_by_kernels, dtype, n_ids, k),
         bytes_a_logit=2 * dtype.itemsize,
     )

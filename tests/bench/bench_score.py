@@ -13,6 +13,7 @@ cores), else with a small model of random weights. `sections` says where the tim
 import contextlib
 import dataclasses
 import pydoc_data.topics
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,8 @@ GROUP_WINDOWS = 8
 LAYERS = 8
 """Of the model that is made where SmolLM2 is not there."""
 TOP_K = 10
+COMPILES = shutil.which("g++") is not None
+"""Whether torch can compile a model for the CPU."""
 LARGEST = (16_384, 2048, 262_144)
 """Positions, width and vocabulary of which the memory of head and reduction is told."""
 
@@ -93,7 +96,7 @@ def run() -> list[dict[str, Any]]:
     total = {way: sum(one[way] for one in rounds) for way in rounds[0]}
     bare = min(("one by one", "packed"), key=lambda way: total[way])
     positions, width, vocabulary = LARGEST
-    return [
+    made = [
         rows.ratio_at_least(
             0.95,
             f"score, {setup.name}, {torch.get_num_threads()} threads",
@@ -118,6 +121,29 @@ def run() -> list[dict[str, Any]]:
             "bytes",
         ),
     ]
+    return [*made, compiled(tokens, total["score"])] if COMPILES else made
+
+
+def compiled(tokens: int, plain_s: float) -> dict[str, Any]:
+    """Measures `--compile` on the same slices; what the compiler takes is left out.
+
+    Args:
+      tokens: of the slices.
+      plain_s: what scoring took without it.
+    """
+    with prepared(compiles=True) as setup:
+        start = time.perf_counter()
+        for piece in setup.slices:
+            slices.make(setup.work, piece)
+        taken = time.perf_counter() - start
+    return rows.ratio_at_least(
+        1.0,
+        f"score --compile, {setup.name}, {torch.get_num_threads()} threads",
+        tokens / taken,
+        "tokens/s",
+        against=f"without, {tokens / plain_s:,.0f} tokens/s",
+        ratio=plain_s / taken,
+    )
 
 
 def sections() -> dict[str, str]:
@@ -206,12 +232,16 @@ def measure(setup: Setup, piece: Slice, *, first: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def prepared() -> Iterator[Setup]:
-    """Makes a windows folder, and loads a model that has scored a little of it."""
+def prepared(*, compiles: bool = False) -> Iterator[Setup]:
+    """Makes a windows folder, and loads a model that has scored a little of it.
+
+    Args:
+      compiles: whether torch compiles the model; it has read all of the text, then.
+    """
     with tempfile.TemporaryDirectory() as folder:
         name, model = model_of(Path(folder))
         settings = ScorerSettings(
-            model=model, top_k=TOP_K, device="cpu", dtype="float32"
+            model=model, top_k=TOP_K, device="cpu", dtype="float32", compile=compiles
         )
         text, output = f"{folder}/windows", f"{folder}/scores"
         work = ScoreSlices(
@@ -224,7 +254,9 @@ def prepared() -> Iterator[Setup]:
         )
         warming, *pieces = (write_slice(text, number) for number in range(SLICES + 1))
         try:
-            slices.make(work, warming)
+            for piece in [warming, *(pieces if compiles else [])]:
+                slices.make(work, piece)
+                Path(output, piece.output).unlink()
             yield Setup(name=name, work=work, slices=pieces)
         finally:
             score.unload()

@@ -52,6 +52,7 @@ from tests.bench import gpu, gpu_models, held
 from tests.bench.gpu_models import Shape
 from tests.bench.passes import Passes
 from transforms.engine import Engine, Row
+from transforms.reduction import KERNELS
 
 ROOT = Path(__file__).resolve().parents[2]
 K = 10
@@ -115,7 +116,7 @@ from transforms import reduction
 for dtype in (torch.bfloat16, torch.float32):
     found = reduction.choose(torch.device("cuda"), dtype, 152_064, n_ids=151_665, k={K})
     torch.cuda.synchronize()
-    assert found.name != "plain torch"
+    assert found.name == {KERNELS!r}
 """
 
 
@@ -143,6 +144,7 @@ class Measuring:
       size: `full` or `tiny`.
       rounds: timed passes of a way.
       kernels: whether Triton's kernels may be used.
+      compiled: whether torch compiles the models' bodies.
       peak_flops: what MFU is told against, a second.
       clock: shares the time.
     """
@@ -150,6 +152,7 @@ class Measuring:
     size: str
     rounds: int
     kernels: bool
+    compiled: bool
     peak_flops: float
     clock: gpu.Clock
 
@@ -159,10 +162,15 @@ def measure(name: str, shape: Shape, how: Measuring) -> dict[str, Any]:
     model = gpu_models.build(shape).eval()
     weights, batch = gpu.held_bytes(), BATCH_TOKENS[how.size]
     made = functools.partial(
-        Engine, model, n_ids=shape.vocabulary, top_k=K, batch_tokens=batch
+        Engine,
+        model,
+        n_ids=shape.vocabulary,
+        top_k=K,
+        batch_tokens=batch,
+        compiled=how.compiled,
     )
     engine = made(kernels=how.kernels)
-    plain = made(kernels=False) if engine.reduction.name != "plain torch" else None
+    plain = made(kernels=False) if engine.reduction.name == KERNELS else None
     each = gpu_models.flop_of(shape, [shape.tokens]) / shape.tokens
     tokens = max(4 * batch, int(SLICE_FLOP[how.size] / each))
     loads = {}
@@ -186,6 +194,7 @@ def measure(name: str, shape: Shape, how: Measuring) -> dict[str, Any]:
         "weights_bytes": weights,
         "way": engine.way.name,
         "reduction": engine.reduction.name,
+        "compiled": how.compiled,
         "batch_tokens": batch,
         "chunk_positions": engine.chunk,
         "computed_head_extra_bytes": held.score_extra_bytes(
@@ -270,6 +279,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--limit_s", type=float, default=gpu.LIMIT_S, help="nothing begins after it"
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="have torch compile bodies: minutes each"
+    )
     given = parser.parse_args(argv)
     shapes = gpu_models.SHAPES if given.size == "full" else {"tiny": gpu_models.TINY}
     found = gpu.about()
@@ -279,6 +291,7 @@ def main(argv: Sequence[str]) -> None:
         size=given.size,
         rounds=given.rounds,
         kernels=found["kernels_fail"] is None,
+        compiled=given.compile,
         peak_flops=found["matmul_tflops"] * 1e12,
         clock=clock,
     )

@@ -23,6 +23,7 @@ def test_a_slice_is_scored_and_its_time_told_part_by_part(
     monkeypatch.setattr(bench_score, "SLICES", 1)
     monkeypatch.setattr(bench_score, "GROUP_WINDOWS", 2)
     monkeypatch.setattr(bench_score, "LAYERS", 1)
+    monkeypatch.setattr(bench_score, "COMPILES", False)
     monkeypatch.setattr(bench_score, "LARGEST", (128, 16, 1000))
     speed, size, memory = bench_score.run()
     assert speed["value"] > 0
