@@ -9,6 +9,7 @@ cut like that, which is tried on a dozen tokens, its logits are its features.
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -26,6 +27,11 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_WITHOUT_BFLOAT16 = (
+    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+    *("AVX512_CORE", "AVX512_CORE_VNNI"),
+)
+"""Sets of instructions, as oneDNN calls them, without bfloat16's products."""
 _LONGEST = ("max_position_embeddings", "max_seq_len", "n_positions")
 """What configurations call the longest input."""
 _PROBE_TOKENS = (12, 5)
@@ -61,11 +67,22 @@ def choose_device(device: str) -> torch.device:
     return named
 
 
-def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """Resolves `auto`: bfloat16 on a GPU that multiplies it, else float32.
+def cpu_multiplies_bfloat16() -> bool:
+    """Says whether this CPU has instructions for it that torch may use.
 
-    A CPU without hardware for bfloat16 is 60 times slower at it, and float16 overflows
-    in some models: neither is chosen unasked.
+    The products are oneDNN's, which heeds its own variable ONEDNN_MAX_CPU_ISA.
+    """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BFLOAT16:
+        return False
+    told = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in told)
+
+
+def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """Resolves `auto`: bfloat16 where this machine multiplies it faster, else float32.
+
+    Some CPUs do, Intel's with AMX or AVX512-BF16 and AMD's since Zen 4; others are 60
+    times slower at it. float16 overflows in some models: it is not chosen unasked.
 
     Raises:
       ValueError: if it is `auto` for a GPU, and this machine has none to look at.
@@ -73,7 +90,7 @@ def choose_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     if dtype != "auto":
         return _DTYPES[dtype]
     if device.type != "cuda":
-        return torch.float32
+        return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
     if not torch.cuda.is_available():
         raise ValueError(
             f"dtype must be given for device {device} where the command starts on a"

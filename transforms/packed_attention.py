@@ -196,11 +196,13 @@ def by_window(
     made = query.new_empty(1, tokens, heads, features)
     for start, length, count in layout.runs():
         stop = start + length * count
-        parts = (
-            part[0, :, start:stop].unflatten(1, (count, length)).transpose(0, 1)
+        q, k, v = (
+            part[0, :, start:stop]
+            .reshape(part.shape[1], count, length, part.shape[3])
+            .transpose(0, 1)
             for part in (query, key, value)
         )
-        made[0, start:stop] = _dense(*parts, how).transpose(1, 2).flatten(0, 1)
+        made[0, start:stop] = _dense(q, k, v, how).transpose(1, 2).flatten(0, 1)
     return made
 
 

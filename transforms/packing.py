@@ -284,7 +284,7 @@ def _differs(way: Packed, lengths: Sequence[int]) -> str:
         for row in rows
     ]
     layout = Layout(lengths, way.kernel)
-    packed = torch.split(way.run(rows, layout), lengths)
+    packed = torch.split(way.run(rows, layout), list(lengths))
     exact = packed[0].dtype == torch.float32
     worst = max(_gap(one, other) for one, other in zip(packed, alone, strict=True))
     if not worst <= (1e-3 if exact else 0.1):
@@ -294,7 +294,7 @@ def _differs(way: Packed, lengths: Sequence[int]) -> str:
             row if place % 2 == kept else _words(halves, place + len(rows), len(row))
             for place, row in enumerate(rows)
         ]
-        other = torch.split(way.run(mixed, layout), lengths)
+        other = torch.split(way.run(mixed, layout), list(lengths))
         felt = max(_gap(other[p], packed[p]) for p in range(kept, len(rows), 2))
         if not felt <= (1e-5 if exact else 2e-2):
             return f"windows feel others by {felt:.1e}"

@@ -148,6 +148,7 @@ class ScoreSlices:
             failed=len(errors),
             tokens=count["tokens"],
             halved_batches=count["halved_batches"],
+            way=model.way,
         )
 
     def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:

@@ -11,7 +11,7 @@ model, settings and hardware.
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -258,7 +258,9 @@ class Scorer:
         (scored,) = self._scored(self._read([windows]))
         return scored
 
-    def stream(self, groups: Iterable[Sequence[Window]]) -> Iterator[Scored]:
+    def stream(
+        self, groups: Iterable[Sequence[Window]]
+    ) -> Generator[Scored, None, None]:
         """Scores groups of windows as `score` does, batches across groups included.
 
         Groups are read and tokenized ahead, in a thread that ends with the generator.

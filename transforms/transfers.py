@@ -26,7 +26,8 @@ def download(tensors: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
     if tensors[0].device.type != "cuda":
         return lambda: [tensor.cpu().numpy() for tensor in tensors]
     device = tensors[0].device
-    aside, done = torch.cuda.Stream(device), torch.cuda.Event()
+    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream(device))
     copies = []
     with torch.cuda.stream(aside):

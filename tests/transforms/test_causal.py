@@ -73,8 +73,19 @@ def test_the_longest_input_is_read_from_the_configuration(name: str) -> None:
     assert causal.longest_input(model) == causal_models.CONTEXT
 
 
-def test_the_cpu_computes_in_float32_unless_told_otherwise() -> None:
+@pytest.mark.parametrize("has", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+    has: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cpu = causal.choose_device("cpu")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert causal.choose_dtype("auto", cpu) == torch.float32
+    monkeypatch.setattr(torch.cpu, has, lambda: True)
+    assert causal.choose_dtype("auto", cpu) == torch.bfloat16
+    assert causal.choose_dtype("float32", cpu) == torch.float32
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # it has, but must not use them
     assert causal.choose_dtype("auto", cpu) == torch.float32
     assert causal.choose_dtype("bfloat16", cpu) == torch.bfloat16
 

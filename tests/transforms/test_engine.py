@@ -2,8 +2,10 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
 
 from tests import causal_models
 from transforms import engine, logits
@@ -114,7 +117,7 @@ def test_packed_rows_come_back_in_order_and_as_soon_as_they_are_known() -> None:
     ready = Engine(causal_models.make("llama", 200), n_ids=200, batch_tokens=20)
     asked: list[int] = []
 
-    def lazily():
+    def lazily() -> Iterator[Row]:
         for row in rows([10] * 12):
             asked.append(row.place)
             yield row
@@ -137,3 +140,23 @@ def test_each_row_runs_once_whatever_the_batches(name: str, budget: int) -> None
     assert sorted(found) == list(range(len(lengths)))
     if name == "llama":
         assert found == list(range(len(lengths)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles by g++")
+@pytest.mark.parametrize("name", ["gemma3", "mpt"])
+def test_a_compiled_model_scores_alike(name: str) -> None:
+    model, lengths = causal_models.make(name, 200), [7, 30, 1, 30, 12, 2, 20, 9]
+    plain, compiled = (
+        Engine(model, n_ids=190, batch_tokens=40, compiled=compiled)
+        for compiled in (False, True)
+    )
+    pairs = zip(plain.run(rows(lengths)), compiled.run(rows(lengths)), strict=True)
+    for one, other in pairs:
+        for left, right in zip(one.kept, other.kept, strict=True):
+            assert left is not None
+            assert right is not None
+            assert_array_equal(left.top_ids, right.top_ids)
+            assert_allclose(left.gold_logprob, right.gold_logprob, atol=1e-4)
+            assert_allclose(left.logsumexp, right.logsumexp, atol=1e-4)

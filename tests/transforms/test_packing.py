@@ -1,6 +1,7 @@
 """Windows that are packed end to end score as they do one by one."""
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from schemas.scores import Score
 from tests import causal_models
+from tests.bench import bench_score, smollm2
 from tests.transforms.scoring import TEXTS, errors, make, window
-from transforms import causal, packing
+from transforms import causal, packing, tokenizer
 from transforms.packed_attention import Layout
 from transforms.packing import Packed
 from transforms.scorer import Scorer
@@ -227,3 +229,21 @@ def test_lack_of_memory_in_the_trial_is_not_taken_for_a_model_that_cannot() -> N
     model.base_model.register_forward_pre_hook(fail)
     with pytest.raises(torch.OutOfMemoryError):
         packing.choose(halves)
+
+
+@pytest.mark.slow
+@pytest.mark.registry
+def test_smollm2_scores_packed_as_it_does_one_by_one() -> None:
+    path = smollm2.find()
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("smollm2 must be there")
+        pytest.skip("smollm2 is not there")
+    cpu = torch.device("cpu")
+    model = causal.load_model(str(path), dtype=torch.float32, device=cpu)
+    made = tokenizer.load(str(path))
+    given = bench_score.cut(0)
+    packed, alone = Scorer(model, made), Scorer(model, made, packed=False)
+    assert packed.way.startswith("packed")
+    wanted = [alone.score([one]).scores[0] for one in given]
+    assert largest_gap(packed.score(given).scores, wanted) < 1e-4
