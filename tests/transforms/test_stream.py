@@ -1,16 +1,18 @@
 """Reading ahead, the model, and writing behind it: at once, in order, to an end."""
 
+import io
 import itertools
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from schemas import scores, windows
 from schemas.errors import SchemaError
+from schemas.parquet import TableWriter
+from schemas.plan import Slice
 from schemas.windows import Window
 from tests.transforms.scoring import WINDOWS, gpu_is_full, limit_tokens, make
 from transforms import score
@@ -132,11 +134,12 @@ class Model:
             yield next(self.found)
 
 
-class Tables:
-    """Takes row groups, and may be slow at it."""
+class Tables(TableWriter):
+    """Keeps row groups, and does something before it takes each."""
 
-    def __init__(self, write: Any = lambda _: None) -> None:
-        self.footer: dict[str, Any] = {}
+    def __init__(self, write: Callable[[pa.Table], None] = lambda _: None) -> None:
+        nowhere = pq.ParquetWriter(io.BytesIO(), WORK.schema)
+        super().__init__(writer=nowhere, footer={})
         self.held: list[pa.Table] = []
         self.on_write = write
 
@@ -153,7 +156,15 @@ WORK = ScoreSlices(
     tokenizer="",
     identity="",
 )
-PIECE: Any = SimpleNamespace(index=0)
+PIECE = Slice(
+    index=0,
+    file="w.parquet",
+    row_group_start=0,
+    row_group_stop=8,
+    windows=8,
+    text_bytes=0,
+    digest="",
+)
 
 
 @pytest.fixture
@@ -184,7 +195,7 @@ def test_the_model_goes_on_while_a_row_group_is_written(
         assert second_is_scored.wait(WAIT_S)
 
     use(monkeypatch, run())
-    tables: Any = Tables(write)
+    tables = Tables(write)
     WORK.fill(PIECE, tables)
     assert pa.concat_tables(tables.held).equals(table(made))
     assert tables.footer["windows"] == len(WINDOWS)
@@ -200,7 +211,7 @@ def test_a_disk_that_is_full_ends_a_slice_with_its_own_error(
         raise error("no space left")
 
     use(monkeypatch, iter(made))
-    tables: Any = Tables(write)
+    tables = Tables(write)
     with pytest.raises(error, match="no space left"):
         WORK.fill(PIECE, tables)
     assert tables.held == []
@@ -217,7 +228,7 @@ def test_a_corrupt_slice_ends_with_its_own_error(
 
     monkeypatch.setattr(windows, "read_slice", read)
     use(monkeypatch, iter(made))
-    tables: Any = Tables()
+    tables = Tables()
     with pytest.raises(SchemaError, match="must hold the windows of slice 0"):
         WORK.fill(PIECE, tables)
     assert tables.footer == {}
