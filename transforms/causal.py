@@ -284,7 +284,9 @@ class Halves:
           input_ids: tokens.
           position_ids: where they stand, if not at 0, 1, 2 and so on.
         """
-        run = self._compiled or (self._body if self._cut else self._model)
+        run = self._body if self._cut else self._model
+        if self._compiled is not None:
+            run = self._compiled
         places = {} if position_ids is None else {"position_ids": position_ids}
         output = run(input_ids=input_ids, use_cache=False, **places)
         return output.last_hidden_state if self._cut else output.logits
