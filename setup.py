@@ -71,6 +71,7 @@ EXTRAS = {
         "google-cloud-storage>=3,<4",
         "hypothesis>=6.120,<7",
         "mypy>=1.15,<3",
+        "pandas>=2.2,<4",
         "polars>=1.20,<3",
         "pre-commit>=4,<5",
         "pytest>=8.3,<10",

@@ -16,7 +16,7 @@ from schemas.errors import SchemaError
 from schemas.manifest import Manifest
 from schemas.settings import setting
 from transforms import fuse, rows
-from transforms.functional import codec
+from transforms.functional import codec, nucleus
 from transforms.fuse import FuseSlices
 from transforms.mixing import Mixing
 from transforms.sources import Source
@@ -70,6 +70,15 @@ class FuseConfig:
         True, help="let the target's own distributions be a candidate"
     )
     top_k: int = setting(10, help="entries kept for each position")
+    top_p: float | None = setting(
+        None,
+        help="keep of the top_k entries of a position as few as sum to this mass, in"
+        " (0, 1]; left out: all",
+        omit_default=True,
+    )
+    min_k: int = setting(
+        1, help="entries that top_p keeps in any case", omit_default=True
+    )
     tail_samples: int = setting(
         0,
         help="entries drawn for each position, by probability, from what is not kept;"
@@ -99,6 +108,11 @@ class FuseConfig:
         """Checks what can be checked without reading a file."""
         if not 1 <= self.top_k <= codec.MAX_K:
             raise ValueError(f"top_k must be in [1, {codec.MAX_K}], got {self.top_k}")
+        if nucleus.of(self.top_p, self.min_k, k=self.top_k) and self.tail_samples:
+            raise ValueError(
+                "top_p must be left out where tail_samples are drawn, which tell of the"
+                f" tail all the same, got {self.top_p} and {self.tail_samples}"
+            )
         if not 0 <= self.tail_samples <= codec.MAX_K - self.top_k:
             raise ValueError(
                 f"tail_samples must be in [0, {codec.MAX_K} - top_k], got"
@@ -312,6 +326,7 @@ def mixing_of(config: FuseConfig) -> Mixing:
         reference=config.reference,
         temperature=config.temperature,
         top_k=config.top_k,
+        chosen=nucleus.of(config.top_p, config.min_k, k=config.top_k),
         tail_samples=config.tail_samples,
         shares=static.shares(names) if static else (),
         domain_shares=static.domain_shares(names) if static else {},

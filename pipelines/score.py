@@ -11,6 +11,7 @@ from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
 from schemas.settings import setting
 from transforms import score, scorer, tokenizer
+from transforms.functional import nucleus
 from transforms.scorer import ScorerSettings
 
 
@@ -29,6 +30,15 @@ class ScoreConfig:
         shapes_output=False,
     )
     top_k: int = setting(10, help="entries kept for each position")
+    top_p: float | None = setting(
+        None,
+        help="keep of the top_k entries of a position as few as sum to this mass, in"
+        " (0, 1]; left out: all",
+        omit_default=True,
+    )
+    min_k: int = setting(
+        1, help="entries that top_p keeps in any case", omit_default=True
+    )
     tail_samples: int = setting(
         0,
         help="ids drawn for each position, by probability, from what is not kept: an"
@@ -97,6 +107,7 @@ class ScoreConfig:
         """Checks what can be checked without reading a file."""
         if self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        nucleus.of(self.top_p, self.min_k, k=self.top_k)
         if self.tail_samples < 0:
             raise ValueError(
                 f"tail_samples must be at least 0, got {self.tail_samples}"
@@ -117,6 +128,8 @@ class ScoreConfig:
             model=self.model,
             tokenizer=self.tokenizer,
             top_k=self.top_k,
+            top_p=self.top_p,
+            min_k=self.min_k,
             tail_samples=self.tail_samples,
             kernels=self.kernels,
             dtype=self.dtype,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from transforms import causal, logits, packing, reduction, transfers
+from transforms.functional.nucleus import Nucleus
 from transforms.logits import Kept
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Engine:
         *,
         n_ids: int,
         top_k: int = 10,
+        chosen: Nucleus | None = None,
         batch_tokens: int = 4096,
         packed: bool = True,
         kernels: bool = True,
@@ -108,6 +110,7 @@ class Engine:
           model: a causal language model of transformers, in evaluation mode.
           n_ids: ids from it on are never kept.
           top_k: entries to keep for each position; 0 = none, which is faster.
+          chosen: which of them to keep; None = all.
           batch_tokens: tokens of a forward pass, padding included.
           packed: whether rows are laid end to end, where the model takes that.
           kernels: whether Triton's kernels may be used, where they can; not for rows
@@ -131,6 +134,7 @@ class Engine:
             self.width,
             n_ids=min(self.width, n_ids),
             k=k,
+            chosen=chosen,
             kernels=kernels,
             compiled=compiled,
         )

@@ -211,7 +211,9 @@ class FuseSlices:
         """Mixes rows, and cuts them down to what is kept."""
         k, draws = self.mixing.top_k, self.mixing.tail_samples
         if not draws:
-            return fuse.fuse_rows(projected, weights, k=k)
+            mixture = fuse.fuse_rows(projected, weights, k=k)
+            chosen = self.mixing.chosen
+            return mixture if chosen is None else fuse.keep_nucleus(mixture, chosen)
         every = sum(source.ids.shape[1] for source in projected)
         rows = fuse.fuse_rows(projected, weights, k=every)
         decide = chances.derive("fuse", window.window_id, len(rows.covered), draws)

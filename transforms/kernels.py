@@ -30,9 +30,6 @@ _TILES = 32
 _MOST = 128
 """Entries that the second kernel may be asked for: each costs it a turn."""
 
-_LOWEST = -65504.0
-"""The most negative float16."""
-
 _LOG2E = math.log2(math.e)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -97,7 +94,6 @@ def _choose_row(
     turns: tl.constexpr,
     slots: tl.constexpr,
     tile: tl.constexpr,
-    lowest: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     norm = tl.load(norms + row)
@@ -128,8 +124,7 @@ def _choose_row(
         first = tl.min(tl.min(tl.where(near == best, places, 2147483647), 1), 0)
         found = best > float("-inf")
         near = tl.where(places == first, float("-inf"), near)
-        logprob = tl.minimum(tl.maximum(best - norm, lowest), 0.0)
-        logprob = logprob.to(tl.float16).to(tl.float32)
+        logprob = tl.minimum(best - norm, 0.0)
         tl.store(ids + row * k + i, tl.where(found, first, -1))
         tl.store(logprobs + row * k + i, tl.where(found, logprob, float("-inf")))
 
@@ -186,7 +181,6 @@ def reduce_logits(
                 min(k, n_tiles),
                 triton.next_power_of_2(min(k, n_tiles)),
                 TILE,
-                _LOWEST,
                 num_warps=4,
             )
     return ids, chosen, norms, golds, finite.view(torch.bool)

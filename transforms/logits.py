@@ -10,13 +10,12 @@ from torch.nn import functional as F
 
 from schemas.shapes import Bool, Float, Float32, Float64, Int32, Int64
 from transforms import transfers
+from transforms.functional.nucleus import Nucleus
 
 _TILE = 64
 """Ids of which only the largest logit is looked at first."""
 _EXTRA_BYTES = 600_000_000
 """What logits and all that is made of them may take at once."""
-_LOWEST = -65504.0
-"""The most negative float16."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,12 +43,12 @@ def reduce_logits(
     chances: Float64[Tensor, "p r"],
     n_ids: int,
     k: int,
+    chosen: Nucleus | None = None,
 ) -> Reduced:
     """Keeps the k likeliest ids, the log-sum-exp and the gold logprob of each position.
 
-    log p(v) = z[p, v] - logsumexp(z[p, :]), over all logits, in float32. The kept
-    logprobs are rounded to float16's 11 significant bits, after they have been ordered.
-    A logit of minus infinity is a probability of 0: it is never kept, and where the
+    log p(v) = z[p, v] - logsumexp(z[p, :]), over all logits, in float32. A logit of
+    minus infinity is a probability of 0: it is never kept, and where the
     gold token has it the position is not finite. Of what is neither kept nor gold, r
     ids are drawn; see `draw_rest`.
 
@@ -60,6 +59,7 @@ def reduce_logits(
       chances: uniform random numbers in [0, 1), one a draw; r may be 0.
       n_ids: ids that may be kept: those below it.
       k: entries to keep; where there are fewer, id -1 and logprob -inf follow.
+      chosen: which of them to keep; None = all. Others may be drawn.
 
     Returns:
       The fields of `Kept`.
@@ -74,8 +74,11 @@ def reduce_logits(
         shifted = logits - peak
     weights = shifted.exp_()
     logsumexp = peak[:, 0] + weights.sum(1).log()
-    logprobs = (kept - logsumexp[:, None]).clamp(_LOWEST, 0).half().float()
+    logprobs = (kept - logsumexp[:, None]).clamp(max=0)
     missing = kept == -torch.inf
+    if chosen is not None:
+        missing |= outside(logprobs, chosen)
+    taken = torch.where(missing, gold_ids[:, None], ids)
     behind = (0, k - kept.shape[1])
     return (
         F.pad(ids.int().masked_fill(missing, -1), behind, value=-1),
@@ -83,7 +86,7 @@ def reduce_logits(
         logsumexp,
         (gold - logsumexp).clamp(max=0),
         logsumexp.isfinite() & gold.isfinite(),
-        draw_rest(weights, torch.cat([ids, gold_ids[:, None]], 1), chances, n_ids),
+        draw_rest(weights, torch.cat([taken, gold_ids[:, None]], 1), chances, n_ids),
     )
 
 
@@ -173,6 +176,14 @@ def top_k(
     near = logits.gather(1, ids.clamp(max=v - 1)).float()
     places = _first(near.masked_fill(ids >= v, -torch.inf), k)
     return ids.gather(1, places), near.gather(1, places)
+
+
+def outside(logprobs: Float32[Tensor, "p k"], chosen: Nucleus) -> Bool[Tensor, "p k"]:
+    """Says which entries do not stay; the twin of `nucleus.outside` on tensors."""
+    probs = logprobs.double().exp()
+    before = F.pad(probs.cumsum(1)[:, :-1], (1, 0))
+    ranks = torch.arange(probs.shape[1], device=probs.device)
+    return (before >= chosen.top_p) & (ranks >= chosen.min_k)
 
 
 def draw_rest(

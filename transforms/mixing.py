@@ -8,6 +8,7 @@ import numpy as np
 
 from schemas import windows
 from transforms.functional import weigh
+from transforms.functional.nucleus import Nucleus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Mixing:
       reference: whether costs and weights are the authors' own.
       temperature: of avgce, in bits per byte.
       top_k: entries kept for each position.
+      chosen: which of them stay; None = all.
       tail_samples: entries drawn for each position from what else the sources say;
         0 = none, all that is not kept is tail.
       shares: of "static", the weight of each source, in the sources' order.
@@ -34,6 +36,7 @@ class Mixing:
     reference: bool
     temperature: float
     top_k: int
+    chosen: Nucleus | None = None
     tail_samples: int = 0
     shares: tuple[float, ...] = ()
     domain_shares: Mapping[str, tuple[float, ...]] = dataclasses.field(

@@ -9,12 +9,14 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from schemas.shapes import Float, Float64, Int64
 from transforms import compilers, logits
+from transforms.functional.nucleus import Nucleus
 from transforms.logits import Reduced
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ def choose(
     *,
     n_ids: int,
     k: int,
+    chosen: Nucleus | None = None,
     kernels: bool = True,
     compiled: bool = False,
 ) -> Reduction:
@@ -62,15 +65,17 @@ def choose(
       width: logits of a position.
       n_ids: ids that may be kept: those below it.
       k: entries to keep.
+      chosen: which of them to keep; None = all.
       kernels: whether Triton's kernels may be used, where they can.
       compiled: whether torch compiles what is done without them.
     """
-    reduce = functools.partial(logits.reduce_logits, n_ids=n_ids, k=k)
+    kept: dict[str, Any] = {"n_ids": n_ids, "k": k, "chosen": chosen}
+    reduce = functools.partial(logits.reduce_logits, **kept)
     whole = torch.compile(logits.reduce_logits, dynamic=True) if compiled else None
     # A head may hold its logits twice, and they are widened to float32 once.
     plain = Reduction(
         name="compiled torch" if whole else "plain torch",
-        reduce=functools.partial(whole, n_ids=n_ids, k=k) if whole else reduce,
+        reduce=functools.partial(whole, **kept) if whole else reduce,
         bytes_a_logit=8,
     )
     if not (kernels and compilers.has_triton(device)):
@@ -81,7 +86,7 @@ def choose(
         return plain
     fast = Reduction(
         name=KERNELS,
-        reduce=functools.partial(_by_kernels, dtype, n_ids, k),
+        reduce=functools.partial(_by_kernels, dtype, n_ids, k, chosen),
         bytes_a_logit=2 * dtype.itemsize,
     )
     try:
@@ -102,6 +107,7 @@ def _by_kernels(
     dtype: torch.dtype,
     n_ids: int,
     k: int,
+    chosen: Nucleus | None,
     given: Float[Tensor, "p v"],
     gold_ids: Int64[Tensor, " p"],
     chances: Float64[Tensor, "p r"],
@@ -110,9 +116,15 @@ def _by_kernels(
     from transforms import kernels as written
 
     if chances.shape[1] or given.dtype != dtype:  # draws need the weights of all ids
-        return logits.reduce_logits(given, gold_ids, chances, n_ids, k)
+        return logits.reduce_logits(given, gold_ids, chances, n_ids, k, chosen)
     drawn = gold_ids.new_empty(chances.shape, dtype=torch.int32)
-    return *written.reduce_logits(given, gold_ids, n_ids, k), drawn
+    found = written.reduce_logits(given, gold_ids, n_ids, k)
+    ids, logprobs, norms, golds, finite = found
+    if chosen is not None:
+        left_out = logits.outside(logprobs, chosen)
+        ids = ids.masked_fill(left_out, -1)
+        logprobs = logprobs.masked_fill(left_out, -torch.inf)
+    return ids, logprobs, norms, golds, finite, drawn
 
 
 def _trial(device: torch.device, dtype: torch.dtype, width: int) -> Tensor:
@@ -133,7 +145,7 @@ def _agree(plain: Reduce, fast: Reduce, given: Tensor) -> bool:
     return bool(
         torch.equal(ours[0], ids)
         and torch.equal(ours[4], finite)
-        and torch.allclose(ours[1], logprobs, rtol=2**-10, atol=1e-4)
+        and torch.allclose(ours[1], logprobs, rtol=1e-5, atol=1e-4)
         and torch.allclose(ours[2], norms, rtol=1e-5, atol=1e-5)
         and torch.allclose(ours[3], golds, rtol=1e-5, atol=1e-4)
     )

@@ -15,7 +15,7 @@ from schemas.errors import FusionError, SchemaError
 from schemas.plan import Slice
 from schemas.scores import Score
 from transforms import devices, overlap, scorer
-from transforms.functional import counted
+from transforms.functional import counted, rounding
 from transforms.scorer import Scorer, ScorerSettings
 
 _LOADING = threading.Lock()
@@ -124,7 +124,8 @@ class ScoreSlices:
         errors: list[str] = []
 
         def write(made: list[Score]) -> None:
-            tables.write(scores.to_table(made, self.schema))
+            rounded = [rounding.round_score(score) for score in made]
+            tables.write(scores.to_table(rounded, self.schema))
 
         groups = windows.read_slice(self.windows, piece)
         with (

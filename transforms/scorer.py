@@ -24,7 +24,8 @@ from schemas.windows import Window
 from transforms import causal, checkpoint, devices, overlap, tokenizer
 from transforms.causal import Dtype
 from transforms.engine import Engine, Row
-from transforms.functional import chances, counted
+from transforms.functional import chances, counted, nucleus
+from transforms.functional.nucleus import Nucleus
 from transforms.logits import Kept
 from transforms.tokenizer import Encoding, Tokenizer
 
@@ -40,6 +41,8 @@ class ScorerSettings:
       model: a local folder, a `*.gguf` file, or a name on the Hugging Face hub.
       tokenizer: the same for its tokenizer; None = the model's own.
       top_k: entries kept for each position; 0 = none.
+      top_p: mass that the entries of a position need not exceed; None = all stay.
+      min_k: entries that stay in any case, where `top_p` is set.
       tail_samples: ids drawn for each position from what is not kept; 0 = none.
       kernels: whether Triton's kernels may reduce logits, where they can.
       dtype: number format of the weights; `auto` is bfloat16 on a GPU that has it.
@@ -55,6 +58,8 @@ class ScorerSettings:
     model: str
     tokenizer: str | None = None
     top_k: int = 10
+    top_p: float | None = None
+    min_k: int = 1
     tail_samples: int = 0
     kernels: bool = True
     dtype: Dtype = "auto"
@@ -71,6 +76,7 @@ class ScorerSettings:
         for name in ("top_k", "tail_samples"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        nucleus.of(self.top_p, self.min_k, k=max(1, self.top_k))
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens must be positive, got {self.batch_tokens}")
         if self.threads is not None and self.threads < 1:
@@ -105,6 +111,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         load_model(settings),
         tokenizer.load(settings.tokenizer or settings.model),
         top_k=settings.top_k,
+        chosen=nucleus.of(settings.top_p, settings.min_k, k=max(1, settings.top_k)),
         tail_samples=settings.tail_samples,
         kernels=settings.kernels,
         batch_tokens=settings.batch_tokens,
@@ -207,6 +214,7 @@ class Scorer:
         tokenizer: Tokenizer,
         *,
         top_k: int = 10,
+        chosen: Nucleus | None = None,
         tail_samples: int = 0,
         batch_tokens: int = 4096,
         packed: bool = True,
@@ -219,6 +227,7 @@ class Scorer:
           model: a causal language model of transformers, in evaluation mode.
           tokenizer: its tokenizer.
           top_k: entries to keep for each position; 0 = none, which is faster.
+          chosen: which of them stay; None = all.
           tail_samples: ids to draw for each position from what is not kept, by
             chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
@@ -235,6 +244,7 @@ class Scorer:
             model,
             n_ids=tokenizer.size,
             top_k=top_k,
+            chosen=chosen,
             batch_tokens=batch_tokens,
             packed=packed,
             kernels=kernels and not tail_samples,

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from schemas import fused, parquet
-from tests.bench import fused_files, ngram, rows, smollm2
+from tests.bench import divergence, fused_files, ngram, rows, smollm2
 from tests.bench.fused_files import Packed
 from tests.bench.ngram import Outputs
 from train.data import Collator
@@ -30,7 +30,7 @@ FILE = "slice-000000.parquet"
 def run() -> list[dict[str, Any]]:
     """Packs, encodes, writes, reads and compares outputs of both models."""
     found = _measure(ngram.outputs())
-    real = smollm2.outputs()
+    real = smollm2.outputs(ngram.K)
     return found if real is None else found + _measure_real(real)
 
 
@@ -46,8 +46,8 @@ def _measure(made: Outputs) -> list[dict[str, Any]]:
         path, nested = f"{folder}/{FILE}", f"{folder}/nested.parquet"
         fused_files.write(path, packed, frames, table)
         fused_files.write_nested(nested, packed)
-        next(_read(path))  # compiles
-        decode_s, read = _cpu_s(lambda: list(_read(path)))
+        next(read_rows(path))  # compiles
+        decode_s, read = _cpu_s(lambda: list(read_rows(path)))
         collate_s, tokens = _cpu_s(lambda: _collate(folder))
         nested_s, _ = _cpu_s(lambda: pq.read_table(nested).to_pylist())
         size, nested_size = os.path.getsize(path), os.path.getsize(nested)
@@ -99,8 +99,8 @@ def _measure_real(made: Outputs) -> list[dict[str, Any]]:
         path, nested = f"{folder}/{FILE}", f"{folder}/nested.parquet"
         fused_files.write(path, packed, frames, table)
         fused_files.write_nested(nested, packed)
-        read = list(_read(path))
-        size, nested_size = (_column_bytes(p) / positions for p in (path, nested))
+        read = list(read_rows(path))
+        size, nested_size = (column_bytes(p) / positions for p in (path, nested))
     of = f"SmolLM2, {positions:,} tokens"
     error = _error(read, packed)
     return [
@@ -116,7 +116,8 @@ def _measure_real(made: Outputs) -> list[dict[str, Any]]:
     ]
 
 
-def _column_bytes(path: str) -> int:
+def column_bytes(path: str) -> int:
+    """Returns how many bytes all columns of a file take, its footer apart."""
     found = pq.read_metadata(path)
     return sum(
         found.row_group(group).column(column).total_compressed_size
@@ -133,7 +134,9 @@ def _collate(folder: str) -> int:
 
 
 def _error(read: list[Distributions], packed: list[Packed]) -> float:
-    errors = [_divergence(a, b) for a, (_, b, _) in zip(read, packed, strict=True)]
+    errors = [
+        divergence.of_rows(a, b) for a, (_, b, _) in zip(read, packed, strict=True)
+    ]
     return float(np.concatenate(errors).mean())
 
 
@@ -143,20 +146,9 @@ def _cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
-def _read(path: str) -> Iterator[Distributions]:
+def read_rows(path: str) -> Iterator[Distributions]:
+    """Decodes the rows of a fused file."""
     table = ranks.load_ranks(parquet.footer(path)["ranks"])
     for group in fused.read(path):
         for row in group:
             yield codec.decode_rows(row.distribution, row.input_ids, table)
-
-
-def _divergence(stored: Distributions, original: Distributions) -> np.ndarray:
-    """KL(stored || original) of the positions that keep anything, in nats."""
-    used = original.counts > 0
-    s, o = (
-        np.concatenate([d.probs, d.tail[:, None]], axis=1)[used].astype(np.float64)
-        for d in (stored, original)
-    )
-    o /= o.sum(axis=1, keepdims=True)
-    logs = np.log(np.maximum(s, 1e-30)) - np.log(np.maximum(o, 1e-30))
-    return (s * logs).sum(axis=1)

@@ -36,6 +36,7 @@ from tests.bench.spent import Spent
 from transforms import logits, score, scorer, slices, tokenizer, transfers
 from transforms.causal import Halves
 from transforms.engine import Row
+from transforms.functional import rounding
 from transforms.score import ScoreSlices
 from transforms.scorer import Scorer, ScorerSettings
 
@@ -195,6 +196,7 @@ def watched(spent: Spent, ready: Scorer) -> Iterator[None]:
         (transfers, "download", "copy"),
         (logits, "split", "copy"),
         (Scorer, "_record", "records"),
+        (rounding, "round_score", "round"),
         (scores, "to_table", "encode"),
         (parquet.TableWriter, "write", "write"),
     ]

@@ -51,8 +51,8 @@ def outputs() -> Outputs:
 
 
 def _make() -> Outputs:
-    train, held = _texts()
-    tokenizer = _train_tokenizer(train)
+    train, held = read_texts()
+    tokenizer = train_tokenizer(train, SIZE)
     ends = [_START]
     stream = np.array(
         [i for e in tokenizer.encode_batch(train) for i in ends + e.ids], np.int32
@@ -80,7 +80,7 @@ def _make() -> Outputs:
     )
 
 
-def _texts() -> tuple[list[str], list[str]]:
+def read_texts() -> tuple[list[str], list[str]]:
     """Reads the standard library, in an order and split that names alone decide."""
     root = Path(sysconfig.get_path("stdlib"))
     files = [f for f in root.rglob("*.py") if "site-packages" not in f.parts]
@@ -100,12 +100,13 @@ def _digest(path: Path) -> bytes:
     return hashlib.blake2b(path.as_posix().encode()).digest()
 
 
-def _train_tokenizer(texts: list[str]) -> Tokenizer:
+def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
+    """Trains a byte-level BPE; `<s>` is token 0."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=SIZE,
+        vocab_size=size,
         special_tokens=["<s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -18,13 +18,13 @@ from schemas.plan import Slice
 from schemas.scores import Score
 from schemas.windows import Window
 from transforms import tokenizer
+from transforms.functional import rounding
 from transforms.score import ScoreSlices
 from transforms.scorer import ScorerSettings
 from transforms.tokenizer import Encoding, Tokenizer
 
 _TABLE = 4096  # distributions to draw from
 _GOLD_IN_FRONT = 0.5
-_KEPT_BITS = np.uint32(0xFFFFE000)  # sign, exponent and the upper 10 of the mantissa
 
 
 @functools.lru_cache(maxsize=1)
@@ -51,7 +51,6 @@ def make_score(window: Window, found: Encoding, k: int, size: int) -> Score:
     rng = np.random.default_rng([int(window.window_id, 16), size])
     logprobs = _distributions(k)[rng.integers(0, _TABLE, n)]
     logprobs = logprobs - rng.exponential(0.2, (n, 1)).astype(np.float32)
-    logprobs = (logprobs.view(np.uint32) & _KEPT_BITS).view(np.float32)
     # Ranks that rise by drawn steps never meet, so that a row's ids are distinct.
     steps = rng.integers(1, size // (k + 1), (n, k))
     ids = _order(size)[steps.cumsum(axis=1) - 1]
@@ -110,7 +109,8 @@ class StubSlices(ScoreSlices):
         start = 0
         for group in groups:
             stop = start + len(group)
-            tables.write(scores.to_table(made[start:stop], self.schema))
+            rounded = [rounding.round_score(one) for one in made[start:stop]]
+            tables.write(scores.to_table(rounded, self.schema))
             start = stop
         tables.footer.update(
             k=k,

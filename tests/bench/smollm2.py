@@ -1,25 +1,23 @@
 """SmolLM2-135M, where its file is there, and what it says of Python's manual."""
 
-import dataclasses
 import importlib.util
 import pydoc_data.topics
 from pathlib import Path
 
-import numpy as np
-
 from schemas.scores import Score
 from schemas.windows import Window
 from tests import real_tokenizers
+from tests.bench import said
 from tests.bench.ngram import Outputs
 from transforms import scorer
 from transforms.functional import windows as cutting
 from transforms.scorer import ScorerSettings
 from transforms.tokenizer import Tokenizer
 
-CACHE = Path(".cache/bench/smollm2-1.npz")
+CACHE = Path(".cache/bench/smollm2-2.npz")
 SIZE = 49_152
-K = 10
-WINDOWS = 8
+K = 64
+WINDOWS = 12
 WINDOW_TOKENS = 512
 
 
@@ -33,34 +31,30 @@ def find() -> Path | None:
     return real_tokenizers.available().get("smollm2")
 
 
-def outputs() -> Outputs | None:
-    """Returns its outputs for some thousand tokens; None where it is not there.
+def scored() -> list[Score]:
+    """Returns what it says of some thousand tokens; nothing where it is not there.
 
-    They take most of a minute, and are kept.
+    It takes a minute or two, and is kept.
     """
-    if not CACHE.exists():
-        file = find()
-        if file is None:
-            return None
-        CACHE.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(CACHE, **dataclasses.asdict(_make(str(file))))
-    with np.load(CACHE) as found:
-        return Outputs(**found)
+    file = find()
+    if file is None and not CACHE.exists():
+        return []
+    return said.cached(CACHE, lambda: _make(str(file)))
 
 
-def _make(file: str) -> Outputs:
+def outputs(k: int) -> Outputs | None:
+    """Returns the same as rows of k entries; None where the model is not there."""
+    found = scored()
+    return said.outputs([said.cut(score, k) for score in found]) if found else None
+
+
+def _make(file: str) -> list[Score]:
     ready = scorer.load(
         ScorerSettings(model=file, top_k=K, device="cpu", dtype="float32")
     )
-    scored = ready.score(_windows(ready.tokenizer)).scores
-    assert all(score.error is None for score in scored)
-    return Outputs(
-        lengths=np.array([len(score.token_ids) for score in scored]),
-        **{
-            name: np.concatenate([_positions(score)[name] for score in scored])
-            for name in ("token_ids", "counts", "ids", "probs", "tail")
-        },
-    )
+    found = ready.score(_windows(ready.tokenizer)).scores
+    assert all(score.error is None for score in found)
+    return found
 
 
 def _windows(made: Tokenizer) -> list[Window]:
@@ -76,22 +70,3 @@ def _windows(made: Tokenizer) -> list[Window]:
         )
         for number, text in enumerate(articles)
     ]
-
-
-def _positions(score: Score) -> dict[str, np.ndarray]:
-    """Returns what a window's positions keep; its last keeps nothing."""
-    n = len(score.token_ids)
-    ids = np.full((n, K), -1, np.int32)
-    probs, tail = np.zeros((n, K), np.float32), np.zeros(n, np.float32)
-    counts = np.full(n, K, np.int32)
-    counts[-1] = 0
-    ids[:-1] = score.top_ids
-    probs[:-1] = np.exp(score.top_logprobs)
-    tail[:-1] = np.maximum(0, 1 - probs[:-1].sum(1, dtype=np.float64))
-    return {
-        "token_ids": score.token_ids,
-        "counts": counts,
-        "ids": ids,
-        "probs": probs,
-        "tail": tail,
-    }

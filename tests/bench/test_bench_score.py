@@ -11,6 +11,7 @@ PARTS = {
     ("copy", "the model's"),
     ("records", "the model's"),
     ("waiting, and all else", "the model's"),
+    ("round", "behind"),
     ("encode", "behind"),
     ("write", "behind"),
 }

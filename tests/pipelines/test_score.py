@@ -16,6 +16,8 @@ from schemas.errors import FusionError, SchemaError
 from schemas.scores import Score
 from tests.pipelines.conftest import score_config
 from transforms import scorer, slices, tokenizer
+from transforms.functional import nucleus, rounding
+from transforms.functional.nucleus import Nucleus
 
 Contents = Callable[[str], dict[str, str]]
 
@@ -41,10 +43,39 @@ def test_the_job_equals_the_scorer_called_directly(
         for direct in model.score(made).scores:
             stored = next(found)
             assert stored.window_id == direct.window_id
+            kept = rounding.round_score(direct)
             for name in ("token_ids", "top_ids", "top_logprobs", "gold_logprob"):
                 np.testing.assert_array_equal(
-                    getattr(stored, name), getattr(direct, name)
+                    getattr(stored, name), getattr(kept, name)
                 )
+
+
+def test_top_p_keeps_the_nucleus_of_each_position(
+    road: str, models: dict[str, str], out: str
+) -> None:
+    config = score_config(
+        road, models, "llama", output=out, slices="0-0", top_p=0.3, min_k=5
+    )
+    score.score_windows(config)
+    whole = scorer.load(dataclasses.replace(config.scorer, top_p=None, min_k=1))
+    piece = plan.read(f"{road}/windows/fusion")[0]
+    made = [w for g in windows.read_slice(f"{road}/windows/fusion", piece) for w in g]
+    found = (one for group in scores.read(f"{out}/{piece.output}") for one in group)
+    counts = set()
+    for stored, every in zip(found, whole.score(made).scores, strict=True):
+        probs = np.exp(every.top_logprobs.astype(np.float64))
+        drop = nucleus.outside(probs, Nucleus(top_p=0.3, min_k=5))
+        ids = np.where(drop, -1, every.top_ids)
+        np.testing.assert_array_equal(stored.top_ids, ids)
+        np.testing.assert_array_equal(np.isneginf(stored.top_logprobs), ids < 0)
+        counts |= set((~drop).sum(axis=1).tolist())
+    assert min(counts) == 5
+    assert len(counts) > 1
+
+
+def test_a_floor_without_a_mass_is_refused(road: str, models: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="min_k must go with top_p"):
+        score_config(road, models, "llama", min_k=2)
 
 
 @pytest.mark.parametrize(

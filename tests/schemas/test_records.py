@@ -3,6 +3,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pandas
 import polars
 import pytest
 
@@ -103,7 +104,7 @@ def test_a_file_that_lacks_the_draws_it_states_is_refused(tmp_path: Path) -> Non
         list(scores.read(path))
 
 
-def test_duckdb_and_polars_read_scores_as_plain_columns(tmp_path: Path) -> None:
+def test_duckdb_polars_and_pandas_read_scores_as_plain_columns(tmp_path: Path):
     path = f"{tmp_path}/s.parquet"
     one = score("a", 5)
     write(path, [[one, scores.failed("b", 7, "bad", 4)]], k=4)
@@ -115,6 +116,30 @@ def test_duckdb_and_polars_read_scores_as_plain_columns(tmp_path: Path) -> None:
     assert rows[1] == ("b", None, None, "bad")
     frame = polars.read_parquet(path)
     assert frame["top_logprobs"][0].to_list() == one.top_logprobs.ravel().tolist()
+    plain = pandas.read_parquet(path)
+    for name in ("token_ids", "byte_ends", "top_ids", "logsumexp"):
+        wanted = getattr(one, name).ravel().tolist()
+        assert plain[name][0].tolist() == wanted
+        assert frame[name][0].to_list() == wanted
+        ((listed,),) = duckdb.sql(
+            f"select {name} from '{path}' where window_id = 'a'"
+        ).fetchall()
+        assert listed == wanted
+
+
+def test_files_of_other_encodings_are_read_all_the_same(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s.parquet"
+    one = score("a", 5)
+    split = {
+        f"{name}.list.element": "BYTE_STREAM_SPLIT"
+        for name in ("token_ids", "byte_ends", "top_ids", "top_logprobs")
+    }
+    options = {"use_dictionary": ["error"], "column_encoding": split}
+    with parquet.writer(path, scores.SCHEMA, {"k": 4}, **options) as tables:
+        tables.write(scores.to_table([one]))
+    ((again,),) = scores.read(path)
+    for name in ("token_ids", "byte_ends", "top_ids", "top_logprobs"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(one, name))
 
 
 def test_a_score_whose_arrays_disagree_is_refused() -> None:

@@ -54,12 +54,6 @@ def test_logsumexp_gold_and_kept_logprobs_are_those_of_the_dense_logits(name: st
         assert_allclose(score.top_logprobs, kept, rtol=2**-11, atol=1e-4)
 
 
-def test_stored_logprobs_fall_and_have_the_precision_of_float16() -> None:
-    for score in make()[1].score(WINDOWS).scores:
-        assert (np.diff(score.top_logprobs, axis=1) <= 0).all()
-        assert_array_equal(score.top_logprobs.astype(np.float16), score.top_logprobs)
-
-
 def test_small_chunks_of_positions_give_what_one_gives(monkeypatch) -> None:
     whole = make()[1].score(WINDOWS).scores
     monkeypatch.setattr(logits, "positions_at_once", lambda *_: 3)

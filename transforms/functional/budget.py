@@ -1,12 +1,13 @@
 """What a run will take: bytes, device time and money, from sizes and rates.
 
 Arithmetic alone: nothing here reads a file or a clock. Bytes of the files that models
-write follow formulas whose constants were fitted to real files (`docs/log.md`), at
-vocabularies of 3,072 to 49,152 and 4 to 32 entries; beyond that they are extrapolated.
-With b = log2(vocabulary) / 8, the bytes of a whole id, one position takes
+write follow formulas whose constants were fitted to real files (`docs/log.md`): scores
+to SmolLM2's at 4 to 64 entries, fused rows at vocabularies of 3,072 to 49,152 and 4 to
+32 entries; beyond that they are extrapolated. With b = log2(vocabulary) / 8, the bytes
+of a whole id, one position takes
 
-    scores   0.85 b k + (3 + 1.25 k) + 6.5 + 0.65 b + 1.05 + 0.95 b r
-             ids      logprobs    gold, lse  token  end    sampled ids
+    scores   (0.92 k - 0.75) b + 1.27 k^(3/4) + 4.1 + 0.75 b + 0.7 + 0.95 b r
+             ids                 logprobs   gold, lse  token   end   sampled ids
     fused    1.2 + 0.6 b (k + r) + 0.65 b + 1.95
              distribution         token    chunks and their ends
 
@@ -151,8 +152,8 @@ def scores_bytes_per_token(top_k: int, tail_samples: int, vocabulary: int) -> fl
       vocabulary: ids of the model's tokenizer.
     """
     id_bytes = _id_bytes(vocabulary)
-    entries = 0.85 * id_bytes * top_k + 3 + 1.25 * top_k
-    return entries + 6.5 + 0.65 * id_bytes + 1.05 + 0.95 * id_bytes * tail_samples
+    entries = (0.92 * top_k - 0.75) * id_bytes + 1.27 * top_k**0.75
+    return entries + 4.1 + 0.75 * id_bytes + 0.7 + 0.95 * id_bytes * tail_samples
 
 
 def fused_bytes_per_token(entries: int, vocabulary: int) -> float:

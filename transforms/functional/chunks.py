@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int32, Int64
 
 from schemas.errors import AlignmentError
+from transforms.functional import rounding
 
 _BITS = 11
 
@@ -94,15 +95,8 @@ def cut_nothing(tokens: int) -> Chunks:
 
 
 def round_logprobs(logprobs: Float64[np.ndarray, " c"]) -> Float32[np.ndarray, " c"]:
-    """Rounds to 11 significant bits, as scores are: half the bytes are zero then.
-
-    Example:
-      >>> round_logprobs(np.array([-1.2345678, -np.inf, np.nan]))
-      array([-1.234375,      -inf,       nan], dtype=float32)
-    """
-    mantissas, exponents = np.frexp(logprobs)
-    rounded = np.ldexp(np.rint(np.ldexp(mantissas, _BITS)), exponents - _BITS)
-    return np.where(np.isfinite(logprobs), rounded, logprobs).astype(np.float32)
+    """Rounds to the 11 significant bits that rows keep: half of the bytes are 0."""
+    return rounding.round_bits(logprobs, _BITS)
 
 
 def _borders(byte_ends: Int32[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:

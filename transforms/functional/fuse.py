@@ -4,12 +4,13 @@ What each source weighs, for a window or at each position, `weigh` says.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int16, Int32
 
-from transforms.functional import kernels
+from transforms.functional import kernels, nucleus
+from transforms.functional.nucleus import Nucleus
 from transforms.functional.project import Projected
 
 
@@ -93,3 +94,16 @@ def fuse_rows(
         (out.ids, out.probs, out.tail, out.covered, out.gold_logprob, out.chosen),
     )
     return out
+
+
+def keep_nucleus(rows: Fused, chosen: Nucleus) -> Fused:
+    """Keeps of each row its nucleus alone; the mass of the others goes to the tail."""
+    drop = nucleus.outside(rows.probs, chosen)
+    probs = np.where(drop, np.float32(0), rows.probs)
+    dropped = np.where(drop, rows.probs, np.float32(0)).sum(axis=1, dtype=np.float64)
+    return replace(
+        rows,
+        ids=np.where(drop, np.int32(-1), rows.ids),
+        probs=probs,
+        tail=np.minimum(rows.tail + dropped, 1).astype(np.float32),
+    )

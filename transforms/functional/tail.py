@@ -12,8 +12,8 @@ arXiv 2503.16870). With p the row, T its kept ids and the gold one::
 
 so that p' sums to 1 and E[p'(v)] = r * rest / r * p(v) / rest = p(v): what is linear in
 the row, as cross-entropy and its gradient are, has the dense row's expectation. It is
-that of the row as stored: what rounding adds to kept entries, at most |log p(v)| / 2048
-of each, is taken from the rest, all whose entries shrink or grow by one factor. The
+that of the row as stored: what rounding adds to kept entries (`rounding.py`) is taken
+from the rest, all whose entries shrink or grow by one factor. The
 variance of an entry is p(v) (rest - p(v)) / r. The paper draws from all of p; that the
 likeliest entries stay exact is ours, and leaves variance to the rest alone.
 

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from schemas.scores import Score
+from tests.bench import divergence
+from transforms.functional import rounding
+
+SIZES = st.sampled_from([1, 2, 10, 13, 40, 70])
+
+
+def rows(seed: int, k: int, scale: float, t: int = 12, v: int = 300) -> np.ndarray:
+    """Draws the k likeliest logprobs of rows over v ids."""
+    logits = np.random.default_rng(seed).standard_normal((t, v)) * scale
+    peaks = logits.max(axis=1, keepdims=True)
+    logits -= peaks + np.log(np.exp(logits - peaks).sum(axis=1, keepdims=True))
+    return np.minimum(-np.sort(-logits, axis=1)[:, :k], 0).astype(np.float32)
+
+
+some_rows = st.builds(
+    rows, st.integers(0, 2**31), SIZES, st.sampled_from([0.1, 1.0, 3.0, 10.0, 300.0])
+)
+
+
+def nearest(exact: np.ndarray) -> np.ndarray:
+    levels = rounding.levels_of(exact.shape[1])
+    distances = np.abs(exact[:, :, None].astype(np.float64) - levels)
+    return levels[distances.argmin(axis=2)]
+
+
+@given(some_rows)
+def test_order_stays_and_nothing_is_above_zero(exact: np.ndarray) -> None:
+    rounded = rounding.round_rows(exact)
+    assert (np.diff(rounded, axis=1) <= 0).all()
+    assert rounded.max() <= 0
+
+
+@given(some_rows)
+def test_to_round_again_changes_nothing(exact: np.ndarray) -> None:
+    rounded = rounding.round_rows(exact)
+    assert_array_equal(rounding.round_rows(rounded), rounded)
+
+
+@given(some_rows)
+def test_an_entry_takes_its_nearest_level_or_one_beside_it(exact: np.ndarray) -> None:
+    levels = rounding.levels_of(exact.shape[1])
+    found, near = (
+        np.searchsorted(-levels, -a.astype(np.float64))
+        for a in (rounding.round_rows(exact), nearest(exact))
+    )
+    assert_array_equal(levels[found].astype(np.float32), rounding.round_rows(exact))
+    assert np.abs(found - near).max() <= 1
+    assert_array_equal(found[:, 8:], near[:, 8:])
+
+
+@given(some_rows)
+def test_rows_are_no_farther_than_if_each_entry_took_its_nearest(exact: np.ndarray):
+    errors, others = (
+        divergence.of_logprobs(a, exact)
+        for a in (rounding.round_rows(exact), nearest(exact))
+    )
+    whole = np.exp(nearest(exact)).sum(axis=1) < 1 - 1e-6
+    assert (errors <= others + 1e-6)[whole].all()
+
+
+def test_errors_of_likely_entries_do_not_add_up_in_a_small_tail() -> None:
+    exact = np.log(np.array([[0.6, 0.3995]], np.float32))
+    plain = divergence.of_logprobs(nearest(exact), exact)
+    assert divergence.of_logprobs(rounding.round_rows(exact), exact) < plain / 5
+
+
+@pytest.mark.parametrize("k", [10, 12, 13, 48, 65, 200])
+def test_the_mean_error_is_within_the_designs_bound_for_every_k(k: int) -> None:
+    for scale in (1.0, 2.0, 3.0):
+        exact = rows(0, k, scale, t=400, v=2000)
+        errors = divergence.of_logprobs(rounding.round_rows(exact), exact)
+        assert errors.mean() < 1.5e-4, scale
+
+
+@pytest.mark.parametrize("k", [1, 12, 13, 64, 65])
+def test_levels_fall_and_have_two_bytes_that_are_not_zero(k: int) -> None:
+    levels = rounding.levels_of(k)
+    assert levels[0] == 0
+    assert (np.diff(levels) < 0).all()
+    narrow = levels.astype(np.float32)
+    assert_array_equal(narrow, levels)
+    assert not (narrow.view(np.uint32) & 0xFFFF).any()
+
+
+def test_what_is_not_finite_stays_and_depths_have_an_end() -> None:
+    exact = np.array([[-0.1, -3e9, -np.inf], [np.nan] * 3], np.float32)
+    rounded = rounding.round_rows(exact)
+    assert_array_equal(rounded[0, 1:], [-65536, -np.inf])
+    assert np.isnan(rounded[1]).all()
+
+
+def test_rows_of_no_entry_and_no_rows_are_rounded() -> None:
+    for shape in ((3, 0), (0, 10)):
+        assert rounding.round_rows(np.zeros(shape, np.float32)).shape == shape
+
+
+@given(st.lists(st.floats(-1e30, 1e30), max_size=9), st.integers(1, 24))
+def test_significant_bits_are_kept_and_the_rest_is_zero(values, bits: int) -> None:
+    exact = np.array([v for v in values if abs(v) > 1e-30], np.float32)
+    rounded = rounding.round_bits(exact, bits)
+    assert (np.abs(rounded - exact) <= np.abs(exact) * 2.0**-bits).all()
+    assert not (rounded.view(np.uint32) & ((1 << 24 - bits) - 1)).any()
+
+
+def test_a_score_keeps_its_sum_and_all_else() -> None:
+    exact = rows(1, 4, 2.0, t=3)
+    score = Score(
+        window_id="w",
+        token_ids=np.arange(4, dtype=np.int32),
+        byte_ends=np.arange(4, dtype=np.int32),
+        top_ids=np.zeros((3, 4), np.int32),
+        top_logprobs=exact,
+        logsumexp=np.array([21.23456, 0.1, -3], np.float32),
+        gold_logprob=np.array([-1.2345678, -1e-7, -30.123456], np.float32),
+        nll_nats=31.3580239,
+        n_bytes=3,
+    )
+    rounded = rounding.round_score(score)
+    assert_array_equal(rounded.top_logprobs, rounding.round_rows(exact))
+    assert np.abs(rounded.logsumexp - score.logsumexp).max() <= 21.3 / 2**11
+    for exact_one, one in zip(score.gold_logprob, rounded.gold_logprob, strict=True):
+        assert one == pytest.approx(exact_one, rel=2**-16)
+    assert rounded.nll_nats == score.nll_nats
+    assert rounded.token_ids is score.token_ids
