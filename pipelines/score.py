@@ -48,6 +48,12 @@ class ScoreConfig:
         " unbiased tail",
         omit_default=True,
     )
+    kernels: bool = setting(
+        True,
+        help="on CUDA, take top-k and log-sum-exp by Triton's kernels, where it is"
+        " installed and they pass a trial; last bits depend on it",
+        omit_default=True,
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto",
         help="number format of weights; auto: bfloat16 where it is fast, as the"
@@ -159,6 +165,7 @@ class ScoreConfig:
             top_p=self.top_p,
             min_k=self.min_k,
             tail_samples=self.tail_samples,
+            kernels=self.kernels,
             dtype=self.dtype,
             device=self.device,
             batch_tokens=self.batch_tokens,

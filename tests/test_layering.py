@@ -21,6 +21,7 @@ MAY_IMPORT = {
         "transforms.chat",
         "transforms.checkpoint",
         "transforms.loading",
+        "transforms.compilers",
         "transforms.templates",
         "transforms.tokenizer",
     },

@@ -6,8 +6,6 @@ at the gold id, which are set one by one.
 """
 
 import dataclasses
-import importlib.util
-import sys
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from train.objective import Objective, Scales
 from train.rows import Rows
 from train.softmax import Measured
 from train.tensors import Factors, KeptNumbers, Logits, Nats, Targets
+from transforms import compilers
 
 _CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 30}
 """What a chunk's logits take at once in all their forms: on a CPU, what fits its cache.
@@ -48,7 +47,7 @@ class Task:
         """Says whether the kernels are used on a device."""
         plain = not self.objective.label_smoothing
         plain = plain and self.objective.heat == 1
-        return self.kernels and plain and has_kernels(device)
+        return self.kernels and plain and compilers.has_triton(device)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,22 +63,13 @@ class _Writing:
     edges: KeptNumbers
 
 
-def has_kernels(device: torch.device) -> bool:
-    """Says whether Triton can run on a device: on CUDA, or in its interpreter."""
-    if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None
-    knobs = getattr(sys.modules.get("triton"), "knobs", None)  # since Triton 3.4
-    runtime = getattr(knobs, "runtime", None)
-    return bool(getattr(runtime, "interpret", False))
-
-
 def require_kernels(device: torch.device) -> None:
     """Refuses a device on which Triton's kernels cannot run.
 
     Raises:
       ValueError: naming the device.
     """
-    if not has_kernels(device):
+    if not compilers.has_triton(device):
         raise ValueError(
             "kernels must run on CUDA, where Triton is installed, and the device is"
             f" {device}, or Triton is not; leave --kernels out"

@@ -183,6 +183,7 @@ class Halves:
     Attributes:
       model: the model.
       width: logits at each position; token ids are below it.
+      dtype: of its logits.
       device: where its features are, and so what goes with them; its ids may be
         anywhere.
     """
@@ -261,6 +262,7 @@ class Halves:
             self._cut = self._agree(trial.to(whole.device), whole)
         if not self._cut:
             self.device = self._entrance
+        self.dtype: torch.dtype = whole.dtype
         return whole.shape[-1]
 
     def _agree(self, left: Float[Tensor, "p v"], right: Float[Tensor, "q w"]) -> bool:

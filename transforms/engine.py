@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from transforms import causal, logits, packing, transfers
+from transforms import causal, logits, packing, reduction, transfers
 from transforms.functional.nucleus import Nucleus
 from transforms.logits import Kept
 
@@ -103,9 +103,12 @@ class Engine:
     """A causal language model of transformers, run in batches; threads may share it.
 
     Attributes:
+      halves: the model.
       width: logits at each position; token ids are below it.
       longest: tokens that it can read, or None where nothing bounds them.
       way: how rows are laid into batches.
+      reduction: how logits are reduced.
+      chunk: positions whose logits exist at once.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class Engine:
         chosen: Nucleus | None = None,
         batch_tokens: int = 4096,
         packed: bool = True,
+        kernels: bool = True,
         compiled: bool = False,
     ) -> None:
         """Wraps a loaded model.
@@ -125,32 +129,40 @@ class Engine:
           model: a causal language model of transformers, in evaluation mode.
           n_ids: ids from it on are never kept.
           top_k: entries to keep for each position; 0 = none, which is faster.
-          chosen: which of them stay; None = all.
+          chosen: which of them to keep; None = all.
           batch_tokens: tokens of a forward pass, padding included.
           packed: whether rows are laid end to end, where the model takes that.
+          kernels: whether Triton's kernels may be used, where they can; not for rows
+            with chances.
           compiled: whether torch compiles the model and what reduces its logits, which
             takes minutes at the first batch.
 
         Raises:
           ValueError: if the model is not causal.
         """
-        self._halves = causal.Halves(model)
-        self.width = self._halves.width
+        self.halves = causal.Halves(model)
+        self.width = self.halves.width
         self.longest = causal.longest_input(model)
-        self.way = packing.choose(self._halves, packed=packed)
+        self.way = packing.choose(self.halves, packed=packed)
         self.layout: str = self.way.name
-        self._n_ids = min(self.width, n_ids)
-        self._k = top_k
-        self._chosen = chosen
-        self._reduce = logits.reduce_logits
         if compiled:
-            self._halves.compile()
-            self._reduce = torch.compile(logits.reduce_logits, dynamic=True)
-        device = self._halves.device
-        self._chunk = logits.positions_at_once(self.width, top_k, device)
+            self.halves.compile()
+        device, k = self.halves.device, top_k
+        self.reduction = reduction.choose(
+            device,
+            self.halves.dtype,
+            self.width,
+            n_ids=min(self.width, n_ids),
+            k=k,
+            chosen=chosen,
+            kernels=kernels,
+            compiled=compiled,
+        )
+        held = self.reduction.bytes_a_logit
+        self.chunk = logits.positions_at_once(self.width, k, device, held)
         self._batch_tokens = batch_tokens
-        if not self._halves.cut:
-            fit = logits.positions_that_fit(self.width, top_k)
+        if not self.halves.cut:
+            fit = logits.positions_that_fit(self.width, k, held)
             self._batch_tokens = min(batch_tokens, fit)
             _tell_uncut(type(model).__name__, fit)
         self._lock = threading.Lock()
@@ -173,7 +185,7 @@ class Engine:
     def _launched(self, rows: Iterable[Row]) -> Iterator[_Running]:
         """Yields batches that the device has been given, each as what awaits it."""
         halved, too_large = 0, float("inf")
-        for planned in self._plan(rows):
+        for planned in self.plan(rows):
             waiting = [planned]
             while waiting:
                 batch = waiting.pop()
@@ -190,8 +202,8 @@ class Engine:
                 yield functools.partial(_ran, batch, kept, halved)
                 halved = 0
 
-    def _plan(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
-        """Groups rows, as they come, into batches."""
+    def plan(self, rows: Iterable[Row]) -> Iterator[list[Row]]:
+        """Groups rows, as they come, into the batches that `run` makes of them."""
         seen: dict[int, Row] = {}
 
         def lengths() -> Iterator[int]:
@@ -216,7 +228,7 @@ class Engine:
                 raise
             wait = None
         if wait is None:  # the error, which held on to the tensors, is gone
-            if self._halves.device.type == "cuda":
+            if self.halves.device.type == "cuda":
                 torch.cuda.empty_cache()
             return None
         ends = np.cumsum([len(row) for row in batch])
@@ -233,17 +245,10 @@ class Engine:
             transfers.upload(torch.from_numpy(gold).long(), features.device),
             transfers.upload(torch.from_numpy(decide), features.device),
         )
-        parts = zip(*(torch.split(field, self._chunk) for field in fields), strict=True)
+        parts = zip(*(torch.split(field, self.chunk) for field in fields), strict=True)
         return logits.fetch(
             [
-                self._reduce(
-                    self._halves.logits(part),
-                    next_ids,
-                    chance,
-                    self._n_ids,
-                    self._k,
-                    self._chosen,
-                )
+                self.reduction.reduce(self.halves.logits(part), next_ids, chance)
                 for part, next_ids, chance in parts
             ]
         )

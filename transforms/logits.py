@@ -102,22 +102,26 @@ def fetch(parts: Sequence[Reduced]) -> Callable[[], Kept]:
     return lambda: Kept(**dict(zip(names, wait(), strict=True)))
 
 
-def positions_that_fit(width: int, k: int) -> int:
+def positions_that_fit(width: int, k: int, bytes_a_logit: int = 8) -> int:
     """Returns for how many positions logits take 0.6 GB at most; 1 at least.
 
-    A head may hold its logits twice, and `reduce_logits` holds them once in float32:
-    8 bytes a logit at most. Tiles and the nearest candidates come on top.
+    Tiles and the nearest candidates come on top of the logits.
+
+    Tiles and the nearest candidates come on top of the logits.
 
     Args:
       width: logits at each position.
       k: entries that are kept.
+      bytes_a_logit: what a logit takes in all its forms; see `Reduction`.
     """
     tiles = -(-width // _TILE)
-    each = 8 * width + 32 * tiles + 32 * _TILE * min(k, tiles)
+    each = bytes_a_logit * width + 32 * tiles + 32 * _TILE * min(k, tiles)
     return max(1, _EXTRA_BYTES // each)
 
 
-def positions_at_once(width: int, k: int, device: torch.device) -> int:
+def positions_at_once(
+    width: int, k: int, device: torch.device, bytes_a_logit: int = 8
+) -> int:
     """Returns of how many positions the head makes logits at once.
 
     As many as fit, but no more than make its product any faster; whole tiles of it
@@ -127,9 +131,10 @@ def positions_at_once(width: int, k: int, device: torch.device) -> int:
       width: logits at each position.
       k: entries that are kept.
       device: where they are.
+      bytes_a_logit: what a logit takes in all its forms.
     """
     most = 512 if device.type == "cpu" else 8192
-    fit = min(positions_that_fit(width, k), most)
+    fit = min(positions_that_fit(width, k, bytes_a_logit), most)
     return fit - fit % 64 if fit > 64 else fit
 
 

@@ -57,6 +57,7 @@ class ScorerSettings:
       top_p: mass that the entries of a position need not exceed; None = all stay.
       min_k: entries that stay in any case, where `top_p` is set.
       tail_samples: ids drawn for each position from what is not kept; 0 = none.
+      kernels: whether Triton's kernels may reduce logits, where they can.
       dtype: number format of the weights; `auto` is bfloat16 on a GPU that has it.
       device: `cpu`, `cuda`, `cuda:N`, or `auto`: CUDA where there is one.
       batch_tokens: tokens of a forward pass, padding, if any, included.
@@ -75,6 +76,7 @@ class ScorerSettings:
     top_p: float | None = None
     min_k: int = 1
     tail_samples: int = 0
+    kernels: bool = True
     dtype: Dtype = "auto"
     device: str = "auto"
     batch_tokens: int = 4096
@@ -147,6 +149,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         top_k=settings.top_k,
         chosen=chosen,
         tail_samples=settings.tail_samples,
+        kernels=settings.kernels,
         batch_tokens=settings.batch_tokens,
         engine=engine,
         compiled=settings.compile,
@@ -287,6 +290,7 @@ class Scorer:
         tail_samples: int = 0,
         batch_tokens: int = 4096,
         packed: bool = True,
+        kernels: bool = True,
         compiled: bool = False,
         engine: Runs | None = None,
     ) -> None:
@@ -302,6 +306,8 @@ class Scorer:
             chances that depend on window id, position and draw alone.
           batch_tokens: tokens of a forward pass, padding included.
           packed: whether windows are laid end to end, where the model takes that.
+          kernels: whether Triton's kernels may be used, where they can, and where
+            nothing is drawn.
           compiled: whether torch compiles the model: minutes at the first batch.
           engine: what runs the model; None = transformers does.
 
@@ -316,6 +322,7 @@ class Scorer:
             chosen=chosen,
             batch_tokens=batch_tokens,
             packed=packed,
+            kernels=kernels and not tail_samples,
             compiled=compiled,
         )
         self._k = top_k

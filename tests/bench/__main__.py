@@ -5,7 +5,8 @@
 Each bench_*.py has `run()`, which measures and returns rows of `tests.bench.rows`:
 {"name", "value", "unit", "against", "ratio", "aim", "met"}. `aim` is a number; of what,
 and which way it lies, stands at the end of `against`. Nothing asserts a time. `--page`
-puts them into docs/results.md, where rows of other names stay as they are.
+puts them into docs/results.md, where rows of other names stay as they are. A benchmark
+may have `sections()`, too: texts that it measures, by the name of their part there.
 """
 
 import argparse
@@ -33,15 +34,22 @@ def main(argv: list[str]) -> None:
     if unknown := set(chosen.names) - set(known):
         parser.error(f"names must be of {', '.join(known)}, got {sorted(unknown)}")
     measured: list[dict[str, Any]] = []
+    told: dict[str, str] = {}
     for name in [name for name in known if name in chosen.names or not chosen.names]:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        measured += importlib.import_module(f"tests.bench.bench_{name}").run()
+        module = importlib.import_module(f"tests.bench.bench_{name}")
+        measured += module.run()
+        if hasattr(module, "sections"):
+            told |= module.sections()
         OUTPUT.parent.mkdir(exist_ok=True)
         OUTPUT.write_text(json.dumps(measured, indent=1) + "\n")
-    print(table(measured))
+    print("\n\n".join([table(measured), *told.values()]))
     if chosen.page:
         before = Path(PAGE).read_text()
         results.write_page(PAGE, page(before, measured, chosen.names), "bench")
+        made = comparison.made_line(results.about(chosen.names, "tests.bench"))
+        for part, text in told.items():
+            results.write_page(PAGE, f"{text}\n\n{made}", part)
 
 
 def page(before: str, measured: list[dict[str, Any]], names: list[str]) -> str:

@@ -1,20 +1,22 @@
-"""Scoring against bare forward passes of the same model over the same tokens.
+"""`fusebeam score` against bare forward passes of the same model over the same tokens.
 
-Scoring is all that `fusebeam score` does with a slice: tokenizing, batches, top-k,
-log-sum-exp, records, Parquet. A slice here is dozens of windows of mixed length, so
-that batches and padding have their part. Two bare passes leave the logits where they
-are: window after window, where nothing is padding, and in the scorer's own batches,
-padded. Scoring is compared with the one that was faster over all slices, which the row
-names. The three take turns, another in front for each slice, with torch's threads as
-they come. With SmolLM2 where its file is there (some minutes on two idle cores), else
-with a small model of random weights.
+Scoring is all that the command does with a slice of a windows folder: reading,
+tokenizing, batches, the model, top-k and log-sum-exp, records, Parquet, publishing. A
+slice here is dozens of windows of mixed length. Two bare passes leave the logits where
+they are, and read no token of padding: window after window, and in the scorer's own
+batches, packed. Scoring is compared with the one that was faster over all slices, which
+the row names. The ways take turns, another in front for each slice, with torch's
+threads as they come. With SmolLM2 where its file is there (some minutes on two idle
+cores), else with a small model of random weights. `sections` says where the time goes.
 """
 
+import contextlib
 import dataclasses
 import pydoc_data.topics
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +24,83 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from schemas import parquet, scores
+from examples import comparison
+from schemas import files, parquet, scores, windows
+from schemas.plan import Slice
 from schemas.scores import Score
 from schemas.windows import Window
 from tests import tiny
-from tests.bench import rows, smollm2
-from transforms import allocator, loading, tokenizer
-from transforms.functional import batches, rounding
-from transforms.scorer import Scorer
-from transforms.tokenizer import Tokenizer
+from tests.bench import held, rows, smollm2
+from tests.bench.passes import Passes
+from tests.bench.spent import Spent
+from transforms import logits, score, scorer, slices, tokenizer, transfers
+from transforms.causal import Halves
+from transforms.engine import Row
+from transforms.functional import rounding
+from transforms.score import ScoreSlices
+from transforms.scorer import Scorer, ScorerSettings
 
 MAX_TOKENS = 512
 SLICES = 3
-SLICE_WINDOWS = 24
-BATCH_TOKENS = 4096
+GROUPS = 3
+GROUP_WINDOWS = 8
+LAYERS = 8
+"""Of the model that is made where SmolLM2 is not there."""
 TOP_K = 10
+COMPILES = shutil.which("g++") is not None
+"""Whether torch can compile a model for the CPU."""
+LARGEST = (16_384, 2048, 262_144)
+"""Positions, width and vocabulary of which the memory of head and reduction is told."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Round:
-    """What one slice took: seconds by way, and what scoring gave."""
+class Setup:
+    """A model, a windows folder, and what scores it.
 
-    tokens: int
-    seconds: dict[str, float]
-    scores: list[Score]
+    Attributes:
+      name: of the model.
+      work: what `fusebeam score` does with a slice.
+      slices: the slices that are measured.
+    """
+
+    name: str
+    work: ScoreSlices
+    slices: list[Slice]
+
+    @property
+    def ready(self) -> Scorer:
+        """The loaded model."""
+        return score.shared_scorer(
+            self.work.settings, self.work.model, self.work.tokenizer
+        )
+
+    def scores(self) -> list[Score]:
+        """Reads the scores of all slices."""
+        paths = [files.join(self.work.output, piece.output) for piece in self.slices]
+        found = [one for path in paths for group in scores.read(path) for one in group]
+        assert all(one.error is None for one in found)
+        return found
 
 
 def run() -> list[dict[str, Any]]:
     """Measures and returns the benchmark's rows."""
-    allocator.keep_large_blocks()
-    with tempfile.TemporaryDirectory() as folder:
-        name, model, made = load(Path(folder))
-        ready = Scorer(model, made, top_k=TOP_K, batch_tokens=BATCH_TOKENS)
-        path = f"{folder}/scores.parquet"
-        slices = [cut(number) for number in range(SLICES)]
-        score_slice(ready, slices[0][:2], path)  # warms up
+    with prepared() as setup:
         rounds = [
-            measure(ready, model, windows, path, first=number)
-            for number, windows in enumerate(slices)
+            measure(setup, piece, first=number)
+            for number, piece in enumerate(setup.slices)
         ]
-        write(path, [score for one in rounds for score in one.scores])
-        size = Path(path).stat().st_size
-    tokens = sum(one.tokens for one in rounds)
-    total = {way: sum(one.seconds[way] for one in rounds) for way in rounds[0].seconds}
-    bare = min(("one by one", "batched"), key=lambda way: total[way])
-    return [
+        found, schema = setup.scores(), setup.work.schema
+        tokens = sum(len(one.token_ids) - 1 for one in found)
+        size = parquet.bytes_of(
+            [scores.to_table(found, schema)], schema, **setup.work.options
+        )
+    total = {way: sum(one[way] for one in rounds) for way in rounds[0]}
+    bare = min(("one by one", "packed"), key=lambda way: total[way])
+    positions, width, vocabulary = LARGEST
+    made = [
         rows.ratio_at_least(
             0.95,
-            f"score, {name}, {torch.get_num_threads()} threads",
+            f"score, {setup.name}, {torch.get_num_threads()} threads",
             tokens / total["score"],
             "tokens/s",
             against=f"bare forward {bare}, {tokens / total[bare]:,.0f} tokens/s",
@@ -77,31 +108,121 @@ def run() -> list[dict[str, Any]]:
         ),
         rows.at_most(
             30,
-            f"scores file, k = {TOP_K}, {name}",
+            f"scores file, k = {TOP_K}, {setup.name}",
             size / tokens,
             "B/token",
             against="FuseLLM, 108 B/token",
             ratio=size / tokens / 108,
         ),
+        rows.at_most(
+            0.7e9,
+            f"head and top-k, {positions:,} x {width:,} x {vocabulary:,}, bfloat16:"
+            " memory above features and weights",
+            held.score_extra_bytes(*LARGEST, k=TOP_K),
+            "bytes",
+        ),
     ]
+    return [*made, compiled(tokens, total["score"])] if COMPILES else made
 
 
-def measure(
-    ready: Scorer, model: Any, windows: list[Window], path: str, *, first: int
-) -> Round:
-    """Goes each way through a slice, number `first` in front."""
-    encoded = [ready.tokenizer.encode_window(w.text, w.ends_document) for w in windows]
-    inputs = [torch.from_numpy(e.token_ids[:-1]).long() for e in encoded]
-    plan = batches.plan_batches([len(ids) for ids in inputs], BATCH_TOKENS)
-    padded = [
-        torch.nn.utils.rnn.pad_sequence([inputs[i] for i in batch], batch_first=True)
-        for batch in plan
+def compiled(tokens: int, plain_s: float) -> dict[str, Any]:
+    """Measures `--compile` on the same slices; what the compiler takes is left out.
+
+    Args:
+      tokens: of the slices.
+      plain_s: what scoring took without it.
+    """
+    with prepared(compiles=True) as setup:
+        start = time.perf_counter()
+        for piece in setup.slices:
+            slices.make(setup.work, piece)
+        taken = time.perf_counter() - start
+    return rows.ratio_at_least(
+        1.0,
+        f"score --compile, {setup.name}, {torch.get_num_threads()} threads",
+        tokens / taken,
+        "tokens/s",
+        against=f"without, {tokens / plain_s:,.0f} tokens/s",
+        ratio=plain_s / taken,
+    )
+
+
+def sections() -> dict[str, str]:
+    """Measures where the time goes; returns the section `spent` of the results."""
+    with prepared() as setup:
+        spent = Spent()
+        start = time.perf_counter()
+        with watched(spent, setup.ready):
+            for piece in setup.slices:
+                slices.make(setup.work, piece)
+        wall = time.perf_counter() - start
+    return {"spent": f"{setup.name}, {wall:.1f} s:\n\n{table(spent, wall)}"}
+
+
+def table(spent: Spent, wall: float) -> str:
+    """Writes a table of the parts of each thread, and what is left of the first one's.
+
+    Args:
+      spent: what was counted.
+      wall: seconds from beginning to end.
+    """
+    lines = []
+    for thread in sorted({thread for thread, _ in spent.seconds}):
+        parts = spent.of(thread)
+        if thread == "MainThread":
+            parts["waiting, and all else"] = wall - sum(parts.values())
+        lines += [
+            (part, THREADS.get(thread, thread), f"{s:.2f}", f"{s / wall:.1%}")
+            for part, s in parts.items()
+        ]
+    return comparison.table(("part", "thread", "s", "of the whole"), lines)
+
+
+THREADS = {"MainThread": "the model's", "ahead": "in front", "behind": "behind"}
+
+
+@contextlib.contextmanager
+def watched(spent: Spent, ready: Scorer) -> Iterator[None]:
+    """Counts what the parts of scoring take."""
+    inner = ready._engine
+    reduce = spent.timed(inner.reduction.reduce, "top-k, log-sum-exp, gold")
+    before = inner.reduction
+    inner.reduction = dataclasses.replace(before, reduce=reduce)
+    parts = [
+        (windows, "read_slice", "read"),
+        (scorer, "_encode", "tokenize"),
+        (type(inner.way), "features", "body"),
+        (Halves, "logits", "head"),
+        (transfers, "download", "copy"),
+        (logits, "split", "copy"),
+        (Scorer, "_record", "records"),
+        (rounding, "round_score", "round"),
+        (scores, "to_table", "encode"),
+        (parquet.TableWriter, "write", "write"),
     ]
-    made: list[Score] = []
+    with contextlib.ExitStack() as stack:
+        for owner, attribute, name in parts:
+            stack.enter_context(spent.watching(owner, attribute, name))
+        yield
+    inner.reduction = before
+
+
+def measure(setup: Setup, piece: Slice, *, first: int) -> dict[str, float]:
+    """Goes each way over a slice, number `first` in front; returns the seconds."""
+    ready = setup.ready
+    encoded = [
+        ready.tokenizer.encode_window(window.text, window.eos_follows)
+        for window in windows.read_all(setup.work.windows, [piece])
+    ]
+    given = [
+        Row(place=n, token_ids=e.token_ids, chances=np.empty((len(e.token_ids) - 1, 0)))
+        for n, e in enumerate(encoded)
+    ]
+    alone = [torch.from_numpy(e.token_ids[:-1]).long()[None] for e in encoded]
     ways: list[tuple[str, Callable[[], None]]] = [
-        ("score", lambda: made.extend(score_slice(ready, windows, path))),
-        ("one by one", lambda: pass_plainly(model, [ids[None] for ids in inputs])),
-        ("batched", lambda: pass_plainly(model, padded)),
+        ("score", lambda: slices.make(setup.work, piece)),
+        ("one by one", lambda: pass_plainly(ready._engine.halves.model, alone)),
+        ("packed", Passes(ready._engine, given).ways()["bare"]),
     ]
     seconds: dict[str, float] = {}
     for turn in range(len(ways)):
@@ -109,63 +230,97 @@ def measure(
         start = time.perf_counter()
         work()
         seconds[name] = time.perf_counter() - start
-    tokens = sum(len(ids) for ids in inputs)
-    return Round(tokens=tokens, seconds=seconds, scores=made)
+    return seconds
 
 
-def load(folder: Path) -> tuple[str, Any, Tokenizer]:
-    """Loads SmolLM2, or makes a model where it is not there."""
-    cpu = torch.device("cpu")
+@contextlib.contextmanager
+def prepared(*, compiles: bool = False) -> Iterator[Setup]:
+    """Makes a windows folder, and loads a model that has scored a little of it.
+
+    Args:
+      compiles: whether torch compiles the model; it has read all of the text, then.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        name, model = model_of(Path(folder))
+        settings = ScorerSettings(
+            model=model, top_k=TOP_K, device="cpu", dtype="float32", compile=compiles
+        )
+        text, output = f"{folder}/windows", f"{folder}/scores"
+        work = ScoreSlices(
+            windows=text,
+            output=output,
+            settings=settings,
+            model=scorer.model_fingerprint(model),
+            tokenizer=tokenizer.load(model).fingerprint,
+            identity=files.digest([model]),
+        )
+        warming, *pieces = (write_slice(text, number) for number in range(SLICES + 1))
+        try:
+            for piece in [warming, *(pieces if compiles else [])]:
+                slices.make(work, piece)
+                Path(output, piece.output).unlink()
+            yield Setup(name=name, work=work, slices=pieces)
+        finally:
+            score.unload()
+
+
+def model_of(folder: Path) -> tuple[str, str]:
+    """Finds SmolLM2, or makes a model where it is not there; returns name and path."""
     fetched = smollm2.find()
     if fetched is not None:
-        model = loading.load_model(str(fetched), dtype=torch.float32, device=cpu)
-        return "SmolLM2-135M", model, tokenizer.load(str(fetched))
+        return "SmolLM2-135M", str(fetched)
     torch.manual_seed(0)
     made = tiny.byte_level(4096)
     config = LlamaConfig(
         vocab_size=made.get_vocab_size(),
         hidden_size=256,
         intermediate_size=1024,
-        num_hidden_layers=8,
+        num_hidden_layers=LAYERS,
         num_attention_heads=8,
         max_position_embeddings=MAX_TOKENS,
     )
     path = tiny.save(folder / "model", made, LlamaForCausalLM(config))
-    model = loading.load_model(str(path), dtype=torch.float32, device=cpu)
-    return "random Llama of 10M", model, tokenizer.load(str(path))
+    return "random Llama of 10M", str(path)
 
 
-def cut(number: int) -> list[Window]:
-    """Cuts a slice out of Python's manual: most windows short, some of them long."""
+def write_slice(folder: str, number: int) -> Slice:
+    """Writes a file of windows that is a slice; the first is small, to warm up."""
+    count = GROUP_WINDOWS if number else 2
+    groups = [cut(number, place, count) for place in range(GROUPS if number else 1)]
+    digests = [windows.ids_digest(w.window_id for w in group) for group in groups]
+    piece = Slice(
+        index=number,
+        file=f"part-{number:05d}.parquet",
+        row_group_start=0,
+        row_group_stop=len(groups),
+        windows=sum(map(len, groups)),
+        text_bytes=sum(len(w.text.encode()) for group in groups for w in group),
+        digest=windows.slice_digest(digests),
+    )
+    footer = {"fingerprint": "", "tokens": None}
+    path = files.join(folder, piece.file)
+    with parquet.writer(path, windows.SCHEMA, footer) as tables:
+        for group in groups:
+            tables.write(windows.to_table(group))
+    return piece
+
+
+def cut(number: int, group: int, count: int) -> list[Window]:
+    """Cuts windows out of Python's manual: most of them short, some of them long."""
     manual = "\n".join(pydoc_data.topics.topics.values())
-    rng = np.random.default_rng(number)
-    sizes = rng.lognormal(mean=5.6, sigma=0.9, size=SLICE_WINDOWS).clip(30, 1500)
-    starts = rng.integers(0, len(manual) - 1500, SLICE_WINDOWS)
+    rng = np.random.default_rng([number, group])
+    sizes = rng.lognormal(mean=5.6, sigma=0.9, size=count).clip(30, 1500)
+    starts = rng.integers(0, len(manual) - 1500, count)
     return [
         Window(
-            window_id=f"{number}-{place}",
-            doc_id=f"{number}-{place}",
+            window_id=f"{number}-{group}-{place}",
+            doc_id=f"{number}-{group}-{place}",
             text=manual[start : start + int(size)],
             byte_start=0,
             ends_document=bool(place % 2),
         )
         for place, (start, size) in enumerate(zip(starts, sizes, strict=True))
     ]
-
-
-def score_slice(ready: Scorer, windows: list[Window], path: str) -> list[Score]:
-    """Scores windows and writes the file, as a slice's work does."""
-    found = ready.score(windows).scores
-    write(path, found)
-    return found
-
-
-def write(path: str, found: list[Score]) -> None:
-    """Writes a scores file."""
-    footer = {"fingerprint": "", "tokens": None, "k": TOP_K}
-    options = scores.WRITER_OPTIONS
-    with parquet.writer(path, scores.SCHEMA, footer, **options) as tables:
-        tables.write(scores.to_table([rounding.round_score(one) for one in found]))
 
 
 @torch.inference_mode()

@@ -35,90 +35,31 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.bench import gpu, held
-from train import gradient, loss, rows
+from tests.bench import gpu, gpu_models, held
+from tests.bench.gpu_models import Shape
+from train import loss, rows
 from train import model as models
 from train.loss import Objective
+from transforms import compilers
 
 K = 10
 OBJECTIVE = Objective(clm_weight=0.9)
 IGNORED = -100
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """A model and the batch of a step.
-
-    Attributes:
-      kind: architecture, as transformers calls it.
-      tied: whether the output head is the embedding.
-    """
-
-    kind: str
-    vocabulary: int
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    tied: bool = False
-    rows: int = 4
-    tokens: int = 2048
-
-
 SHAPES = {
-    "Llama-2-7B": Shape(
-        kind="llama", vocabulary=32_000, width=4096, inner=11_008, layers=32, heads=32,
-        kv_heads=32,
-    ),
-    "Qwen2.5-7B": Shape(
-        kind="qwen2", vocabulary=152_064, width=3584, inner=18_944, layers=28, heads=28,
-        kv_heads=4, rows=2,
-    ),
-    "Llama-3.2-1B": Shape(
-        kind="llama", vocabulary=128_256, width=2048, inner=8192, layers=16, heads=32,
-        kv_heads=8, tied=True,
-    ),
-}  # fmt: skip
-TINY = {
-    "tiny": Shape(
-        kind="llama", vocabulary=512, width=32, inner=64, layers=2, heads=2, kv_heads=1,
-        rows=2, tokens=64,
-    )
-}  # fmt: skip
+    name: shape for name, shape in gpu_models.SHAPES.items() if "0.5B" not in name
+}
+TINY = {"tiny": gpu_models.TINY}
 KERNEL = {"full": (8192, 4096, 131_072), "tiny": (128, 32, 512)}
 """Positions, width, vocabulary."""
 
 Kinds = dict[str, Callable[[], Any]]
 
 
-def config_of(shape: Shape, layers: int) -> Any:
-    """Returns a configuration of a shape, with that many layers."""
-    return transformers.AutoConfig.for_model(
-        shape.kind,
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=shape.tokens,
-        tie_word_embeddings=shape.tied,
-    )
-
-
 def build(shape: Shape) -> Any:
-    """Makes a model of a shape on the device, its weights random."""
-    before = torch.get_default_dtype()
-    on = gpu.device()
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16 if on.type == "cuda" else torch.float32)
-    try:
-        with on:
-            config = config_of(shape, shape.layers)
-            model = transformers.AutoModelForCausalLM.from_config(config)
-    finally:
-        torch.set_default_dtype(before)
+    """Makes a model of a shape that is trained, its activations checkpointed."""
+    model = gpu_models.build(shape)
     # transformers renamed it.
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)()
@@ -129,7 +70,7 @@ def traits_of(shape: Shape) -> models.Traits:
     """Probes a twin of one layer on the CPU, in float32, as the trainer does."""
     small = dataclasses.replace(shape, width=64 * shape.heads // 8, inner=64)
     small = dataclasses.replace(small, heads=8, kv_heads=8, vocabulary=512)
-    config = config_of(small, layers=1)
+    config = gpu_models.config_of(small, layers=1)
     return models.probe(transformers.AutoModelForCausalLM.from_config(config))
 
 
@@ -182,7 +123,7 @@ def steps_of(shape: Shape, model: Any) -> Kinds:
         optimizer.zero_grad(set_to_none=True)
 
     kinds = {"plain": plain, "fused": by(kernels=False)}
-    if gradient.has_kernels(gpu.device()):
+    if compilers.has_triton(gpu.device()):
         kinds["kernels"] = by(kernels=True)
     if (loss_of := liger_fused()) is not None:
         kinds["liger"] = functools.partial(
@@ -298,7 +239,7 @@ def losses_of(hidden: Tensor, head: Tensor) -> dict[str, Callable[[], Tensor]]:
         "fused": functools.partial(fused, kernels=False),
         "plain": plain,
     }
-    if gradient.has_kernels(on):
+    if compilers.has_triton(on):
         kinds["kernels"] = functools.partial(fused, kernels=True)
     if (liger := liger_fused()) is not None:
         kinds["liger"] = functools.partial(liger, head, hidden, wanted)

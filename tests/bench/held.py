@@ -1,8 +1,9 @@
 """What tensors hold at once, counted by their storages, on any device or on none.
 
 `loss_extra_bytes` is what the loss alone holds above its inputs and the gradients that
-it returns. Its tensors are fake: they have a shape, a type and a device, and no memory,
-so the figure of a GPU is had without one. A GPU's own products may take some MB more.
+it returns, `score_extra_bytes` what a scorer holds above features. Their tensors are
+fake: they have a shape, a type and a device, and no memory, so the figure of a GPU is
+had without one. A GPU's own products may take some MB more.
 """
 
 import weakref
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from train import loss
 from train.objective import Objective
 from train.rows import Rows
+from transforms import logits
 
 
 class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]  # as below
@@ -96,6 +98,37 @@ def loss_extra_bytes(
             return found.loss
 
         return extra_bytes(call, hidden.nbytes + head.nbytes)
+
+
+def score_extra_bytes(
+    positions: int,
+    width: int,
+    vocabulary: int,
+    *,
+    k: int = 10,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cuda",
+) -> int:
+    """Returns what scoring's head and reduction hold above features and weights.
+
+    Of plain torch, with what is kept of all positions.
+    """
+    with FakeTensorMode():
+        on = torch.device(device)
+        features = torch.empty(positions, width, dtype=dtype, device=on)
+        head = torch.empty(vocabulary, width, dtype=dtype, device=on)
+        gold = torch.empty(positions, dtype=torch.long, device=on)
+        none = torch.empty(positions, 0, dtype=torch.float64, device=on)
+        chunk = logits.positions_at_once(vocabulary, k, on)
+
+        def call() -> list[logits.Reduced]:
+            fields = (torch.split(field, chunk) for field in (features, gold, none))
+            return [
+                logits.reduce_logits(part @ head.T, next_ids, chances, vocabulary, k)
+                for part, next_ids, chances in zip(*fields, strict=True)
+            ]
+
+        return extra_bytes(call, 0)
 
 
 def _rows(positions: int, k: int, on: torch.device) -> Rows:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.bench import gpu, gpu_train
+from tests.bench import gpu, gpu_models, gpu_score, gpu_train, traffic
 
 HERE = Path(__file__).parent
-ABSENT = ("accelerate", "apache_beam", "jaxtyping", "numba", "pyarrow", "zstandard")
+ROOT = HERE.parents[1]
+ABSENT = (
+    "accelerate", "apache_beam", "jaxtyping", "jinja2", "numba", "pyarrow", "rapidfuzz",
+    "zstandard",
+)  # fmt: skip
 
 RUN = f"""
 import runpy, sys
@@ -42,6 +47,84 @@ def printed(script: str, folder: Path, *flags: str) -> Any:
     ended = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
+
+
+@pytest.mark.timeout(300)
+def test_scoring_is_measured_without_an_installation(tmp_path: Path) -> None:
+    found = printed("gpu_score.py", tmp_path, "--rounds=1")
+    tiny = found["scoring"]["tiny"]
+    assert tiny["computed_head_extra_bytes"] > 0
+    assert tiny["way"].startswith("packed")
+    for load in tiny["loads"].values():
+        taken = load["seconds"]
+        assert load["tokens_per_s"]["scored"] == load["tokens"] / taken["scored"]
+        bare = min(taken["bare"], taken["chunked"])
+        assert load["overhead"] == taken["scored"] / bare - 1
+        assert load["overhead_of_reduction"] == taken["reduced"] / taken["chunked"] - 1
+    assert found["not_done"] == []
+
+
+def test_scoring_that_there_is_no_time_for_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gpu_score.main(["--size=tiny", "--limit_s=0"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["scoring"] == {"tiny": {"absent": "out of time"}}
+    assert found["not_done"] == ["scoring with tiny: all of it"]
+
+
+def test_a_shape_that_fails_says_so_and_the_json_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(shape: object) -> None:
+        raise RuntimeError("no such shape")
+
+    monkeypatch.setattr(gpu_models, "build", fail)
+    with pytest.raises(SystemExit):
+        gpu_score.main(["--size=tiny"])
+    out = capsys.readouterr()
+    found = json.loads(out.out)
+    assert found["scoring"] == {"tiny": {"failed": "RuntimeError: no such shape"}}
+    assert "Traceback" in out.err
+
+
+def test_an_aim_is_met_or_not_or_nobody_knows() -> None:
+    found = {
+        "tokens_per_s": {"scored": 39_000.0},
+        "overhead": 0.02,
+        "head_extra_bytes": None,
+    }
+    told = gpu_score.aims("Llama-2-7B", found)
+    assert {what: aim["met"] for what, aim in told.items()} == {
+        "tokens_per_s": False,
+        "overhead": True,
+        "head_extra_bytes": None,
+    }
+    assert "tokens_per_s" not in gpu_score.aims("tiny", found)
+
+
+def test_windows_of_a_load_are_no_longer_than_the_model_reads() -> None:
+    loads = gpu_score.loads_of(gpu_models.SHAPES["Llama-2-7B"], 60_000)
+    assert loads["full"] == [2048] * 29
+    mixed = loads["mixed"]
+    assert (min(mixed) >= 16, max(mixed)) == (True, 2048)
+    assert 60_000 <= sum(mixed) < 62_048
+    assert 300 < statistics.median(mixed) < 1000
+
+
+def test_operations_are_counted_as_the_model_has_weights_and_windows_pairs() -> None:
+    shape = gpu_models.TINY
+    model = gpu_models.build(shape)
+    layers = model.base_model.layers.parameters()
+    inner = sum(weight.numel() for weight in layers if weight.ndim == 2)
+    head = model.get_output_embeddings().weight.numel()
+    attention = 4 * shape.layers * shape.width * (6 + 1)
+    flop = gpu_models.flop_of(shape, [3, 1])
+    assert flop == 2 * (inner + head) * 4 + attention
+
+
+def test_the_page_tells_what_reducing_logits_is_estimated_to_cost() -> None:
+    assert traffic.table() in (ROOT / "docs/results.md").read_text()
 
 
 @pytest.mark.timeout(300)
