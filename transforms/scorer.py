@@ -49,6 +49,7 @@ class ScorerSettings:
       revision: the hub's hash of the model's files; None = the newest.
       share_device: whether other processes may have the same GPU.
       compile: whether torch compiles the model: minutes at the first batch.
+      pad: whether windows are padded, and not packed, whatever the model takes.
     """
 
     model: str
@@ -63,6 +64,7 @@ class ScorerSettings:
     revision: str | None = None
     share_device: bool = False
     compile: bool = False
+    pad: bool = False
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
@@ -105,6 +107,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         top_k=settings.top_k,
         tail_samples=settings.tail_samples,
         batch_tokens=settings.batch_tokens,
+        packed=not settings.pad,
         compiled=settings.compile,
     )
 
