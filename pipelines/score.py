@@ -101,6 +101,11 @@ class ScoreConfig:
         help="what runs the model; vllm gives no log-sum-exp and draws no tail",
         omit_default=True,
     )
+    pad: bool = setting(
+        False,
+        help="pad windows to one length, even where the model takes them end to end",
+        omit_default=True,
+    )
     threads: int | None = setting(
         None, help="threads of the CPU's arithmetic; left out: what torch takes"
     )
@@ -180,6 +185,7 @@ class ScoreConfig:
                 max_memory=self.max_memory,
             ),
             compile=self.compile,
+            pad=self.pad,
         )
 
 

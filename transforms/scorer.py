@@ -68,6 +68,7 @@ class ScorerSettings:
       loading: adapter, quantization and layout over devices.
       backend: what runs the model: transformers, or vLLM in this process.
       compile: whether torch compiles the model: minutes at the first batch.
+      pad: whether windows are padded, and not packed, whatever the model takes.
     """
 
     model: str
@@ -87,6 +88,7 @@ class ScorerSettings:
     loading: Loading = loading.PLAIN
     backend: Backend = "transformers"
     compile: bool = False
+    pad: bool = False
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
@@ -100,7 +102,13 @@ class ScorerSettings:
             raise ValueError(f"threads must be positive, got {self.threads}")
         self.loading.check(self.device, compiled=self.compile)
         if self.backend == "vllm":
-            vllm_engine.refuse(self.device, self.tail_samples, self.loading)
+            vllm_engine.refuse(
+                self.device,
+                self.tail_samples,
+                self.loading,
+                compile=self.compile,
+                pad=self.pad,
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -152,6 +160,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         kernels=settings.kernels,
         batch_tokens=settings.batch_tokens,
         engine=engine,
+        packed=not settings.pad,
         compiled=settings.compile,
     )
 

@@ -128,12 +128,14 @@ class VllmEngine:
         )
 
 
-def refuse(device: str, tail_samples: int, how: Loading) -> None:
+def refuse(
+    device: str, tail_samples: int, how: Loading, *, compile: bool, pad: bool
+) -> None:
     """Refuses what only transformers does.
 
     Raises:
       ValueError: if the device is no GPU, tails are to be drawn, or a model is to be
-        loaded in a special way.
+        loaded or run in a special way.
     """
     if device == "cpu":
         raise ValueError(
@@ -145,8 +147,10 @@ def refuse(device: str, tail_samples: int, how: Loading) -> None:
             f"tail_samples must be 0 with backend vllm, got {tail_samples}: it tells"
             " the likeliest tokens alone, and no log-sum-exp; leave --backend out"
         )
-    for name in (field.name for field in dataclasses.fields(Loading)):
-        if (value := getattr(how, name)) != getattr(loading.PLAIN, name):
+    plain = dataclasses.asdict(loading.PLAIN) | {"compile": False, "pad": False}
+    given = dataclasses.asdict(how) | {"compile": compile, "pad": pad}
+    for name, value in given.items():
+        if value != plain[name]:
             raise ValueError(
                 f"{name} must be left out with backend vllm, got {value}: it is done by"
                 " transformers; leave --backend out, or write the model as it is to be"

@@ -228,6 +228,9 @@ def test_what_only_transformers_does_is_refused(models: dict[str, str]) -> None:
         how = Loading(**{name: value})
         with pytest.raises(ValueError, match=f"{name} must be left out with backend"):
             ScorerSettings(**fields, loading=how)
+    for name in ("compile", "pad"):
+        with pytest.raises(ValueError, match=f"{name} must be left out with backend"):
+            ScorerSettings(**{**fields, name: True})
 
 
 def test_models_that_vllm_is_not_given_are_refused(tmp_path: Path) -> None:
