@@ -33,9 +33,9 @@ from tests import tiny
 from tests.bench import held, rows, smollm2
 from tests.bench.passes import Passes
 from tests.bench.spent import Spent
-from transforms import logits, score, scorer, slices, tokenizer, transfers
+from transforms import encodings, logits, score, scorer, slices, tokenizer, transfers
 from transforms.causal import Halves
-from transforms.engine import Row
+from transforms.engine import Engine, Row
 from transforms.functional import rounding
 from transforms.score import ScoreSlices
 from transforms.scorer import Scorer, ScorerSettings
@@ -73,6 +73,13 @@ class Setup:
         return score.shared_scorer(
             self.work.settings, self.work.model, self.work.tokenizer
         )
+
+    @property
+    def engine(self) -> Engine:
+        """What runs it."""
+        found = self.ready._engine
+        assert isinstance(found, Engine)
+        return found
 
     def scores(self) -> list[Score]:
         """Reads the scores of all slices."""
@@ -152,7 +159,7 @@ def sections() -> dict[str, str]:
     with prepared() as setup:
         spent = Spent()
         start = time.perf_counter()
-        with watched(spent, setup.ready):
+        with watched(spent, setup.engine):
             for piece in setup.slices:
                 slices.make(setup.work, piece)
         wall = time.perf_counter() - start
@@ -182,15 +189,14 @@ THREADS = {"MainThread": "the model's", "ahead": "in front", "behind": "behind"}
 
 
 @contextlib.contextmanager
-def watched(spent: Spent, ready: Scorer) -> Iterator[None]:
+def watched(spent: Spent, inner: Engine) -> Iterator[None]:
     """Counts what the parts of scoring take."""
-    inner = ready._engine
     reduce = spent.timed(inner.reduction.reduce, "top-k, log-sum-exp, gold")
     before = inner.reduction
     inner.reduction = dataclasses.replace(before, reduce=reduce)
     parts = [
         (windows, "read_slice", "read"),
-        (scorer, "_encode", "tokenize"),
+        (encodings, "encode", "tokenize"),
         (type(inner.way), "features", "body"),
         (Halves, "logits", "head"),
         (transfers, "download", "copy"),
@@ -221,8 +227,8 @@ def measure(setup: Setup, piece: Slice, *, first: int) -> dict[str, float]:
     alone = [torch.from_numpy(e.token_ids[:-1]).long()[None] for e in encoded]
     ways: list[tuple[str, Callable[[], None]]] = [
         ("score", lambda: slices.make(setup.work, piece)),
-        ("one by one", lambda: pass_plainly(ready._engine.halves.model, alone)),
-        ("packed", Passes(ready._engine, given).ways()["bare"]),
+        ("one by one", lambda: pass_plainly(setup.engine.halves.model, alone)),
+        ("packed", Passes(setup.engine, given).ways()["bare"]),
     ]
     seconds: dict[str, float] = {}
     for turn in range(len(ways)):

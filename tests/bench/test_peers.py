@@ -27,7 +27,9 @@ def test_fixed_layouts_take_what_is_known_of_them(
     ("k", "size", "taken"),
     [(32, 32_000, 116), (64, 32_000, 176), (64, 151_936, 200), (100, 151_936, 281)],
 )
-def test_a_fit_takes_its_exact_entries_coefficients_and_ids(k, size, taken) -> None:
+def test_a_fit_takes_its_exact_entries_coefficients_and_ids(
+    k: int, size: int, taken: int
+) -> None:
     assert peers.distillkit(k, size, exact=16, terms=6) == taken
 
 
