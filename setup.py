@@ -58,6 +58,7 @@ EXTRAS = {
     "quantize": [*TRAIN, BITSANDBYTES],
     "fp8": [*TRAIN, "kernels>=0.11,<1"],  # transformers says which it takes
     "split": TRAIN,  # one model over several GPUs
+    "flash": ["flash-attn>=2.6,<3"],  # attention over packed windows on a GPU
     "vllm": ["vllm>=0.20,<0.34; sys_platform == 'linux'"],
     "deepspeed": ["deepspeed>=0.16,<1"],
     "gguf": ["gguf>=0.17,<1", "sentencepiece>=0.2,<1"],

@@ -7,7 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("schemas", "transforms", "pipelines", "train")
-IMPORTED_AS = {"apache-beam": "apache_beam", "grpcio": "grpc", "PyYAML": "yaml"}
+IMPORTED_AS = {
+    "apache-beam": "apache_beam",
+    "flash-attn": "flash_attn",
+    "grpcio": "grpc",
+    "PyYAML": "yaml",
+}
 
 
 def imported(package: str) -> set[str]:
@@ -43,7 +48,7 @@ def test_what_is_declared_for_development_has_its_exact_version() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
     # tests/buckets/requirements.txt has the clients; no test needs a GPU, DeepSpeed,
     # vLLM or an account of W&B.
-    apart = {"gcsfs", "s3fs", "deepspeed", "kernels", "vllm", "wandb"}
+    apart = {"gcsfs", "s3fs", "deepspeed", "flash-attn", "kernels", "vllm", "wandb"}
     named = {module: name for name, module in IMPORTED_AS.items()}
     wanted = {named.get(m, m).lower().replace("_", "-") for m in declared()}
     assert wanted - pinned == apart
