@@ -261,7 +261,7 @@ def test_smollm2_scores_packed_as_it_does_one_by_one() -> None:
     cpu = torch.device("cpu")
     model = loading.load_model(str(path), dtype=torch.float32, device=cpu)
     made = tokenizer.load(str(path))
-    given = bench_score.cut(0)
+    given = bench_score.cut(0, 0, 24)
     packed, alone = Scorer(model, made), Scorer(model, made, packed=False)
     assert packed.way.startswith("packed")
     wanted = [alone.score([one]).scores[0] for one in given]
