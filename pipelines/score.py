@@ -68,6 +68,11 @@ class ScoreConfig:
         " kernels keep waiting",
         omit_default=True,
     )
+    pad: bool = setting(
+        False,
+        help="pad windows to one length, even where the model takes them end to end",
+        omit_default=True,
+    )
     threads: int | None = setting(
         None, help="threads of the CPU's arithmetic; left out: what torch takes"
     )
@@ -139,6 +144,7 @@ class ScoreConfig:
             tune_allocator=not self.keep_malloc,
             share_device=self.share_device,
             compile=self.compile,
+            pad=self.pad,
         )
 
 

@@ -127,8 +127,18 @@ class Packed:
         return sum(lengths)
 
     def features(self, rows: Sequence[np.ndarray]) -> Float[Tensor, "p f"]:
-        """Runs the model's body on a batch; returns what it makes of each token."""
-        return self.run(rows, Layout([len(row) for row in rows], self.kernel))
+        """Runs the model's body on a batch; returns what it makes of each token.
+
+        Raises:
+          ValueError: if a layer asks for what it did not when it was tried.
+        """
+        try:
+            return self.run(rows, Layout([len(row) for row in rows], self.kernel))
+        except UnpackableError as error:
+            raise ValueError(
+                f"layers must ask for no more than when the model was tried, but"
+                f" {error}; score with --pad"
+            ) from error
 
     def run(
         self, rows: Sequence[np.ndarray], layout: Layout, *, told: bool = False

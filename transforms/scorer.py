@@ -53,6 +53,7 @@ class ScorerSettings:
       revision: the hub's hash of the model's files; None = the newest.
       share_device: whether other processes may have the same GPU.
       compile: whether torch compiles the model: minutes at the first batch.
+      pad: whether windows are padded, and not packed, whatever the model takes.
     """
 
     model: str
@@ -70,6 +71,7 @@ class ScorerSettings:
     revision: str | None = None
     share_device: bool = False
     compile: bool = False
+    pad: bool = False
 
     def __post_init__(self) -> None:
         """Checks what needs no model."""
@@ -115,6 +117,7 @@ def load(settings: ScorerSettings) -> "Scorer":
         tail_samples=settings.tail_samples,
         kernels=settings.kernels,
         batch_tokens=settings.batch_tokens,
+        packed=not settings.pad,
         compiled=settings.compile,
     )
 

@@ -30,8 +30,8 @@ def test_a_trial_whose_logits_are_not_finite_is_dead(
     score = engine.Engine._forward
 
     def spoil(self: Any, *args: Any) -> Any:
-        kept = score(self, *args)
-        return dataclasses.replace(kept, finite=np.zeros_like(kept.finite))
+        kept = score(self, *args)()
+        return lambda: dataclasses.replace(kept, finite=np.zeros_like(kept.finite))
 
     given = small.given(made, out)
     planned, measuring = small.bench_of(given)

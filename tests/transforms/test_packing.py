@@ -1,5 +1,6 @@
 """Windows that are packed end to end score as they do one by one."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -14,10 +15,10 @@ from schemas.scores import Score
 from tests import causal_models
 from tests.bench import bench_score, smollm2
 from tests.transforms.scoring import TEXTS, errors, make, window
-from transforms import causal, packing, tokenizer
+from transforms import causal, packing, scorer, tokenizer
 from transforms.packed_attention import Layout
 from transforms.packing import Packed
-from transforms.scorer import Scorer
+from transforms.scorer import Scorer, ScorerSettings
 
 PACKED = (
     *("llama", "gemma3", "qwen2", "gpt_neox", "mixtral", "mistral"),
@@ -217,6 +218,24 @@ def test_a_sliding_window_is_tried_where_it_cuts() -> None:
         patch.setattr(Packed, "run", note)
         packing.choose(causal.Halves(model))
     assert max(max(one) for one in lengths) > 8
+
+
+def test_a_layer_that_asks_for_more_than_in_the_trial_is_told_with_the_cure() -> None:
+    model, scorer_ = make()
+    attend = model.model.layers[0].self_attn.forward
+
+    def forward(**given: Any) -> Any:
+        return attend(**{**given, "attention_mask": torch.ones(1, 1, 1, 1)})
+
+    model.model.layers[0].self_attn.forward = forward
+    with pytest.raises(ValueError, match=r"a layer asks for a mask .*--pad"):
+        scorer_.score(WINDOWS)
+
+
+def test_a_folder_is_padded_where_that_is_asked_for(models: dict[str, str]) -> None:
+    asked = ScorerSettings(model=models["llama"], device="cpu", tune_allocator=False)
+    assert scorer.load(asked).way.startswith("packed")
+    assert scorer.load(dataclasses.replace(asked, pad=True)).way == "padded"
 
 
 def test_lack_of_memory_in_the_trial_is_not_taken_for_a_model_that_cannot() -> None:
