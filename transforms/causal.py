@@ -10,8 +10,10 @@ cut like that, which is tried on a dozen tokens, its logits are its features.
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +149,8 @@ def entrance(model: Any) -> torch.device:
     Where accelerate has laid a model over devices, weights may be on none of them while
     they are not in use; its hooks know where each layer runs.
     """
-    for module in model.modules():
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    for module in parts:
         hook = getattr(module, "_hf_hook", None)
         where = getattr(hook, "execution_device", None)
         if where is not None:
@@ -175,6 +178,16 @@ def longest_unscaled(config: Any) -> int | None:
             own = one.get(name) or getattr(config, name, None)
             limits.append(own or config.max_position_embeddings)
     return min(limits, default=None)
+
+
+_LOCKS: WeakKeyDictionary[Any, contextlib.AbstractContextManager[Any]] = (
+    WeakKeyDictionary()
+)
+
+
+def lock_of(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """Returns the one lock of a model: how it runs is told to the model itself."""
+    return _LOCKS.setdefault(model, threading.Lock())
 
 
 class Halves:
@@ -246,8 +259,7 @@ class Halves:
         ids = torch.arange(many, device=self._entrance)[None]
         whole = self._model(input_ids=ids, use_cache=False).logits[0]
         begin = self._model(input_ids=ids[:, :few], use_cache=False).logits[0]
-        # Logits that are not numbers say nothing here; the windows will tell.
-        if whole.isfinite().all() and not self._agree(begin, whole[:few]):
+        if not self._agree(begin, whole[:few]):
             raise ValueError(
                 f"a {type(self._model).__name__} must not look ahead to score text, but"
                 " its logits depend on later tokens; choose a causal language model"
@@ -266,13 +278,20 @@ class Halves:
         return whole.shape[-1]
 
     def _agree(self, left: Float[Tensor, "p v"], right: Float[Tensor, "q w"]) -> bool:
-        """Says whether logits are equal but for rounding, which depends on shapes."""
+        """Says whether logits are equal but for rounding, which depends on shapes.
+
+        What is not finite, masked ids or a broken token, must be so in both.
+        """
         if left.shape != right.shape:
+            return False
+        one, other = (z.float().log_softmax(-1) for z in (left, right))
+        known = one.isfinite()
+        if not torch.equal(known, other.isfinite()):
             return False
         rounded = getattr(self._model, "is_quantized", False)
         exact = self._model.dtype == torch.float32 and not rounded
-        gap = left.float().log_softmax(-1) - right.float().log_softmax(-1)
-        return bool(gap.abs().mean() < (1e-3 if exact else 0.1))
+        gap = (one - other)[known].abs()
+        return not gap.numel() or bool(gap.mean() < (1e-3 if exact else 0.1))
 
 
 @contextlib.contextmanager

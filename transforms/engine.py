@@ -11,7 +11,6 @@ of what comes back. Whatever else runs models may stand in its place.
 import dataclasses
 import functools
 import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -102,6 +101,8 @@ def _ran(
 class Engine:
     """A causal language model of transformers, run in batches; threads may share it.
 
+    Engines of one model take turns.
+
     Attributes:
       halves: the model.
       width: logits at each position; token ids are below it.
@@ -140,10 +141,12 @@ class Engine:
         Raises:
           ValueError: if the model is not causal.
         """
-        self.halves = causal.Halves(model)
+        self._lock = causal.lock_of(model)
+        with self._lock:
+            self.halves = causal.Halves(model)
+            self.way = packing.choose(self.halves, packed=packed)
         self.width = self.halves.width
         self.longest = causal.longest_input(model)
-        self.way = packing.choose(self.halves, packed=packed)
         self.layout: str = self.way.name
         if compiled:
             self.halves.compile()
@@ -165,7 +168,6 @@ class Engine:
             fit = logits.positions_that_fit(self.width, k, held)
             self._batch_tokens = min(batch_tokens, fit)
             _tell_uncut(type(model).__name__, fit)
-        self._lock = threading.Lock()
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
         """Runs the model over rows, each of them once.

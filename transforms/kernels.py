@@ -6,8 +6,8 @@ k first entries in them, by k times taking the largest; that is exact, ties incl
 Plain torch moves ten times as many bytes (`tests/bench/traffic.py` counts them).
 
 Imported only where Triton is. So far these kernels ran in Triton's interpreter alone
-(TRITON_INTERPRET=1), which the tests use where there is no GPU; `agrees` is to be asked
-on every device before they are used.
+(TRITON_INTERPRET=1), which the tests use where there is no GPU; `transforms.reduction`
+tries them on every device before they are used.
 """
 
 import contextlib

@@ -71,10 +71,9 @@ class _Belt(Generic[_T]):
         self._given_up.set()
 
     def raise_error(self) -> None:
-        """Raises what either side failed of, once."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        """Raises what either side failed of, whenever it is asked."""
+        if self._error is not None:
+            raise self._error
 
 
 @contextlib.contextmanager
@@ -92,15 +91,16 @@ def ahead(items: Iterable[_T], depth: int) -> Iterator[Iterator[_T]]:
 
     def work() -> None:
         try:
-            for item in items:
-                if not belt.give(item):
-                    return
+            try:
+                for item in items:
+                    if not belt.give(item):
+                        return
+            finally:
+                if isinstance(items, Iterator) and hasattr(items, "close"):
+                    items.close()
             belt.close()
         except BaseException as error:
             belt.give_up(error)
-        finally:
-            if isinstance(items, Iterator) and hasattr(items, "close"):
-                items.close()
 
     thread = threading.Thread(target=work, name="ahead", daemon=True)
     thread.start()

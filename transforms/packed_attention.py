@@ -29,6 +29,10 @@ _TOLD = "fusebeam_packed_told"
 """The same, for which transformers also says what masks it would make."""
 
 
+_DENSE_BYTES = 200_000_000
+"""What products of queries and keys may take at once, where they exist: 16 for each."""
+
+
 class UnpackableError(Exception):
     """A layer asks for what packed attention does not do."""
 
@@ -304,14 +308,40 @@ def _dense(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=seen, scale=how.scale
         )
-    products = query @ key.transpose(2, 3) * how.scale
+    many, heads = query.shape[:2]
+    sinks = None if how.sinks is None else how.sinks.float().repeat(many)
+    made = query.new_empty(many * heads, length, value.shape[-1])
+    queries, keys, values = (part.flatten(0, 1) for part in (query, key, value))
+    pairs = max(1, _DENSE_BYTES // (16 * length * length))
+    rows = min(length, max(1, _DENSE_BYTES // (16 * length)))
+    for pair in range(0, many * heads, pairs):
+        at = slice(pair, pair + pairs)
+        sink = None if sinks is None else sinks[at]
+        for row in range(0, length, rows):
+            of = slice(row, row + rows)
+            made[at, of] = _weigh(
+                queries[at, of], keys[at], values[at], seen[of], how, sink
+            )
+    return made.unflatten(0, (many, heads))
+
+
+def _weigh(
+    query: Float[Tensor, "n q f"],
+    key: Float[Tensor, "n t f"],
+    value: Float[Tensor, "n t e"],
+    seen: Bool[Tensor, "q t"],
+    how: How,
+    sinks: Float[Tensor, " n"] | None,
+) -> Float[Tensor, "n q e"]:
+    """Attends by products that exist, for what fused kernels do not do."""
+    products = query @ key.transpose(1, 2) * how.scale
     if how.softcap is not None:
         products = how.softcap * torch.tanh(products / how.softcap)
     products = products.masked_fill(~seen, -torch.inf).float()
-    if how.sinks is not None:
-        sinks = how.sinks.float().view(1, -1, 1, 1)
-        products = torch.cat([products, sinks.expand(*products.shape[:3], 1)], 3)
-    weights = products.softmax(-1)[..., :length]
+    if sinks is not None:
+        sinks = sinks.view(-1, 1, 1).expand(*products.shape[:2], 1)
+        products = torch.cat([products, sinks], 2)
+    weights = products.softmax(-1)[..., : key.shape[1]]
     return weights.to(value.dtype) @ value
 
 

@@ -182,10 +182,14 @@ def test_every_strategy_is_the_identity_between_equal_tokenizers(
         fuse.fuse_scores(fuse_config(road, folder, strategy=strategy, sources=()))
         found = windows_of(folder)
         for _, _, mine in every(road):
-            # The next token has its exact probability, not the rounded one.
-            np.testing.assert_array_equal(
-                np.sort(found[mine.window_id][1]), np.sort(mine.top_ids)
-            )
+            made = found[mine.window_id][1]
+            others = (np.sort(made) != np.sort(mine.top_ids)).any(1)
+            # The next token has its exact probability, not a rounded one: by that it
+            # may take the place of the last one kept.
+            for t in np.flatnonzero(others):
+                assert {*made[t]} - {*mine.top_ids[t]} == {mine.token_ids[t + 1]}
+                assert mine.gold_logprob[t] > mine.top_logprobs[t, -1]
+            assert others.mean() < 0.05
 
 
 def test_statistics_of_one_process_of_many_are_counted_first(

@@ -148,4 +148,6 @@ def round_bits(
     """
     mantissas, exponents = np.frexp(values.astype(np.float64))
     rounded = np.ldexp(np.rint(np.ldexp(mantissas, bits)), exponents - bits)
+    greatest = np.finfo(np.float32).max  # what is finite stays so
+    rounded = rounded.clip(-greatest, greatest)
     return np.where(np.isfinite(values), rounded, values).astype(np.float32)
