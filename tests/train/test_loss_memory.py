@@ -72,8 +72,9 @@ def test_what_is_counted_is_what_torchs_profiler_sees(small_chunks: float) -> No
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
-    # Operations make numbers of their own on the way: a few, of some bytes each.
-    assert 0 <= peak - held.extra_bytes(call, 0) < 100
+    # Operations make numbers of their own on the way: a few, of some bytes each, and
+    # more of them where oneDNN has other instructions (144 bytes without bfloat16's).
+    assert 0 <= peak - held.extra_bytes(call, 0) < 200
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

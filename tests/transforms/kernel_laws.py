@@ -11,7 +11,10 @@ from transforms.functional.nucleus import Nucleus
 from transforms.logits import Reduced
 
 # numpy, of which Triton's interpreter makes use, warns of what is not a number.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{what}:RuntimeWarning")
+    for what in ("invalid value", "divide by zero")
+]
 
 CPU = torch.device("cpu")
 
