@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import counting, guards, launch, maps, scored, stage, weights
+from pipelines import adaptive, counting, guards, launch, maps, scored, stage, weights
 from pipelines.counting import CountConfig
 from pipelines.maps import Maps
 from pipelines.weights import Weights
@@ -70,15 +70,8 @@ class FuseConfig:
         True, help="let the target's own distributions be a candidate"
     )
     top_k: int = setting(10, help="entries kept for each position")
-    top_p: float | None = setting(
-        None,
-        help="keep of the top_k entries of a position as few as sum to this mass, in"
-        " (0, 1]; left out: all",
-        omit_default=True,
-    )
-    min_k: int = setting(
-        1, help="entries that top_p keeps in any case", omit_default=True
-    )
+    top_p: float | None = adaptive.top_p()
+    min_k: int = adaptive.min_k()
     tail_samples: int = setting(
         0,
         help="entries drawn for each position, by probability, from what is not kept;"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import guards, hints, launch, stage
+from pipelines import adaptive, guards, hints, launch, stage
 from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
 from schemas.settings import setting
@@ -33,15 +33,8 @@ class ScoreConfig:
         shapes_output=False,
     )
     top_k: int = setting(10, help="entries kept for each position")
-    top_p: float | None = setting(
-        None,
-        help="keep of the top_k entries of a position as few as sum to this mass, in"
-        " (0, 1]; left out: all",
-        omit_default=True,
-    )
-    min_k: int = setting(
-        1, help="entries that top_p keeps in any case", omit_default=True
-    )
+    top_p: float | None = adaptive.top_p()
+    min_k: int = adaptive.min_k()
     tail_samples: int = setting(
         0,
         help="ids drawn for each position, by probability, from what is not kept: an"

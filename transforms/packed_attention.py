@@ -322,7 +322,7 @@ def _dense(
             made[at, of] = _weigh(
                 queries[at, of], keys[at], values[at], seen[of], how, sink
             )
-    return made.unflatten(0, (many, heads))
+    return made.view(many, heads, length, -1)
 
 
 def _weigh(

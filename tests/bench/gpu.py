@@ -5,6 +5,7 @@ numpy and nothing else. On a machine without a GPU they take their tiny sizes an
 its CPU: that shows that they work, and no speed.
 """
 
+import argparse
 import gc
 import json
 import platform
@@ -89,6 +90,26 @@ class Clock:
             return {"absent": f"out of memory: {str(error).splitlines()[0]}"}
         finally:
             release()
+
+
+def parser(about: str | None, *, rounds: int, of: str) -> argparse.ArgumentParser:
+    """Returns a script's parser, with the flags that all of them have.
+
+    Args:
+      about: what `--help` says of it.
+      rounds: the default of `--rounds`.
+      of: what is timed so often.
+    """
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    size = "full" if torch.cuda.is_available() else "tiny"
+    made.add_argument("--size", choices=("full", "tiny"), default=size)
+    made.add_argument("--rounds", type=int, default=rounds, help=f"timed {of}")
+    made.add_argument(
+        "--limit_s", type=float, default=LIMIT_S, help="nothing begins after it"
+    )
+    return made
 
 
 def device() -> torch.device:

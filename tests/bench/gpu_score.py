@@ -31,7 +31,6 @@ before they are used. What fails says so in its place; the JSON is printed, and 
 script ends with status 1.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -268,17 +267,7 @@ def aims(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     """Measures all shapes, and prints a JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    full = torch.cuda.is_available()
-    parser.add_argument(
-        "--size", choices=("full", "tiny"), default="full" if full else "tiny"
-    )
-    parser.add_argument("--rounds", type=int, default=4, help="timed passes of a way")
-    parser.add_argument(
-        "--limit_s", type=float, default=gpu.LIMIT_S, help="nothing begins after it"
-    )
+    parser = gpu.parser(__doc__, rounds=4, of="passes of a way")
     parser.add_argument(
         "--compile", action="store_true", help="have torch compile bodies: minutes each"
     )

@@ -19,7 +19,6 @@ It ends within 8 minutes: what there was no time for is named in `not_done`, and
 what there was no memory for.
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib
@@ -313,17 +312,7 @@ def _ratio(of: Mapping[str, float | None], to: str) -> float | None:
 
 def main(argv: Sequence[str]) -> None:
     """Measures all parts, and prints a JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    full = torch.cuda.is_available()
-    parser.add_argument(
-        "--size", choices=("full", "tiny"), default="full" if full else "tiny"
-    )
-    parser.add_argument("--rounds", type=int, default=8, help="timed steps of a kind")
-    parser.add_argument(
-        "--limit_s", type=float, default=gpu.LIMIT_S, help="nothing begins after it"
-    )
+    parser = gpu.parser(__doc__, rounds=8, of="steps of a kind")
     given = parser.parse_args(argv)
     shapes = SHAPES if given.size == "full" else TINY
     clock = gpu.Clock(1 + len(shapes), given.limit_s)

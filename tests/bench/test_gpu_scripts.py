@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.bench import gpu, gpu_models, gpu_score, gpu_train, traffic
+from tests.bench.told_time import Time
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -147,19 +148,6 @@ def test_what_there_is_no_time_for_is_named(capsys: pytest.CaptureFixture[str]) 
         "the loss alone: all of it",
         "steps of tiny: all of it",
     ]
-
-
-class Time:
-    """A clock that goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def spend(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def test_a_part_that_does_not_fit_is_cut_short_and_keeps_what_it_has() -> None:

@@ -5,19 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.bench.spent import Spent
-
-
-class Time:
-    """A clock that goes on when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def spend(self, seconds: float) -> None:
-        self.now += seconds
+from tests.bench.told_time import Time
 
 
 def test_a_part_has_what_parts_within_it_do_not_take() -> None:

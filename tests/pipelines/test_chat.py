@@ -318,9 +318,8 @@ def test_bits_per_byte_are_of_the_answers_alone(
         for window, one in zip(found, said, strict=True):
             counts = counted.counted_tokens(one.byte_ends, window.loss_spans)[1:]
             assert one.n_bytes == counted.counted_bytes(0, window.loss_spans)
-            golds = -one.gold_logprob[counts].sum(dtype=np.float64)
-            # What is stored of each has 16 significant bits; the sum is of whole ones.
-            assert one.nll_nats == pytest.approx(golds, rel=2**-17)
+            golds = -one.gold_logprob[counts].sum(dtype=float)
+            assert one.nll_nats == pytest.approx(golds, rel=2**-17)  # of 16 bits each
             assert math.isnan(one.bits_per_byte) == (window.loss_spans == ())
 
 
