@@ -76,7 +76,7 @@ def _rows(v: dict[str, float]) -> list[dict[str, Any]]:
         rows.at_most(
             21, f"fused file, k = 10, {of}, 32k", v["size"], "B/token", **size
         ),
-        rows.at_most(1.5e-4, f"KL(stored || original), {of}", v["error"], "nat"),
+        rows.at_most(1.5e-4, f"KL(stored ‖ original), {of}", v["error"], "nat"),
         rows.at_least(3e5, f"encode distributions, {of}", v["encode"], speed),
         rows.at_least(1e6, f"decode fused file, {of}", v["decode"], speed, **decode),
         rows.at_least(
@@ -112,7 +112,7 @@ def _measure_real(made: Outputs) -> list[dict[str, Any]]:
             against=f"nested lists, {nested_size:.1f} B/token",
             ratio=size / nested_size,
         ),
-        rows.at_most(1.5e-4, f"KL(stored || original), {of}", error, "nat"),
+        rows.at_most(1.5e-4, f"KL(stored ‖ original), {of}", error, "nat"),
     ]
 
 

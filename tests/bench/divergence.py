@@ -8,7 +8,7 @@ _LEAST = 1e-30
 
 
 def of_logprobs(stored: np.ndarray, original: np.ndarray) -> np.ndarray:
-    """KL(stored || original) of each row over its entries and the tail, in nats.
+    """KL(stored ‖ original) of each row over its entries and the tail, in nats.
 
     Args:
       stored: (t, k) natural logs; what lacks an entry, -inf there, has it in the tail.
@@ -23,7 +23,7 @@ def of_logprobs(stored: np.ndarray, original: np.ndarray) -> np.ndarray:
 
 
 def of_shares(stored: np.ndarray, original: np.ndarray) -> np.ndarray:
-    """KL(stored || original) of each row, in nats.
+    """KL(stored ‖ original) of each row, in nats.
 
     Args:
       stored: (t, k + 1), the tail last; a tail below 0 counts as nothing.
@@ -35,7 +35,7 @@ def of_shares(stored: np.ndarray, original: np.ndarray) -> np.ndarray:
 
 
 def of_rows(stored: Distributions, original: Distributions) -> np.ndarray:
-    """KL(stored || original) of the positions that keep anything, in nats."""
+    """KL(stored ‖ original) of the positions that keep anything, in nats."""
     used = original.counts > 0
     shares = (np.column_stack([d.probs, d.tail])[used] for d in (stored, original))
     return of_shares(*shares)

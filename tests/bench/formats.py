@@ -4,7 +4,7 @@
 
 On real outputs: of SmolLM2, and of models that are made here with vocabularies of 8k,
 32k and 152k (`small_models`); all are kept in `.cache/bench`, without which they take
-some ten minutes on two quiet cores. Errors are KL(stored || original) over the kept
+some ten minutes on two quiet cores. Errors are KL(stored ‖ original) over the kept
 entries and the tail, the mean over positions: of scores, of fused rows coded from exact
 scores, and of the chain, fused rows coded from scores that were stored. Sizes of scores
 are of the whole file, of fused rows of all columns: the footer's table of ranks, which
