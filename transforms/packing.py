@@ -139,7 +139,7 @@ class Packed:
             return self.run(rows, Layout([len(row) for row in rows], self.kernel))
         except UnpackableError as error:
             raise ValueError(
-                f"layers must ask for no more than when the model was tried, but"
+                "layers must ask for the same as when the model was tried, but"
                 f" {error}; score with --pad"
             ) from error
 
@@ -165,9 +165,8 @@ class Packed:
             )[0]
         if self.calls is not None and layout.calls != self.calls:
             raise UnpackableError(
-                f"attention inside windows must be asked for {self.calls} times in a"
-                f" pass, as in the trial, and was {layout.calls} times; pad windows"
-                " (--pad)"
+                f"they asked for attention inside windows {layout.calls} times in a"
+                f" pass, and {self.calls} times then"
             )
         return features
 

@@ -36,6 +36,32 @@ def test_a_model_that_cannot_be_cut_gives_its_logits_all_the_same() -> None:
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
+def test_a_head_that_masks_ids_is_cut_from_its_body_and_must_not_look_ahead() -> None:
+    class Masking(torch.nn.Module):
+        def __init__(self, head: torch.nn.Module) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.pad(
+                self.head(features)[..., :-3], (0, 3), value=-torch.inf
+            )
+
+    model = causal_models.make("llama", 200)
+    model.lm_head = Masking(model.lm_head)
+    assert causal.Halves(model).cut
+    ahead = causal_models.make("bert", 200)
+    ahead.cls = Masking(ahead.cls)
+    with pytest.raises(ValueError, match="must not look ahead"):
+        causal.Halves(ahead)
+
+
+def test_engines_of_one_model_share_its_lock_and_no_others() -> None:
+    one, other = (causal_models.make("llama", 20) for _ in range(2))
+    assert causal.lock_of(one) is causal.lock_of(one)
+    assert causal.lock_of(one) is not causal.lock_of(other)
+
+
 def test_a_model_that_looks_ahead_is_refused() -> None:
     with pytest.raises(ValueError, match="must not look ahead"):
         causal.Halves(causal_models.make("bert", 99))

@@ -1,3 +1,4 @@
+import contextlib
 import threading
 import time
 import traceback
@@ -167,6 +168,32 @@ def test_nothing_is_consumed_after_an_error_behind() -> None:
     with pytest.raises(KeyError):
         work()
     assert got == [0, 1]
+
+
+def test_an_error_behind_that_was_passed_over_is_raised_at_the_end() -> None:
+    def work() -> None:
+        with overlap.behind(fail_to_write, 2) as put:
+            for item in range(40):
+                with contextlib.suppress(KeyError):
+                    put(item)
+
+    with pytest.raises(KeyError, match="cannot write"):
+        work()
+
+
+def test_an_error_when_reading_ends_is_raised_in_the_caller() -> None:
+    def read() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            raise KeyError("cannot end")
+
+    def work() -> list[int]:
+        with overlap.ahead(read(), 2) as items:
+            return list(items)
+
+    with pytest.raises(KeyError, match="cannot end"):
+        work()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -232,6 +232,30 @@ def test_a_layer_that_asks_for_more_than_in_the_trial_is_told_with_the_cure() ->
         scorer_.score(WINDOWS)
 
 
+def test_a_layer_that_goes_round_attention_inside_windows_is_told() -> None:
+    model, scorer_ = make()
+    attend = model.model.layers[0].self_attn.forward
+
+    def forward(**given: Any) -> Any:
+        return given["hidden_states"], None
+
+    model.model.layers[0].self_attn.forward = forward
+    with pytest.raises(ValueError, match=r"asked for attention .* times .*--pad"):
+        scorer_.score(WINDOWS)
+    model.model.layers[0].self_attn.forward = attend
+    assert not errors(scorer_.score(WINDOWS).scores)
+
+
+def test_a_broken_token_does_not_keep_a_model_from_being_packed() -> None:
+    model = causal_models.make("llama", 200)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[
+            packing._words(causal.Halves(model), 0, 6)[3]
+        ] = torch.nan
+    with torch.inference_mode():
+        assert isinstance(packing.choose(causal.Halves(model)), Packed)
+
+
 def test_a_folder_is_padded_where_that_is_asked_for(models: dict[str, str]) -> None:
     asked = ScorerSettings(model=models["llama"], device="cpu", tune_allocator=False)
     assert scorer.load(asked).way.startswith("packed")

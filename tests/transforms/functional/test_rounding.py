@@ -129,3 +129,9 @@ def test_a_score_keeps_its_sum_and_all_else() -> None:
         assert one == pytest.approx(exact_one, rel=2**-16)
     assert rounded.nll_nats == score.nll_nats
     assert rounded.token_ids is score.token_ids
+
+
+@pytest.mark.parametrize("bits", [1, 11, 16, 24])
+def test_what_is_finite_stays_so_when_it_is_rounded(bits: int) -> None:
+    least = np.finfo(np.float32).min
+    assert rounding.round_bits(np.array([least], np.float32), bits)[0] == least
