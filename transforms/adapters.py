@@ -83,7 +83,7 @@ def base_of(
 
     Raises:
       FileNotFoundError: if `model` does not exist.
-      ValueError: if it is an adapter that names no base.
+      ValueError: if it is an adapter that names no base, or a model and an adapter.
     """
     found = checkpoint.fetch(
         model, [checkpoint.CONFIG, checkpoint.ADAPTER], revision=revision
@@ -92,7 +92,12 @@ def base_of(
     if found.gguf_file is not None or not path.is_file():
         return None
     if (found.folder / checkpoint.CONFIG).is_file():
-        return None  # a whole model, beside which an adapter lies
+        # transformers would add the adapter to the model, unasked and unmerged.
+        raise ValueError(
+            f"a model must hold {checkpoint.CONFIG} or {checkpoint.ADAPTER}, but"
+            f" {model} holds both; move the adapter to a folder of its own, and name"
+            " the model by --model and the adapter by --adapter"
+        )
     config = files.read_json(str(path))
     name = config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:

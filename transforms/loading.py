@@ -87,10 +87,10 @@ class Loading:
                 f" where the model lies, got {device}; choose GPUs by"
                 " CUDA_VISIBLE_DEVICES"
             )
-        if device == "cpu" and self.memory_shares().keys() > {"cpu"}:
+        if device == "cpu" and self.memory_shares().keys() - {"cpu"}:
             raise ValueError(
                 "max_memory must name cpu alone where the device is cpu, got"
-                f" {' '.join(self.max_memory)}; leave --device out to use GPUs"
+                f" {' '.join(self.max_memory)}; name GPUs by --device=cuda"
             )
 
     def memory_shares(self) -> dict[int | str, str]:

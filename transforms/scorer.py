@@ -108,6 +108,8 @@ class ScorerSettings:
                 self.loading,
                 compile=self.compile,
                 pad=self.pad,
+                no_kernels=not self.kernels,
+                share_device=self.share_device,
             )
 
 

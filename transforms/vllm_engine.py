@@ -32,6 +32,9 @@ _AT_ONCE = 64
 """Budgets of a forward pass that vLLM is given together: it fills its passes itself."""
 _SEQUENCES = 256
 """Windows that a forward pass may hold pieces of, at most."""
+_APART = "VLLM_ENABLE_V1_MULTIPROCESSING"
+"""Variable by which vLLM decides whether the model has a process of its own."""
+
 _SPARE = 8
 """Further entries that are asked for where a vocabulary is padded with other ids."""
 _EXTRA_TOKENS = 2
@@ -128,10 +131,14 @@ class VllmEngine:
         )
 
 
-def refuse(
-    device: str, tail_samples: int, how: Loading, *, compile: bool, pad: bool
-) -> None:
+def refuse(device: str, tail_samples: int, how: Loading, **run: bool) -> None:
     """Refuses what only transformers does.
+
+    Args:
+      device: as it was asked for.
+      tail_samples: ids to draw.
+      how: how the model is loaded.
+      **run: settings of how it is run, by name; each is to be false.
 
     Raises:
       ValueError: if the device is no GPU, tails are to be drawn, or a model is to be
@@ -147,8 +154,8 @@ def refuse(
             f"tail_samples must be 0 with backend vllm, got {tail_samples}: it tells"
             " the likeliest tokens alone, and no log-sum-exp; leave --backend out"
         )
-    plain = dataclasses.asdict(loading.PLAIN) | {"compile": False, "pad": False}
-    given = dataclasses.asdict(how) | {"compile": compile, "pad": pad}
+    plain = dataclasses.asdict(loading.PLAIN) | dict.fromkeys(run, False)
+    given = dataclasses.asdict(how) | run
     for name, value in given.items():
         if value != plain[name]:
             raise ValueError(
@@ -256,8 +263,11 @@ def _sampling_options(asked: int) -> dict[str, Any]:
 def _shown(device: torch.device) -> Iterator[None]:
     """Shows vLLM, which takes the first GPU that it sees, this process's GPU alone.
 
-    It starts a process for the model, which has the environment as it is then.
+    The model runs in this process: one of its own would keep the GPU's memory when this
+    one is killed, while the GPU counts as free.
     """
+    apart = os.environ.get(_APART)
+    os.environ[_APART] = "0"
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     seen = [name for name in (before or "").split(",") if name.strip()]
     index = device.index or 0
@@ -269,6 +279,10 @@ def _shown(device: torch.device) -> Iterator[None]:
             del os.environ["CUDA_VISIBLE_DEVICES"]
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
+        if apart is None:
+            del os.environ[_APART]
+        else:
+            os.environ[_APART] = apart
 
 
 def _grouped(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:

@@ -116,11 +116,12 @@ def test_a_base_is_of_the_revision_that_the_adapter_names(own: str) -> None:
     )
 
 
-def test_a_whole_model_beside_which_an_adapter_lies_is_the_model(
+def test_a_whole_model_beside_which_an_adapter_lies_is_refused(
     models: dict[str, str], own: str
 ) -> None:
     shutil.copytree(models["llama"], own, dirs_exist_ok=True)
-    assert adapters.split(own) == Parts(model=own)
+    with pytest.raises(ValueError, match=r"holds both; .* --adapter"):
+        adapters.split(own)
 
 
 def test_an_adapter_for_an_adapter_is_refused(own: str, adapter: str) -> None:

@@ -148,8 +148,9 @@ def test_shares_of_memory_without_a_use_are_refused() -> None:
     with pytest.raises(ValueError, match="each once, got 'cpu=2GB'"):
         Loading(device_map="auto", max_memory=("cpu=1GB", "cpu=2GB"))
     how = Loading(device_map="auto", max_memory=("0=1GB", "cpu=1GB"))
-    with pytest.raises(ValueError, match="must name cpu alone"):
-        how.check("cpu", compiled=False)
+    for shares in (how, Loading(device_map="auto", max_memory=("0=1GB",))):
+        with pytest.raises(ValueError, match="must name cpu alone"):
+            shares.check("cpu", compiled=False)
     with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES"):
         how.check("cuda:1", compiled=False)
     how.check("cuda", compiled=False)

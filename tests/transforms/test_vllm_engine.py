@@ -228,7 +228,9 @@ def test_what_only_transformers_does_is_refused(models: dict[str, str]) -> None:
         how = Loading(**{name: value})
         with pytest.raises(ValueError, match=f"{name} must be left out with backend"):
             ScorerSettings(**fields, loading=how)
-    for name in ("compile", "pad"):
+    with pytest.raises(ValueError, match="no_kernels must be left out with backend"):
+        ScorerSettings(**fields, kernels=False)
+    for name in ("compile", "pad", "share_device"):
         with pytest.raises(ValueError, match=f"{name} must be left out with backend"):
             ScorerSettings(**{**fields, name: True})
 
