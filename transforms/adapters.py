@@ -167,6 +167,8 @@ def merge(model: Any, parts: Parts) -> Any:
         )
     import peft
 
+    from transforms import causal  # needs torch, which tokenizers do not
+
     law = f"adapter {parts.adapter} must fit {parts.model}"
     with warnings.catch_warnings():
         # peft calls transformers by an older name, and tells of what is refused below.
@@ -178,6 +180,8 @@ def merge(model: Any, parts: Parts) -> Any:
             told = wrapped.load_adapter(str(folder), _NAME, torch_device="cpu")
             merged = wrapped.merge_and_unload(safe_merge=True)
         except (NotImplementedError, RuntimeError, ValueError) as error:
+            if causal.is_out_of_memory(error):
+                raise
             raise SchemaError(
                 f"{law}, but it cannot be merged"
                 f" ({str(error).strip().partition(chr(10))[0]}); name the model that it"

@@ -318,15 +318,14 @@ def test_bits_per_byte_are_of_the_answers_alone(
         for window, one in zip(found, said, strict=True):
             counts = counted.counted_tokens(one.byte_ends, window.loss_spans)[1:]
             assert one.n_bytes == counted.counted_bytes(0, window.loss_spans)
-            golds = -one.gold_logprob[counts].sum(dtype=float)
-            assert one.nll_nats == pytest.approx(golds, rel=2**-17)  # of 16 bits each
+            stored = -one.gold_logprob[counts].sum(dtype=float)  # of 16 bits each
+            assert one.nll_nats == pytest.approx(stored, rel=2**-17)
             assert math.isnan(one.bits_per_byte) == (window.loss_spans == ())
 
 
 def _scores(folder: str) -> list[scores.Score]:
-    found = manifest.read(folder, scores.STAGE)
-    groups = (g for e in found.files for g in scores.read(f"{folder}/{e.name}"))
-    return [one for group in groups for one in group]
+    names = [entry.name for entry in manifest.read(folder, scores.STAGE).files]
+    return [s for name in names for g in scores.read(f"{folder}/{name}") for s in g]
 
 
 def _costs(run: str, models: dict[str, str]) -> np.ndarray:
@@ -494,8 +493,7 @@ def test_of_a_giant_dialogue_an_estimate_renders_the_beginning_alone(
     monkeypatch.setattr(templates.Template, "render", seen)
     sample = sampling.take(given, 1 << 20, 0)
     assert not sample.rejects
-    said = sum(len(message["content"]) for message in told)
-    assert said <= sample.text_bytes < 1.3 * said
+    assert 1 <= sample.text_bytes / sum(len(turn["content"]) for turn in told) < 1.3
     owners = {name: tokenizer.load(model) for name, model in models.items()}
     assert sampling.measure(given, sample.documents, owners).text_bytes < 700
     assert max(lengths) < 600

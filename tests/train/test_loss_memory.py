@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -68,13 +69,13 @@ def test_what_is_counted_is_what_torchs_profiler_sees(small_chunks: float) -> No
     assert profile.profiler is not None
     found = profile.profiler.kineto_results.events()
     events = [event for event in found if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    # Operations make numbers of their own on the way: a few, of some bytes each, and
-    # more of them where oneDNN has other instructions (144 bytes without bfloat16's).
-    assert 0 <= peak - held.extra_bytes(call, 0) < 200
+    changes = [e.nbytes() for e in sorted(events, key=lambda event: event.start_ns())]
+    counted = held.extra_bytes(call, 0)
+    # Operations make numbers of their own on the way, of some bytes each; how many of
+    # them depends on the processor's instructions, so the upper bound is without them.
+    large = [change for change in changes if abs(change) > 20]
+    assert counted <= max(itertools.accumulate(changes))
+    assert max(itertools.accumulate(large)) < counted + 100
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
