@@ -79,6 +79,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("mamba", {"state_size": 4}),
     "bert": ("bert", {}),  # looks ahead
 }
+CAUSAL = tuple(name for name in _CONFIGS if name != "bert")
 MAIN = ("llama", "gpt_neox", "qwen2", "gemma3", "mpt")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 
 from schemas.scores import Score
 from tests import causal_models
@@ -37,10 +37,8 @@ def largest_gap(left: list[Score], right: list[Score]) -> float:
     for one, other in zip(left, right, strict=True):
         assert one.error is None is other.error
         assert_array_equal(one.token_ids, other.token_ids)
-        for name in ("gold_logprob", "logsumexp"):
+        for name in ("gold_logprob", "logsumexp", "top_logprobs"):
             gaps.append(float(abs(getattr(one, name) - getattr(other, name)).max()))
-        # kept logprobs have 11 bits, whose last may fall the other way
-        assert_allclose(one.top_logprobs, other.top_logprobs, rtol=2**-10, atol=1e-4)
     return max(gaps)
 
 
