@@ -29,8 +29,11 @@ from schemas.errors import SchemaError
 from transforms.functional import levels, recall
 from transforms.functional.ranks import RankTable
 
-VERSION = 1
+LEVELS = {1: levels.SHORT, 2: levels.LONG}
+"""By version of a frame."""
 MAX_K = 255
+MAX_SHORT = 12
+"""Frames of up to so many entries a position are of version 1, beyond of version 2."""
 
 _SLACK = 0.01  # sources may round their logprobs, and their tails with them
 _HEAD = struct.Struct("<BBxxIII")
@@ -83,7 +86,9 @@ def encode_rows(rows: Distributions, token_ids: TokenIds, table: RankTable) -> b
     starts = _plane_starts(counts, k)
     tails, rises = np.empty(m, np.uint8), np.empty(starts[-1], np.uint8)
     probs, tail = _frozen(rows.probs), _frozen(rows.tail)
-    levels.round_rows(counts, probs, tail, starts.copy(), tails, rises)
+    version = 1 if k <= MAX_SHORT else 2
+    borders = LEVELS[version].borders
+    levels.round_rows(borders, counts, probs, tail, starts.copy(), tails, rises)
     places, flags = np.empty(m, np.uint8), np.zeros((-(-k // 8), m), np.uint8)
     names, spelt = np.empty(n, np.uint8), np.empty(n, np.int32)
     n_names, n_spelt = recall.name_ids(
@@ -93,7 +98,7 @@ def encode_rows(rows: Distributions, token_ids: TokenIds, table: RankTable) -> b
     streams = [counts.astype(np.uint8), tails]
     streams += [rises[starts[a] : starts[b]] for a, b in _rank_groups(k)]
     streams += [places, *flags, names[:n_names], *ranks.T[2::-1]]
-    head = _HEAD.pack(VERSION, k, t, n_names, n_spelt)
+    head = _HEAD.pack(version, k, t, n_names, n_spelt)
     return _compress([head, *(s.tobytes() for s in streams if s.size)])
 
 
@@ -174,9 +179,10 @@ def decode_rows(frame: bytes, token_ids: TokenIds, table: RankTable) -> Distribu
         belong to these tokens. The caller knows which file and row it is.
     """
     content = _decompress(frame, token_ids.size)
-    if len(content) < _HEAD.size or content[0] != VERSION:
-        raise _broken(f"must be of version {VERSION}, begins {content[:1].hex()!r}")
-    _, k, t, n_names, n_spelt = _HEAD.unpack_from(content)
+    if len(content) < _HEAD.size or content[0] not in LEVELS:
+        known = " or ".join(map(str, LEVELS))
+        raise _broken(f"must be of version {known}, begins {content[:1].hex()!r}")
+    version, k, t, n_names, n_spelt = _HEAD.unpack_from(content)
     if t != token_ids.size or k == 0 or len(content) < _HEAD.size + t:
         raise _broken(f"must hold {token_ids.size} positions, states {t} with k = {k}")
     streams, token_ids = _Streams(content), _frozen(token_ids)
@@ -190,8 +196,9 @@ def decode_rows(frame: bytes, token_ids: TokenIds, table: RankTable) -> Distribu
     names, ranks = streams.take(n_names), streams.take(3 * n_spelt).reshape(3, n_spelt)
     streams.end()
     probs, tail = np.zeros((t, k), np.float32), np.zeros(t, np.float32)
-    if not levels.restore_rows(counts, starts, tails, rises, probs, tail):
-        raise _broken(f"must hold levels in [0, {levels.TOP}]")
+    held, args = LEVELS[version], (counts, starts, tails, rises, probs, tail)
+    if not levels.restore_rows(held.weights, held.tail_weights, *args):
+        raise _broken(f"must hold levels in [0, {held.weights.size - 1}]")
     ids = np.full((t, k), -1, np.int32)
     spelt = _spell(ranks, table)
     if not recall.recall_ids(token_ids, counts, places, flags, names, spelt, ids):

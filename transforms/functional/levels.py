@@ -2,8 +2,12 @@
 
 With y[i] = log p[1] - log p[i], entry i has the level u(y[i]), rounded::
 
-    u(y) = (1 - exp(-y / 4)) / 0.0125                      step 0.05 exp(y / 4) nats
-    u(y) = u(Y) + (y - Y) / 0.5 where y > Y = 9.21         step 0.5 nats
+    u(y) = (1 - exp(-y / 4)) / (fine / 4)          step fine exp(y / 4) nats
+    u(y) = u(Y) + (y - Y) / coarse where y > Y     step coarse nats, which the other
+                                                   has reached at Y
+              fine    coarse    Y       last level    for rows
+    `SHORT`   0.05    0.5        9.21   36.2 nats     of up to 12 entries
+    `LONG`    0.0375  1         13.13   36.5 nats     of more
 
 The tail has a level too, negative where it outweighs p[1]. Ratios survive rescaling:
 a row is scaled to sum 1 after decoding, p[1] costs nothing, and to round a decoded row
@@ -11,49 +15,65 @@ changes nothing. To second order the error of a row is
 
     KL(stored || original) <= 1/2 sum_i p[i] e[i]^2,   |e[i]| <= step(y[i]) / 2 nats
 
-so the step may grow as p falls. What lies more than 36 nats below p[1], or p[1] that
-far below the tail, is stored as if at 36. Levels rise along a row, and are kept as
-`rises`, the steps from entry to entry, one plane for each rank.
+so the step may grow as p falls, and must be less where more entries have a share. What
+lies below the last level is stored as if at it, and p[1] below the tail likewise.
+Levels rise along a row, and are kept as `rises`, the steps from entry to entry, one
+plane for each rank.
 """
 
+import dataclasses
 from typing import no_type_check
 
 import numba
 import numpy as np
 
-FINE, GROWTH, COARSE = 0.05, 0.25, 0.5  # nats, 1/nat, nats
-TOP = 126  # the level of 36 nats
+_GROWTH = 0.25  # 1/nat
 NO_TAIL = 128  # byte of a tail of zero mass; other bytes are signed levels
 
 
-def _nats(levels: np.ndarray) -> np.ndarray:
-    """Inverts u(y)."""
-    knee = np.log(COARSE / FINE) / GROWTH
-    at_knee = (1 - np.exp(-GROWTH * knee)) / (FINE * GROWTH)
-    curved = -np.log1p(-np.minimum(levels, at_knee) * FINE * GROWTH) / GROWTH
-    return np.where(levels < at_knee, curved, knee + (levels - at_knee) * COARSE)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Levels:
+    """Levels 0 to n - 1; n is at most 128, so that a signed byte counts them.
+
+    Attributes:
+      weights: (n,) p / p[1] at each level, falling from 1.
+      borders: (n,) between each level and the next; -1 above the last.
+      tail_weights: (256,) tail / p[1] for each byte; NaN where it stands for nothing.
+    """
+
+    weights: np.ndarray
+    borders: np.ndarray
+    tail_weights: np.ndarray
 
 
-WEIGHTS = np.exp(-_nats(np.arange(TOP + 1.0)))  # p / p[1] at each level
-_BORDERS = np.exp(-_nats(np.arange(TOP) + 0.5))  # between level q and q + 1
-_BORDERS = np.append(_BORDERS, -1.0)  # nothing is above the top
+def _levels(fine: float, coarse: float, top: int) -> Levels:
+    knee = np.log(coarse / fine) / _GROWTH
+    at_knee = (1 - fine / coarse) / (fine * _GROWTH)
+
+    def nats(level: np.ndarray) -> np.ndarray:
+        """Inverts u(y)."""
+        curved = -np.log1p(-np.minimum(level, at_knee) * fine * _GROWTH) / _GROWTH
+        return np.where(level < at_knee, curved, knee + (level - at_knee) * coarse)
+
+    weights = np.exp(-nats(np.arange(top + 1.0)))
+    tails = np.full(256, np.nan)
+    tails[: top + 1] = weights
+    tails[-top:] = 1 / weights[:0:-1]
+    tails[NO_TAIL] = 0
+    return Levels(
+        weights=weights,
+        borders=np.append(np.exp(-nats(np.arange(top) + 0.5)), -1.0),
+        tail_weights=tails,
+    )
 
 
-def _tail_weights() -> np.ndarray:
-    """Returns tail / p[1] for each byte; NaN where a byte stands for nothing."""
-    weights = np.full(256, np.nan)
-    weights[: TOP + 1] = WEIGHTS
-    weights[-TOP:] = 1 / WEIGHTS[:0:-1]
-    weights[NO_TAIL] = 0
-    return weights
-
-
-TAIL_WEIGHTS = _tail_weights()
+SHORT = _levels(0.05, 0.5, top=126)
+LONG = _levels(0.0375, 1.0, top=126)
 
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def round_rows(counts, probs, tail, starts, tails, rises):
+def round_rows(borders, counts, probs, tail, starts, tails, rises):
     """Fills `tails` (m,) and `rises`, whose plane of rank i begins at `starts[i]`.
 
     m is the number of positions with a count; `starts` is spent as a cursor.
@@ -66,30 +86,30 @@ def round_rows(counts, probs, tail, starts, tails, rises):
         level = 0
         for i in range(1, counts[t]):
             below = level
-            level = _climb(level, probs[t, i] / first if first > 0 else 0.0)
+            level = _climb(borders, level, probs[t, i] / first if first > 0 else 0.0)
             rises[starts[i]] = level - below
             starts[i] += 1
         if rest <= 0:
             tails[m] = NO_TAIL
         elif rest > first:
-            tails[m] = -_climb(0, first / rest) & 255
+            tails[m] = -_climb(borders, 0, first / rest) & 255
         else:
-            tails[m] = _climb(0, rest / first)
+            tails[m] = _climb(borders, 0, rest / first)
         m += 1
 
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def _climb(level, ratio):
+def _climb(borders, level, ratio):
     """Returns the level of a ratio, known to be at or above `level`."""
-    while ratio < _BORDERS[level]:
+    while ratio < borders[level]:
         level += 1
     return level
 
 
 @numba.njit(cache=True, nogil=True)
 @no_type_check
-def restore_rows(counts, starts, tails, rises, probs, tail):
+def restore_rows(weights, tail_weights, counts, starts, tails, rises, probs, tail):
     """Fills `probs` (t, k) and `tail` (t,), all zero before, each row to sum 1.
 
     Returns whether all levels were in range.
@@ -98,17 +118,17 @@ def restore_rows(counts, starts, tails, rises, probs, tail):
     for t in range(counts.size):
         if counts[t] == 0:
             continue
-        weight = TAIL_WEIGHTS[tails[m]]
+        weight = tail_weights[tails[m]]
         m += 1
         total, level = 1 + weight, 0
         probs[t, 0] = 1
         for i in range(1, counts[t]):
             level += rises[starts[i]]
             starts[i] += 1
-            if level > TOP:
+            if level >= weights.size:
                 return False
-            probs[t, i] = WEIGHTS[level]
-            total += WEIGHTS[level]
+            probs[t, i] = weights[level]
+            total += weights[level]
         if not total >= 1:
             return False
         scale = 1 / total
