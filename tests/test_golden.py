@@ -41,8 +41,9 @@ def test_todays_code_makes_what_the_golden_file_holds(name: str, cases: Cases) -
     same(made, wanted)
 
 
-def test_a_frame_that_was_written_once_is_still_read(cases: Cases) -> None:
-    wanted = golden.read("frame")
+@pytest.mark.parametrize("name", ["frame", "kept/frame-1"])  # today's, and version 1
+def test_a_frame_that_was_written_once_is_still_read(name: str, cases: Cases) -> None:
+    wanted = golden.read(name)
     same(cases.read(base64.b64decode(wanted.pop("frame"))), wanted)
 
 

@@ -1,6 +1,8 @@
 """Rewrites the golden files; the difference is to be reviewed.
 
 python -m tests.golden
+
+What lies in `kept` was written by earlier versions, and stays.
 """
 
 import json

@@ -29,11 +29,10 @@ from schemas.errors import SchemaError
 from transforms.functional import levels, recall
 from transforms.functional.ranks import RankTable
 
-LEVELS = {1: levels.SHORT, 2: levels.LONG}
-"""By version of a frame."""
+VERSION = 2
+LEVELS = {1: levels.FIRST, VERSION: levels.FINE}
+"""By version of a frame; of those before, levels are all that differs."""
 MAX_K = 255
-MAX_SHORT = 12
-"""Frames of up to so many entries a position are of version 1, beyond of version 2."""
 
 _SLACK = 0.01  # sources may round their logprobs, and their tails with them
 _HEAD = struct.Struct("<BBxxIII")
@@ -86,8 +85,7 @@ def encode_rows(rows: Distributions, token_ids: TokenIds, table: RankTable) -> b
     starts = _plane_starts(counts, k)
     tails, rises = np.empty(m, np.uint8), np.empty(starts[-1], np.uint8)
     probs, tail = _frozen(rows.probs), _frozen(rows.tail)
-    version = 1 if k <= MAX_SHORT else 2
-    borders = LEVELS[version].borders
+    borders = LEVELS[VERSION].borders
     levels.round_rows(borders, counts, probs, tail, starts.copy(), tails, rises)
     places, flags = np.empty(m, np.uint8), np.zeros((-(-k // 8), m), np.uint8)
     names, spelt = np.empty(n, np.uint8), np.empty(n, np.int32)
@@ -98,7 +96,7 @@ def encode_rows(rows: Distributions, token_ids: TokenIds, table: RankTable) -> b
     streams = [counts.astype(np.uint8), tails]
     streams += [rises[starts[a] : starts[b]] for a, b in _rank_groups(k)]
     streams += [places, *flags, names[:n_names], *ranks.T[2::-1]]
-    head = _HEAD.pack(version, k, t, n_names, n_spelt)
+    head = _HEAD.pack(VERSION, k, t, n_names, n_spelt)
     return _compress([head, *(s.tobytes() for s in streams if s.size)])
 
 

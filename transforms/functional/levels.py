@@ -5,9 +5,9 @@ With y[i] = log p[1] - log p[i], entry i has the level u(y[i]), rounded::
     u(y) = (1 - exp(-y / 4)) / (fine / 4)          step fine exp(y / 4) nats
     u(y) = u(Y) + (y - Y) / coarse where y > Y     step coarse nats, which the other
                                                    has reached at Y
-              fine    coarse    Y       last level    for rows
-    `SHORT`   0.05    0.5        9.21   36.2 nats     of up to 12 entries
-    `LONG`    0.0375  1         13.13   36.5 nats     of more
+              fine     coarse    Y        last level
+    `FINE`    0.034    2         16.30    37.0 nats
+    `FIRST`   0.05     0.5        9.21    36.2 nats     only read any more
 
 The tail has a level too, negative where it outweighs p[1]. Ratios survive rescaling:
 a row is scaled to sum 1 after decoding, p[1] costs nothing, and to round a decoded row
@@ -15,10 +15,9 @@ changes nothing. To second order the error of a row is
 
     KL(stored || original) <= 1/2 sum_i p[i] e[i]^2,   |e[i]| <= step(y[i]) / 2 nats
 
-so the step may grow as p falls, and must be less where more entries have a share. What
-lies below the last level is stored as if at it, and p[1] below the tail likewise.
-Levels rise along a row, and are kept as `rises`, the steps from entry to entry, one
-plane for each rank.
+so the step may grow as p falls. What lies below the last level is stored as if at it,
+and p[1] below the tail likewise. Levels rise along a row, and are kept as `rises`, the
+steps from entry to entry, one plane for each rank.
 """
 
 import dataclasses
@@ -67,8 +66,8 @@ def _levels(fine: float, coarse: float, top: int) -> Levels:
     )
 
 
-SHORT = _levels(0.05, 0.5, top=126)
-LONG = _levels(0.0375, 1.0, top=126)
+FIRST = _levels(0.05, 0.5, top=126)
+FINE = _levels(0.034, 2.0, top=126)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -58,9 +58,8 @@ def divergence(stored: Distributions, original: Distributions) -> np.ndarray:
     return np.where(s > 1e-15, terms, 0).sum(axis=1)
 
 
-def step(nats: np.ndarray, k: int) -> np.ndarray:
-    fine, coarse = (0.05, 0.5) if k <= 12 else (0.0375, 1.0)
-    return np.minimum(fine * np.exp(0.25 * np.abs(nats)), coarse)
+def step(nats: np.ndarray) -> np.ndarray:
+    return np.minimum(0.034 * np.exp(0.25 * np.abs(nats)), 2)
 
 
 CASES = given(
@@ -118,9 +117,9 @@ def test_log_ratios_to_the_likeliest_err_by_half_a_step(
         nats = np.log(np.where(near, wanted / np.maximum(rows.probs[:, :1], 1e-38), 1))
         first = np.maximum(found.probs[:, :1].astype(float), 1e-300)
         held = np.log(np.where(near, np.maximum(stored, 1e-300) / first, 1))
-        # a level's borders lie off its middle, by 3 % of a step of 0.5, as steps grow
-        off = 0.52 if k <= 12 else 0.54
-        assert (np.abs(held - nats) <= off * step(nats, k) + 1e-4).all()
+        # y(u + 1/2) - y(u): more than half a step, as steps grow
+        half = -4 * np.log1p(-step(nats) / 8)
+        assert (np.abs(held - nats) <= half + 1e-4).all()
 
 
 @CASES
@@ -133,7 +132,7 @@ def test_the_error_of_a_position_keeps_to_its_bound(
     masses = np.concatenate([rows.probs, rows.tail[:, None]], axis=1).astype(float)
     top = np.maximum(masses.max(axis=1, keepdims=True), 1e-30)
     nats = np.log(np.maximum(masses / top, 1e-30))
-    bound = (masses * step(nats, k) ** 2).sum(axis=1)
+    bound = (masses * step(nats) ** 2).sum(axis=1)
     assert (divergence(found, rows) <= 0.16 * bound + 1e-6).all()
 
 
@@ -266,8 +265,8 @@ def test_a_frame_is_read_by_the_levels_of_its_version() -> None:
     )
     frame = codec.encode_rows(one, TOKENS[:1], TABLE)
     content = zstandard.ZstdDecompressor().decompress(frame)
-    assert content[0] == 1
-    for version, held in ((1, levels.SHORT), (2, levels.LONG)):
+    assert content[0] == 2
+    for version, held in ((1, levels.FIRST), (2, levels.FINE)):
         frame = reframe(bytes([version]) + content[1:])
         found = codec.decode_rows(frame, TOKENS[:1], TABLE)
         rise, rest = (int(level) for level in (content[18], content[17]))
@@ -312,7 +311,7 @@ def test_rows_that_are_no_distributions_are_refused(
 
 @pytest.mark.parametrize(
     ("held", "fine", "coarse", "knee", "last"),
-    [(levels.SHORT, 0.05, 0.5, 9.21, 36.2), (levels.LONG, 0.0375, 1.0, 13.13, 36.5)],
+    [(levels.FIRST, 0.05, 0.5, 9.21, 36.2), (levels.FINE, 0.034, 2, 16.3, 37.0)],
 )
 def test_levels_are_the_docstrings_function_of_nats(
     held: levels.Levels, fine: float, coarse: float, knee: float, last: float
