@@ -124,7 +124,7 @@ class ScoreSlices:
         errors: list[str] = []
 
         def write(made: list[Score]) -> None:
-            rounded = [rounding.round_score(score) for score in made]
+            rounded = rounding.round_scores(made)
             tables.write(scores.to_table(rounded, self.schema))
 
         groups = windows.read_slice(self.windows, piece)

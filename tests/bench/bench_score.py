@@ -186,6 +186,16 @@ def table(spent: Spent, wall: float) -> str:
 
 
 THREADS = {"MainThread": "the model's", "ahead": "in front", "behind": "behind"}
+AROUND: list[tuple[Any, str, str]] = [
+    (windows, "read_slice", "read"),
+    (encodings, "encode", "tokenize"),
+    (logits, "split", "copy"),
+    (Scorer, "_record", "records"),
+    (rounding, "round_scores", "round"),
+    (scores, "to_table", "encode"),
+    (parquet.TableWriter, "write", "write"),
+]
+"""Parts of scoring that are not the model's: owner, function, name."""
 
 
 @contextlib.contextmanager
@@ -195,20 +205,12 @@ def watched(spent: Spent, inner: Engine) -> Iterator[None]:
     before = inner.reduction
     inner.reduction = dataclasses.replace(before, reduce=reduce)
     parts = [
-        (windows, "read_slice", "read"),
-        (encodings, "encode", "tokenize"),
+        *AROUND,
         (type(inner.way), "features", "body"),
         (Halves, "logits", "head"),
         (transfers, "download", "copy"),
-        (logits, "split", "copy"),
-        (Scorer, "_record", "records"),
-        (rounding, "round_score", "round"),
-        (scores, "to_table", "encode"),
-        (parquet.TableWriter, "write", "write"),
     ]
-    with contextlib.ExitStack() as stack:
-        for owner, attribute, name in parts:
-            stack.enter_context(spent.watching(owner, attribute, name))
+    with spent.watching_all(parts):
         yield
     inner.reduction = before
 
@@ -260,7 +262,11 @@ def prepared(*, compiles: bool = False) -> Iterator[Setup]:
             tokenizer=tokenizer.load(model).fingerprint,
             identity=files.digest([model]),
         )
-        warming, *pieces = (write_slice(text, number) for number in range(SLICES + 1))
+        warming = write_slice(text, 0, groups=1, count=2)
+        pieces = [
+            write_slice(text, number, groups=GROUPS, count=GROUP_WINDOWS)
+            for number in range(1, SLICES + 1)
+        ]
         try:
             for piece in [warming, *(pieces if compiles else [])]:
                 slices.make(work, piece)
@@ -289,24 +295,23 @@ def model_of(folder: Path) -> tuple[str, str]:
     return "random Llama of 10M", str(path)
 
 
-def write_slice(folder: str, number: int) -> Slice:
-    """Writes a file of windows that is a slice; the first is small, to warm up."""
-    count = GROUP_WINDOWS if number else 2
-    groups = [cut(number, place, count) for place in range(GROUPS if number else 1)]
-    digests = [windows.ids_digest(w.window_id for w in group) for group in groups]
+def write_slice(folder: str, number: int, *, groups: int, count: int) -> Slice:
+    """Writes a file of windows that is a slice, so many row groups of so many."""
+    made = [cut(number, place, count) for place in range(groups)]
+    digests = [windows.ids_digest(w.window_id for w in group) for group in made]
     piece = Slice(
         index=number,
         file=f"part-{number:05d}.parquet",
         row_group_start=0,
-        row_group_stop=len(groups),
-        windows=sum(map(len, groups)),
-        text_bytes=sum(len(w.text.encode()) for group in groups for w in group),
+        row_group_stop=len(made),
+        windows=sum(map(len, made)),
+        text_bytes=sum(len(w.text.encode()) for group in made for w in group),
         digest=windows.slice_digest(digests),
     )
     footer = {"fingerprint": "", "tokens": None}
     path = files.join(folder, piece.file)
     with parquet.writer(path, windows.SCHEMA, footer) as tables:
-        for group in groups:
+        for group in made:
             tables.write(windows.to_table(group))
     return piece
 

@@ -98,7 +98,7 @@ def models() -> Iterator[Model]:
 def measure(model: Model, k: int, chosen: Nucleus | None) -> Figures:
     """Writes a model's outputs as scores and as fused rows, and reads them again."""
     exact = [said.cut(score, k, chosen) for score in model.scored]
-    stored = [rounding.round_score(score) for score in exact]
+    stored = rounding.round_scores(exact)
     tokens = sum(len(score.gold_logprob) for score in exact)
     kept = np.concatenate([score.top_logprobs for score in exact])
     with tempfile.TemporaryDirectory() as folder:

@@ -109,7 +109,7 @@ class StubSlices(ScoreSlices):
         start = 0
         for group in groups:
             stop = start + len(group)
-            rounded = [rounding.round_score(one) for one in made[start:stop]]
+            rounded = rounding.round_scores(made[start:stop])
             tables.write(scores.to_table(rounded, self.schema))
             start = stop
         tables.footer.update(

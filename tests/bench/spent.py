@@ -15,7 +15,7 @@ import inspect
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -87,6 +87,14 @@ class Spent:
                 delattr(owner, attribute)
             else:
                 setattr(owner, attribute, own)
+
+    @contextlib.contextmanager
+    def watching_all(self, parts: Iterable[tuple[Any, str, str]]) -> Iterator[None]:
+        """Does as `watching` for many: owner, attribute, name of each."""
+        with contextlib.ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(self.watching(*part))
+            yield
 
     def of(self, thread: str) -> dict[str, float]:
         """Returns a thread's seconds by part, the most first."""

@@ -43,7 +43,7 @@ def test_the_job_equals_the_scorer_called_directly(
         for direct in model.score(made).scores:
             stored = next(found)
             assert stored.window_id == direct.window_id
-            kept = rounding.round_score(direct)
+            (kept,) = rounding.round_scores([direct])
             for name in ("token_ids", "top_ids", "top_logprobs", "gold_logprob"):
                 np.testing.assert_array_equal(
                     getattr(stored, name), getattr(kept, name)

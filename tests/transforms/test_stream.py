@@ -35,7 +35,7 @@ def left() -> list[str]:
 
 def table(found: Sequence[Scored]) -> pa.Table:
     made = [one for scored in found for one in scored.scores]
-    return scores.to_table([rounding.round_score(one) for one in made])
+    return scores.to_table(rounding.round_scores(made))
 
 
 @pytest.mark.parametrize("name", ["llama", "mpt"])

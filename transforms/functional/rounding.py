@@ -29,6 +29,7 @@ Of float32's four bytes, a level has two that are not zero.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
@@ -44,6 +45,8 @@ _TUNED = 8
 to matter to the tail."""
 _LEAST = 1e-7
 """Tails below are float32's noise."""
+_AT_ONCE = 8192
+"""Rows whose numbers a processor's cache holds, with all that is made of them."""
 _WORTH = 1e-12
 """Nats that another level must save: less is noise, and a rounded row should stay."""
 
@@ -68,20 +71,38 @@ def levels_of(k: int) -> Float64[np.ndarray, " n"]:
     return -np.concatenate([[-0.0], *near, *middle, *far, [2.0**16]])
 
 
-def round_score(score: Score) -> Score:
-    """Rounds what a file keeps of a window's positions.
+def round_scores(scores: Sequence[Score]) -> list[Score]:
+    """Rounds what a file keeps of windows' positions, all of them together.
 
     The log-sum-exp keeps 11 significant bits, an error like the likeliest levels'. The
     logprob of the token that does come next keeps 16, so that of a window's sum five
     digits and more are right; `nll_nats` is the exact sum and stays.
     """
-    total = score.logsumexp
-    return dataclasses.replace(
-        score,
-        top_logprobs=round_rows(score.top_logprobs),
-        logsumexp=None if total is None else round_bits(total, _LOGSUMEXP_BITS),
-        gold_logprob=round_bits(score.gold_logprob, _GOLD_BITS),
-    )
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "top_logprobs": round_rows,
+        "logsumexp": functools.partial(round_bits, bits=_LOGSUMEXP_BITS),
+        "gold_logprob": functools.partial(round_bits, bits=_GOLD_BITS),
+    }
+    rounded = [
+        _together([getattr(score, name) for score in scores], way)
+        for name, way in ways.items()
+    ]
+    return [
+        dataclasses.replace(score, **dict(zip(ways, made, strict=True)))
+        for score, *made in zip(scores, *rounded, strict=True)
+    ]
+
+
+def _together(
+    arrays: Sequence[np.ndarray | None], way: Callable[[np.ndarray], np.ndarray]
+) -> list[np.ndarray | None]:
+    """Rounds arrays end to end; None stays."""
+    there = [array for array in arrays if array is not None]
+    if not there:
+        return list(arrays)
+    ends = np.cumsum([len(array) for array in there])[:-1]
+    made = iter(np.split(way(np.concatenate(there)), ends))
+    return [None if array is None else next(made) for array in arrays]
 
 
 def round_rows(logprobs: TopLogprobs) -> TopLogprobs:
@@ -95,6 +116,14 @@ def round_rows(logprobs: TopLogprobs) -> TopLogprobs:
       logprobs: natural logs, falling, at most 0; -inf behind the last. What is not
         finite stays as it is.
     """
+    rounded = np.empty(logprobs.shape, np.float32)
+    for start in range(0, len(logprobs), _AT_ONCE):
+        block = slice(start, start + _AT_ONCE)
+        rounded[block] = _round_block(logprobs[block])
+    return rounded
+
+
+def _round_block(logprobs: TopLogprobs) -> TopLogprobs:
     kept = np.isfinite(logprobs)
     levels = levels_of(logprobs.shape[1])
     exact = np.where(kept, logprobs, levels[-1]).astype(np.float64)

@@ -26,3 +26,9 @@ def test_chances_are_uniform_and_uncorrelated() -> None:
     assert abs(counts / found.size - 0.05).max() < 5 * np.sqrt(0.05 / found.size)
     centered = (found - 0.5).reshape(-1, 4)
     assert_allclose(centered.T @ centered / len(centered), np.eye(4) / 12, atol=0.003)
+
+
+def test_without_draws_positions_have_no_chances() -> None:
+    found = chances.derive("score", "a", 3, 0)
+    assert found.shape == (3, 0)
+    assert found.dtype == np.float64

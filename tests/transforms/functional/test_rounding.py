@@ -1,9 +1,12 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from schemas import scores
 from schemas.scores import Score
 from tests.bench import divergence
 from transforms.functional import rounding
@@ -109,26 +112,55 @@ def test_significant_bits_are_kept_and_the_rest_is_zero(values, bits: int) -> No
     assert not (rounded.view(np.uint32) & ((1 << 24 - bits) - 1)).any()
 
 
-def test_a_score_keeps_its_sum_and_all_else() -> None:
-    exact = rows(1, 4, 2.0, t=3)
-    score = Score(
+def window(exact: np.ndarray, *, told: bool) -> Score:
+    """Makes a score of rows; what ran the model tells a log-sum-exp, or not."""
+    t = len(exact)
+    return Score(
         window_id="w",
-        token_ids=np.arange(4, dtype=np.int32),
-        byte_ends=np.arange(4, dtype=np.int32),
-        top_ids=np.zeros((3, 4), np.int32),
+        token_ids=np.arange(t + 1, dtype=np.int32),
+        byte_ends=np.arange(t + 1, dtype=np.int32),
+        top_ids=np.zeros(exact.shape, np.int32),
         top_logprobs=exact,
-        logsumexp=np.array([21.23456, 0.1, -3], np.float32),
-        gold_logprob=np.array([-1.2345678, -1e-7, -30.123456], np.float32),
+        logsumexp=-10 * exact[:, 0] if told else None,
+        gold_logprob=1.2345678 * exact[:, -1],
         nll_nats=31.3580239,
-        n_bytes=3,
+        n_bytes=t,
     )
-    rounded = rounding.round_score(score)
-    assert_array_equal(rounded.top_logprobs, rounding.round_rows(exact))
-    assert np.abs(rounded.logsumexp - score.logsumexp).max() <= 21.3 / 2**11
-    for exact_one, one in zip(score.gold_logprob, rounded.gold_logprob, strict=True):
-        assert one == pytest.approx(exact_one, rel=2**-16)
-    assert rounded.nll_nats == score.nll_nats
-    assert rounded.token_ids is score.token_ids
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=6),
+    st.sampled_from([1, 10, 13]),
+    st.integers(1, 12),
+)
+def test_windows_are_rounded_together_as_each_alone(
+    sizes: list[tuple[int, bool]], k: int, at_once: int
+) -> None:
+    made = [
+        window(rows(t, k, 2.0, t=max(1, t))[:t], told=told) for t, told in sizes
+    ] + [scores.failed("f", 3, "too long", k)]
+    with mock.patch.object(rounding, "_AT_ONCE", at_once):
+        found = rounding.round_scores(made)
+    for exact, rounded in zip(made, found, strict=True):
+        kept = rounding.round_rows(exact.top_logprobs)
+        assert_array_equal(rounded.top_logprobs, kept)
+        gold = rounding.round_bits(exact.gold_logprob, 16)
+        assert_array_equal(rounded.gold_logprob, gold)
+        assert (rounded.logsumexp is None) == (exact.logsumexp is None)
+        if exact.logsumexp is not None:
+            total = rounding.round_bits(exact.logsumexp, 11)
+            assert_array_equal(rounded.logsumexp, total)
+        assert rounded.nll_nats == exact.nll_nats
+        assert rounded.token_ids is exact.token_ids
+    assert rounding.round_scores([]) == []
+
+
+def test_blocks_of_rows_are_rounded_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = rows(0, 10, 3.0, t=1000)
+    exact[7, 4:] = -np.inf
+    whole = rounding.round_rows(exact)
+    monkeypatch.setattr(rounding, "_AT_ONCE", 7)
+    assert_array_equal(rounding.round_rows(exact), whole)
 
 
 @pytest.mark.parametrize("bits", [1, 11, 16, 24])
