@@ -358,9 +358,9 @@ def test_a_process_is_seen_from_its_first_moment_on(tmp_path: Path) -> None:
 def test_what_has_no_environment_is_not_waited_for(
     words: list[str], tmp_path: Path
 ) -> None:
-    child = processes.start(words, "mark", "pool", {}, tmp_path / "out")
+    child = processes.start(words, f"{tmp_path}", "pool", {}, tmp_path / "out")
     try:
-        until(lambda: not processes._environment(child.pid))
+        until(lambda: not processes.marked(f"{tmp_path}"))
     finally:
         child.kill()
         child.wait()
