@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import adaptive, guards, hints, launch, stage
+from pipelines import adaptive, guards, hints, launch, stage, ways
 from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
 from schemas.settings import setting
@@ -274,8 +274,16 @@ def _describe(
             **({"adapter": config.adapter} if config.adapter else {}),
         },
         names=[piece.output for piece in plan.read(config.windows)],
-        count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
+        count=lambda footers: {
+            **stage.total(footers, "windows", "failed", "tokens"),
+            **ways.count(footers),
+        },
     )
+
+
+def remarks(folder: str, made: Manifest) -> list[str]:
+    """Says what is to be known of scores besides their counts."""
+    return [*manifest.losses(folder, made), *ways.mixed(folder, made)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -295,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{config.output}: {counts['windows']:,} windows, {counts['tokens']:,}"
             f" tokens, {counts['failed']:,} failed"
         )
-        for line in manifest.losses(config.output, made):
+        for line in remarks(config.output, made):
             print(line)
     return 0
 
