@@ -11,7 +11,7 @@ from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
 from schemas.settings import setting
 from transforms import score, scorer, tokenizer
-from transforms.functional import nucleus
+from transforms.functional import nucleus, rounding
 from transforms.loading import Loading
 from transforms.scorer import ScorerSettings
 
@@ -192,8 +192,15 @@ def inputs_of(config: ScoreConfig) -> dict[str, Any]:
 
 
 def shaping(config: ScoreConfig) -> dict[str, Any]:
-    """Returns the settings that shape the scores, what is automatic made definite."""
-    return {**settings.shaping(config), **scorer.resolved_for_workers(config.scorer)}
+    """Returns the settings that shape the scores, what is automatic made definite.
+
+    How numbers are rounded is among them, so that slices of before, and of a version
+    that does it in another way, are not gone on with.
+    """
+    found = scorer.resolved_for_workers(config.scorer)
+    if found["device"] != "cuda" or config.tail_samples:
+        config = dataclasses.replace(config, kernels=True)  # which changes no byte
+    return {**settings.shaping(config), **found, "rounding": rounding.FORMAT}
 
 
 def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
