@@ -4,10 +4,14 @@ import dataclasses
 
 from pipelines import basis
 from pipelines.basis import Basis
+from pipelines.fuse import FuseConfig
+from pipelines.score import ScoreConfig
 from transforms.functional import budget
 
 SAMPLE = "measured on the sample"
 FORMULA = "formula (docs/running.md)"
+AT_MOST = f"{FORMULA}, at most: top_p keeps less"
+"""Where k is adaptive: what it comes to only the models' own scores can tell."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ def _of_corpus(of: Basis) -> list[Figure]:
 
 
 def _of_model(of: Basis, name: str) -> list[Figure]:
-    model, top_k = of.models[name], of.job.scores[name].top_k
+    model, config = of.models[name], of.job.scores[name]
     rate = "given" if name in of.rates.score else _by_flops(budget.FORWARD_FLOPS)
     made = model.parameters
     return [
@@ -62,10 +66,10 @@ def _of_model(of: Basis, name: str) -> list[Figure]:
         Figure(f"{name}: vocabulary", model.vocabulary, "ids", "its tokenizer"),
         Figure(f"{name}: text", 1 / model.tokens_per_byte, "bytes/token", SAMPLE),
         Figure(
-            f"{name}: scores, k = {top_k}",
+            f"{name}: scores, k = {config.top_k}",
             model.bytes_per_token,
             "bytes/token",
-            FORMULA,
+            _formula(config),
         ),
         Figure(f"{name}: scoring", model.tokens_per_s, "tokens/s", rate),
     ]
@@ -83,7 +87,7 @@ def _of_stages(of: Basis) -> list[Figure]:
                 f"fused{named[name]}, k = {basis.fused_entries(fusion)}",
                 of.fused_bytes_per_token(fusion),
                 "bytes/token",
-                FORMULA,
+                _formula(fusion, *(of.job.scores[n] for n in fusion.named_sources())),
             )
             for name, fusion in fusions.items()
         ),
@@ -101,6 +105,11 @@ def _of_stages(of: Basis) -> list[Figure]:
         ),
         Figure("a device", of.rates.flops, "FLOP/s", "given or assumed: --flops"),
     ]
+
+
+def _formula(*kept_by: ScoreConfig | FuseConfig) -> str:
+    """Says where bytes a token are from, of what was kept by such settings."""
+    return AT_MOST if any(one.top_p is not None for one in kept_by) else FORMULA
 
 
 def _by_flops(per_parameter: float) -> str:

@@ -203,12 +203,17 @@ def inputs_of(config: FuseConfig) -> dict[str, Any]:
 
 
 def shaping(config: FuseConfig) -> dict[str, Any]:
-    """Returns the settings that shape the rows, the candidates' names among them."""
+    """Returns the settings that shape the rows.
+
+    The candidates' names are among them, and the version of the frames: rows that were
+    coded by another are not gone on with.
+    """
     target = manifest.read(config.target, scores.STAGE)
     shaped = {
         **settings.shaping(config),
         "sources": list(config.named_sources()),
         "target_tokenizer": target.inputs["tokenizer"],
+        "frames": codec.VERSION,
     }
     for name in ("weights", "domain_weights"):  # their order says nothing
         shaped[name] = sorted(shaped[name])

@@ -1,14 +1,14 @@
 r"""fusebeam inspect: show windows, scores or fused rows as text.
 
-For windows, the text, and its tokens where a tokenizer is named. For scores, one line a
-position: the bytes and the text of the token that came next, its cost in bits, and the
-likeliest tokens with their probabilities; then, where tokens were drawn from the rest,
-its mass and these. For fused rows the same of the fused distribution, with the source
-that weighs most in each window, what every source weighs, costs and speaks about, and
-behind the last token of each chunk what that chunk costs the source, in bits. For
-co-occurrences of tokens, the pairs of a file from the most frequent on. For a merged
-model, its tensors and how each was made. For a folder that holds such folders, the
-commands that show them.
+For windows, the text, and its tokens where a tokenizer is named. For scores, by what
+the slices were computed, and one line a position: the bytes and the text of the token
+that came next, its cost in bits, and the likeliest tokens with their probabilities;
+then, where tokens were drawn from the rest, its mass and these. For fused rows one line
+a position, too, of the fused distribution, with the source that weighs most in each
+window, what every source weighs, costs and speaks about, and behind the last token of
+each chunk what that chunk costs the source, in bits. For co-occurrences of tokens, the
+pairs of a file from the most frequent on. For a merged model, its tensors and how each
+was made. For a folder that holds such folders, the commands that show them.
 
 Tokens stand in quotes, with \n and the like escaped, and \xNN for a byte that is no
 UTF-8 by itself. Control characters of a text are escaped, new lines and tabs apart.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pipelines import escapes, scored
+from pipelines import escapes, scored, ways
 from schemas import (
     cooccurrences,
     files,
@@ -245,6 +245,8 @@ def lines(
         total = sum(entry.rows for entry in manifest.read(folder, stage).files)
         yield f"{folder} ends before: it holds {total:,}, of which {skip:,} are skipped"
         return
+    if told := ways.spoken(manifest.read(folder, stage).counts):
+        yield page.paint(told, _DIM)
     yield from first
     for view in chosen:
         yield from view

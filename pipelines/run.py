@@ -152,7 +152,7 @@ def _score(plan: Recipe, name: str, runner_flags: Sequence[str]) -> None:
         scored = score.score_windows(plan.score(name), runner_flags)
         assert scored is not None
         stage.say(_counts(scored, "windows", "tokens", "failed"))
-        for line in manifest.losses(plan.score(name).output, scored):
+        for line in score.remarks(plan.score(name).output, scored):
             stage.say(line)
 
 

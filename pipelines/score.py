@@ -6,12 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pipelines import adaptive, guards, hints, launch, stage
+from pipelines import adaptive, guards, hints, launch, stage, ways
 from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
 from schemas.settings import setting
 from transforms import score, scorer, tokenizer
-from transforms.functional import nucleus
+from transforms.functional import nucleus, rounding
 from transforms.loading import Loading
 from transforms.scorer import ScorerSettings
 
@@ -192,8 +192,15 @@ def inputs_of(config: ScoreConfig) -> dict[str, Any]:
 
 
 def shaping(config: ScoreConfig) -> dict[str, Any]:
-    """Returns the settings that shape the scores, what is automatic made definite."""
-    return {**settings.shaping(config), **scorer.resolved_for_workers(config.scorer)}
+    """Returns the settings that shape the scores, what is automatic made definite.
+
+    How numbers are rounded is among them, so that slices of before, and of a version
+    that does it in another way, are not gone on with.
+    """
+    found = scorer.resolved_for_workers(config.scorer)
+    if found["device"] != "cuda" or config.tail_samples:
+        config = dataclasses.replace(config, kernels=True)  # which changes no byte
+    return {**settings.shaping(config), **found, "rounding": rounding.FORMAT}
 
 
 def work_of(config: ScoreConfig, inputs: dict[str, Any]) -> score.ScoreSlices:
@@ -274,8 +281,16 @@ def _describe(
             **({"adapter": config.adapter} if config.adapter else {}),
         },
         names=[piece.output for piece in plan.read(config.windows)],
-        count=lambda footers: stage.total(footers, "windows", "failed", "tokens"),
+        count=lambda footers: {
+            **stage.total(footers, "windows", "failed", "tokens"),
+            **ways.count(footers),
+        },
     )
+
+
+def remarks(folder: str, made: Manifest) -> list[str]:
+    """Says what is to be known of scores besides their counts."""
+    return [*manifest.losses(folder, made), *ways.mixed(folder, made)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -295,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{config.output}: {counts['windows']:,} windows, {counts['tokens']:,}"
             f" tokens, {counts['failed']:,} failed"
         )
-        for line in manifest.losses(config.output, made):
+        for line in remarks(config.output, made):
             print(line)
     return 0
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from pipelines import corpus, counting, evaluations, scored, shards
+from pipelines import corpus, counting, evaluations, scored, shards, ways
 from schemas import (
     cooccurrences,
     files,
@@ -70,6 +70,7 @@ def verify(folders: Sequence[str]) -> list[str]:
         _check_quarantine(folder, made)
         lines.append(f"{folder}: {CHECKS[stage](folder, made)}")
         lines += manifest.losses(folder, made)
+        lines += ways.mixed(folder, made) if stage == scores.STAGE else ()
     return lines
 
 
@@ -230,6 +231,7 @@ def check_scores(folder: str, made: Manifest) -> str:
         _check_draws(place, score)
     manifest.check_count(folder, made, "windows", done + failed)
     manifest.check_count(folder, made, "failed", failed)
+    ways.check(folder, made)
     return f"{done:,} windows scored + {failed:,} failed = all of {source}"
 
 

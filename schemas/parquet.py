@@ -151,8 +151,9 @@ def done(path: str, fingerprint: str, *, overwrite: bool = False) -> bool:
     if overwrite:
         return False
     raise SchemaError(
-        f"{path} was made with other settings or inputs (fingerprint {found}, wanted"
-        f" {fingerprint}); choose another folder, or pass --overwrite to make it anew"
+        f"{path} was made with other settings or inputs, or by another version in"
+        f" another format (fingerprint {found}, wanted {fingerprint}); choose another"
+        " folder, or pass --overwrite to make it anew"
     )
 
 

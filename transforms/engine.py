@@ -66,11 +66,14 @@ class Runs(Protocol):
       width: token ids are below it.
       longest: tokens that it can read, or None where nothing bounds them.
       layout: how rows are laid into batches.
+      reducer: what reduces logits to what is kept; results depend, in their last bits,
+        on it and on the layout.
     """
 
     width: int
     longest: int | None
     layout: str
+    reducer: str
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
         """Runs the model over rows, each of them once, in any order."""
@@ -161,6 +164,7 @@ class Engine:
             kernels=kernels,
             compiled=compiled,
         )
+        self.reducer: str = self.reduction.name
         held = self.reduction.bytes_a_logit
         self.chunk = logits.positions_at_once(self.width, k, device, held)
         self._batch_tokens = batch_tokens

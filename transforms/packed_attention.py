@@ -26,11 +26,15 @@ from schemas.shapes import Bool, Float, Int32
 
 _NAME = "fusebeam_packed"
 _TOLD = "fusebeam_packed_told"
-"""The same, for which transformers also says what masks it would make."""
+"""The same, for which transformers also says by what masks layers are to see."""
 
 
 _DENSE_BYTES = 200_000_000
 """What products of queries and keys may take at once, where they exist: 16 for each."""
+
+
+Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Of places of batch, head, query and key: whether the key is seen."""
 
 
 class UnpackableError(Exception):
@@ -69,8 +73,9 @@ class Layout:
       kernel: what computes it.
       calls: how often attention was asked for.
       slidings: the `How.sliding` of the layers that were run.
-      masks: what transformers would make masks by, where that was asked for: functions
-        of batch, head, query and key, whose value is whether the key is seen.
+      masks: what transformers would make masks by, where that was asked for.
+      rules: of the layers that were run, then, by what of these they would have seen,
+        and their `How.sliding`.
     """
 
     def __init__(self, lengths: Sequence[int], kernel: "Kernel") -> None:
@@ -79,7 +84,8 @@ class Layout:
         self.kernel = kernel
         self.calls = 0
         self.slidings: set[int | None] = set()
-        self.masks: list[Callable[..., Tensor]] = []
+        self.masks: list[Mask] = []
+        self.rules: set[tuple[Mask, int | None]] = set()
         self._ends: dict[torch.device, Tensor] = {}
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
@@ -113,7 +119,7 @@ def lying(
     Args:
       configs: the models' configurations, those of their parts behind their own.
       layout: how the windows lie.
-      told: whether `layout.masks` is to be filled.
+      told: whether `layout.masks` and `layout.rules` are to be filled.
 
     Raises:
       UnpackableError: if transformers is too old to be told.
@@ -138,12 +144,39 @@ def _register() -> None:
     except ImportError as error:
         raise UnpackableError("this transformers has no AttentionInterface") from error
     AttentionInterface.register(_NAME, _attend)
-    AttentionInterface.register(_TOLD, _attend)
+    AttentionInterface.register(_TOLD, _attend_told)
     AttentionMaskInterface.register(_TOLD, _note_mask)
 
 
-def _note_mask(*_: Any, mask_function: Callable[..., Tensor], **__: Any) -> None:
-    _LAYOUT.get().masks.append(mask_function)
+def _note_mask(*_: Any, mask_function: Mask, **__: Any) -> Tensor:
+    """Notes a mask, and returns what tells a layer that is given it which one it is."""
+    layout = _LAYOUT.get()
+    layout.masks.append(mask_function)
+    tokens = sum(layout.lengths)
+    return torch.full((1, 1, tokens, tokens), len(layout.masks) - 1)
+
+
+def _causal(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Is the mask of a layer that is given none."""
+    return key <= query
+
+
+def _attend_told(
+    module: Any,
+    query: Float[Tensor, "1 h t f"],
+    key: Float[Tensor, "1 g t f"],
+    value: Float[Tensor, "1 g t e"],
+    attention_mask: Any,
+    **more: Any,
+) -> tuple[Float[Tensor, "1 t h e"], None]:
+    """Does as `_attend`, and notes which mask a layer was given."""
+    layout = _LAYOUT.get()
+    mask: Mask = _causal
+    if isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.int64:
+        mask = layout.masks[int(attention_mask[0, 0, 0, 0])]
+        attention_mask = None
+    layout.rules.add((mask, more.get("sliding_window") or None))
+    return _attend(module, query, key, value, attention_mask, **more)
 
 
 @torch.compiler.disable  # how windows lie differs from batch to batch

@@ -36,7 +36,7 @@ class Reduction:
     """A way to reduce logits.
 
     Attributes:
-      name: what it is called in logs.
+      name: what it is called in footers.
       reduce: what reduces a chunk, and may overwrite its logits.
       bytes_a_logit: what logits take while it works, a head's copy of them included.
     """

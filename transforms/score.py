@@ -150,6 +150,7 @@ class ScoreSlices:
             tokens=count["tokens"],
             halved_batches=count["halved_batches"],
             way=model.way,
+            reduction=model.reduction,
         )
 
     def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:

@@ -344,6 +344,11 @@ class Scorer:
         """How windows are laid into batches: packed, and by what, or padded."""
         return self._engine.layout
 
+    @property
+    def reduction(self) -> str:
+        """What reduces logits: plain or compiled torch, Triton's kernels, vLLM."""
+        return self._engine.reducer
+
     def score(self, windows: Sequence[Window]) -> Scored:
         """Scores the windows of a slice.
 

@@ -48,6 +48,7 @@ class VllmEngine:
       width: token ids are below it.
       longest: tokens of a window that it can read, the last left out.
       layout: how rows are laid into batches.
+      reducer: what reduces logits.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class VllmEngine:
         self.width = width
         self.longest = longest
         self.layout = "batched by vLLM"
+        self.reducer = "vLLM"
         self._llm = llm
         self._sampling = sampling
         self._n_ids = min(width, n_ids)

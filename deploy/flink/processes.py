@@ -83,11 +83,26 @@ def _environments() -> Iterator[tuple[int, dict[str, str]]]:
     """Yields what this user's processes were started with; of a zombie, nothing."""
     for pid in sorted(int(n) for n in os.listdir("/proc") if n.isdecimal()):
         try:
-            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            words = _environment(pid).split(b"\0")
         except OSError:
             continue  # it has ended, or is another user's
         pairs = [os.fsdecode(word).partition("=") for word in words]
         yield pid, {name: value for name, _, value in pairs}
+
+
+def _environment(pid: int) -> bytes:
+    """Returns what a process was started with; of a zombie, nothing.
+
+    While a process becomes another program its environment looks empty for a moment:
+    it must not be taken for one that is not there. Numbers of fields are proc(5)'s.
+    """
+    while not (found := Path(f"/proc/{pid}/environ").read_bytes()):
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        memory, start, stop = (int(fields[number - 3]) for number in (23, 50, 51))
+        if memory == 0 or 0 < start == stop:  # it is no program any more; it has none
+            break
+        time.sleep(PERIOD_S / 100)
+    return found
 
 
 def _leads(pid: int) -> bool:

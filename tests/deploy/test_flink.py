@@ -343,6 +343,29 @@ def test_a_process_that_a_signal_ended_is_no_failure_of_what_comes_next(
     made._until(lambda: next(looks), "the next must come")
 
 
+def test_a_process_is_seen_from_its_first_moment_on(tmp_path: Path) -> None:
+    for number in range(40):
+        mark, words = f"{tmp_path}/{number}", ["sh", "-c", "exec sleep 600"]
+        child = processes.start(words, mark, "pool", {}, tmp_path / "out")
+        try:
+            assert [one.pid for one in processes.marked(mark)] == [child.pid]
+        finally:
+            child.kill()
+            child.wait()
+
+
+@pytest.mark.parametrize("words", [["env", "-i", "sleep", "600"], ["true"]])
+def test_what_has_no_environment_is_not_waited_for(
+    words: list[str], tmp_path: Path
+) -> None:
+    child = processes.start(words, f"{tmp_path}", "pool", {}, tmp_path / "out")
+    try:
+        until(lambda: not processes.marked(f"{tmp_path}"))
+    finally:
+        child.kill()
+        child.wait()
+
+
 COMMANDS = [
     (["start"], "Java 17 must be on PATH or in JAVA_HOME"),
     (["taskmanager"], "none was started there; run python -m deploy.flink.cluster"),

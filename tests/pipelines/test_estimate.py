@@ -279,6 +279,36 @@ epochs = 1
     assert of(size, "train").tokens == pytest.approx(5 * fused)
 
 
+@pytest.mark.parametrize(
+    ("table", "at_most"),
+    [
+        ("score.top_k = 10", set()),
+        ("fuse.top_p = 0.9", {"fused, k = 10"}),
+        ("sources.one.top_p = 0.9", {"one: scores, k = 10", "fused, k = 10"}),
+    ],
+)
+def test_bytes_of_an_adaptive_k_are_told_as_the_most(
+    table: str,
+    at_most: set[str],
+    corpus: list[str],
+    models: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    made = tmp_path / "recipe.toml"
+    made.write_text(
+        f"""output = "x"
+corpus.inputs = {json.dumps(corpus)}
+prepare = {{splits = "fusion=.5,heldout=.5", max_tokens = 128}}
+target.model = "{models["llama"]}"
+sources.one.model = "{models["neox"]}"
+{table}
+"""
+    )
+    found = estimate.forecast_of(EstimateConfig(recipe=str(made), tokens=(1e6,)))
+    told = {one.name for one in found.figures if "at most" in one.source}
+    assert told == at_most
+
+
 def test_every_fusion_training_and_merge_of_a_recipe_is_counted(
     corpus: list[str], models: dict[str, str], tmp_path: Path
 ) -> None:

@@ -209,6 +209,19 @@ def test_a_changed_setting_never_mixes_with_old_files(road: str, out: str) -> No
         fuse.fuse_scores(fuse_config(road, out, fusion="avgce"))
 
 
+def test_rows_coded_by_another_version_are_not_gone_on_with(
+    road: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fuse.fuse_scores(fuse_config(road, out))
+    told = f"frames = {codec.VERSION}, and now it is {codec.VERSION + 1}"
+    monkeypatch.setattr(codec, "VERSION", codec.VERSION + 1)
+    with pytest.raises(SchemaError, match=told):
+        fuse.fuse_scores(fuse_config(road, out))
+    (Path(out) / "manifest.json").unlink()
+    with pytest.raises(SchemaError, match="by another version in another format"):
+        fuse.fuse_scores(fuse_config(road, out))
+
+
 def test_scores_of_other_windows_are_refused_by_name(
     road: str, models: dict[str, str], out: str
 ) -> None:

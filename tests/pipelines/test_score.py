@@ -3,6 +3,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipelines import launch, score
+from pipelines import fuse, launch, score, verify
+from pipelines.score import ScoreConfig
 from schemas import files, manifest, parquet, plan, scores, windows
 from schemas.errors import FusionError, SchemaError
 from schemas.scores import Score
-from tests.pipelines.conftest import score_config
+from tests.pipelines.conftest import fuse_config, score_config
 from transforms import scorer, slices, tokenizer
 from transforms.functional import nucleus, rounding
 from transforms.functional.nucleus import Nucleus
@@ -138,6 +140,46 @@ def test_a_changed_setting_never_mixes_with_old_files(
     again = score_config(road, models, "llama", output=out, top_k=5, overwrite=True)
     score.score_windows(again)
     assert parquet.footer(f"{out}/slice-000000.parquet")["k"] == 5
+
+
+def test_scores_of_before_the_rounding_are_read_but_not_gone_on_with(
+    road: str, models: dict[str, str], out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, shaping = score_config(road, models, "llama", output=out), score.shaping
+
+    def shaped_before(config: ScoreConfig) -> dict[str, Any]:
+        return {k: v for k, v in shaping(config).items() if k != "rounding"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "shaping", shaped_before)
+        patch.setattr(rounding, "round_score", lambda score: score)
+        score.score_windows(config)
+    assert verify.verify([out])
+    fusion = fuse_config(road, f"{out}/fused", target=out, sources=())
+    assert fuse.fuse_scores(fusion) is not None
+    with pytest.raises(SchemaError, match="rounding = not set, and now it is 'level"):
+        score.score_windows(config)
+    (Path(out) / "manifest.json").unlink()
+    (Path(out) / "slice-000000.parquet").unlink()
+    with pytest.raises(FusionError, match=r"made with other .*by another version"):
+        score.score_windows(config)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({}, True),
+        ({"device": "cuda", "dtype": "bfloat16"}, False),
+        ({"device": "cuda", "dtype": "bfloat16", "tail_samples": 2}, True),
+    ],
+)
+def test_kernels_that_change_no_byte_leave_no_trace(
+    more: dict[str, object], told: bool, road: str, models: dict[str, str]
+) -> None:
+    plain = score_config(road, models, "llama", **more)
+    without = score_config(road, models, "llama", kernels=False, **more)
+    assert (score.shaping(plain) == score.shaping(without)) == told
+    assert "kernels" not in score.shaping(plain)
 
 
 def test_a_changed_model_never_mixes_with_old_files(

@@ -1,8 +1,10 @@
 """Windows that are packed end to end score as they do one by one."""
 
+import copy
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -126,7 +128,7 @@ def test_windows_beyond_where_rotary_embeddings_change_are_alone() -> None:
         ("mpt", "its attention is not AttentionInterface's"),
         ("mamba", "its attention is not AttentionInterface's"),
         ("lfm2", "windows differ by"),
-        ("llama4", "a layer sees 10 of 160 tokens"),
+        ("llama4", "a layer sees 4 of 54 tokens"),
     ],
 )
 def test_what_is_padded_is_told_once_with_the_reason(
@@ -201,6 +203,36 @@ def test_the_trial_finds_what_windows_feel_where_it_is_less_than_they_differ() -
     way = spoiled(whisper)
     assert isinstance(way, packing.Padded)
     assert "windows feel others" in way.why
+
+
+@pytest.mark.parametrize(
+    ("named", "sees", "why"),
+    [
+        (40, 40, None),
+        (None, 40, "sees 40 of 54 tokens, and not by .* names .none."),
+        (30, 40, "sees 40 of 54 tokens, and not by .* names .30."),
+        (40, None, "sees 54 of 54 tokens, and not by .* names .40."),
+    ],
+)
+def test_a_window_too_wide_to_be_tried_is_compared_layer_by_layer_with_what_it_sees(
+    named: int | None,
+    sees: int | None,
+    why: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packing, "_TRIAL_FLOPS", {})
+    model = causal_models.make("mistral", 200)
+    model.config.sliding_window = sees
+    first = model.model.layers[0].self_attn
+    first.config = copy.deepcopy(model.config)
+    first.config.sliding_window = named
+    with torch.inference_mode():
+        way = packing.choose(causal.Halves(model))
+    if why is None:
+        assert isinstance(way, Packed)
+    else:
+        assert isinstance(way, packing.Padded)
+        assert re.search(why, way.why)
 
 
 def test_a_sliding_window_is_tried_where_it_cuts() -> None:

@@ -126,7 +126,7 @@ def test_batches_that_are_halved_are_counted_once() -> None:
 class Model:
     """Scores nothing, but streams."""
 
-    way = "as it comes"
+    way, reduction = "as it comes", "not at all"
 
     def __init__(self, found: Iterator[Scored]) -> None:
         self.found = found
@@ -201,7 +201,8 @@ def test_the_model_goes_on_while_a_row_group_is_written(
     WORK.fill(PIECE, tables)
     assert pa.concat_tables(tables.held).equals(table(made))
     assert tables.footer["windows"] == len(WINDOWS)
-    assert tables.footer["way"] == "as it comes"
+    told = tables.footer["way"], tables.footer["reduction"]
+    assert told == (Model.way, Model.reduction)
     assert left() == []
 
 

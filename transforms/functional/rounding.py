@@ -37,6 +37,9 @@ from jaxtyping import Float, Float32, Float64
 from schemas.arrays import TopLogprobs
 from schemas.scores import Score
 
+FORMAT = "levels.1"
+"""Name of this table and these bits: scores that are rounded otherwise are others."""
+
 _LOGSUMEXP_BITS = 11
 _GOLD_BITS = 16
 
