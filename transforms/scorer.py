@@ -26,6 +26,7 @@ from transforms import (
     devices,
     encodings,
     loading,
+    logits,
     overlap,
     tokenizer,
     vllm_engine,
@@ -110,6 +111,7 @@ class ScorerSettings:
                 pad=self.pad,
                 no_kernels=not self.kernels,
                 share_device=self.share_device,
+                threads=self.threads,
             )
 
 
@@ -145,7 +147,6 @@ def load(settings: ScorerSettings) -> "Scorer":
         engine = vllm_engine.load(
             _parts(settings),
             dtype=causal.choose_dtype(settings.dtype, device),
-            device=device,
             n_ids=tokens.size,
             top_k=settings.top_k,
             chosen=chosen,
@@ -188,8 +189,11 @@ def load_model(settings: ScorerSettings) -> Any:
 
 
 def _prepared(settings: ScorerSettings) -> torch.device:
+    device = causal.choose_device(settings.device)
+    if settings.backend == "vllm":
+        device = vllm_engine.first_gpu(device)
     return devices.prepare(
-        causal.choose_device(settings.device),
+        device,
         share=settings.share_device,
         threads=settings.threads,
         tune_allocator=settings.tune_allocator,
@@ -344,6 +348,11 @@ class Scorer:
         """How windows are laid into batches: packed, and by what, or padded."""
         return self._engine.layout
 
+    @property
+    def engine(self) -> Runs:
+        """What runs the model."""
+        return self._engine
+
     def score(self, windows: Sequence[Window]) -> Scored:
         """Scores the windows of a slice.
 
@@ -461,7 +470,7 @@ class Scorer:
         """Makes the row of a window from its tokens and what was kept, or an error."""
         n_bytes = counted.counted_bytes(len(window.text.encode()), window.loss_spans)
         if isinstance(kept, Kept) and not kept.finite.all():
-            kept = _not_finite(kept)
+            kept = logits.not_finite(kept)
         if isinstance(encoding, str) or isinstance(kept, str):
             error = encoding if isinstance(encoding, str) else kept
             return scores.failed(
@@ -487,12 +496,4 @@ def _does_not_fit(length: int) -> str:
     return (
         f"memory must hold one window, but not even {length} tokens alone fit; prepare"
         " windows with a smaller max_tokens, or choose a smaller dtype or model"
-    )
-
-
-def _not_finite(kept: Kept) -> str:
-    at = int(kept.finite.argmin())
-    return (
-        f"non-finite logits at position {at} of {len(kept.finite)}; if the model is"
-        " sound in float32, score it with --dtype=float32"
     )
