@@ -1,5 +1,6 @@
 import importlib.util
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ import pytest
 
 from pipelines import cli, fuse, score
 from schemas import manifest, plan, scores, settings
+from schemas.errors import FusionError
 from schemas.scores import Score
 from tests import adapting, vllm_outputs
 from tests.pipelines.conftest import fuse_config, score_config
 from transforms import extras, scorer
 
+ELSEWHERE = (
+    *("--runner=FlinkRunner", "--environment_type=EXTERNAL", "--flink_version=1.19"),
+)
 NEW = ("adapter", "quantization", "device_map", "max_memory", "backend")
 
 
@@ -84,6 +89,9 @@ def test_an_adapters_scores_name_it_and_can_be_fused(
     assert alone is not None
     bare = manifest.read(f"{road}/scores/neox", scores.STAGE)
     assert apart.origins["adapter"] == adapter
+    assert "base" not in apart.origins
+    assert alone.origins["model"] == adapter
+    assert alone.origins["base"] == models["neox"]
     assert apart.inputs == alone.inputs
     assert apart.fingerprint == alone.fingerprint != bare.fingerprint
     assert apart.inputs["tokenizer"] == bare.inputs["tokenizer"]
@@ -92,6 +100,20 @@ def test_an_adapters_scores_name_it_and_can_be_fused(
     fused = fuse.fuse_scores(fuse_config(road, f"{out}/fused", sources=sources))
     assert fused is not None
     assert fused.counts["windows"] > 0
+
+
+def test_an_adapters_base_must_be_where_workers_find_it(
+    road: str,
+    models: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models["neox"], "base")
+    adapter = adapting.write(tmp_path / "adapter", "base")
+    config = score_config(road, models, "neox", model=adapter, output=f"{tmp_path}/out")
+    with pytest.raises(FusionError, match=r"must be absolute.*got base; give"):
+        score.score_windows(config, ELSEWHERE)
 
 
 def test_a_model_over_memory_and_disk_gives_the_scores_of_one_device(
