@@ -1,7 +1,7 @@
 """What stands for vLLM: its outputs, in its shapes, from a model of transformers.
 
 The classes have the fields, and refuse what is refused, as vLLM's own do (outputs.py,
-logprobs.py, sampling_params.py, engine/arg_utils.py; 0.20 to 0.33), and `LLM` fills
+logprobs.py, sampling_params.py, engine/arg_utils.py; 0.20 to 0.32), and `LLM` fills
 them as its engine does: the token of the prompt first, whatever its rank, then the
 likeliest by falling logprob, in float32. Mappings are as all versions since 0.6 give
 them, flat lists as those since 0.11, columns as the newest. Nothing of vLLM is run.
