@@ -59,7 +59,8 @@ EXTRAS = {
     "fp8": [*TRAIN, "kernels>=0.11,<1"],  # transformers says which it takes
     "split": TRAIN,  # one model over several GPUs
     "flash": ["flash-attn>=2.6,<3"],  # attention over packed windows on a GPU
-    "vllm": ["vllm>=0.20,<0.34; sys_platform == 'linux'"],
+    # 0.33 wants a pillow that Beam does not.
+    "vllm": ["vllm>=0.20,<0.33; sys_platform == 'linux'"],
     "deepspeed": ["deepspeed>=0.16,<1"],
     "gguf": ["gguf>=0.17,<1", "sentencepiece>=0.2,<1"],
     "gcp": ["apache-beam[gcp]>=2.77,<2.78", "gcsfs>=2026.9"],

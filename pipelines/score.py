@@ -10,7 +10,7 @@ from pipelines import adaptive, guards, hints, launch, stage, ways
 from schemas import files, manifest, plan, scores, settings, windows
 from schemas.manifest import Manifest
 from schemas.settings import setting
-from transforms import score, scorer, tokenizer
+from transforms import adapters, score, scorer, tokenizer
 from transforms.functional import nucleus, rounding
 from transforms.loading import Loading
 from transforms.scorer import ScorerSettings
@@ -249,7 +249,9 @@ def score_windows(
         dry=launch.is_dry(runner_flags),
     ):
         return manifest.read(config.output, scores.STAGE)
-    describe = functools.partial(_describe, config, inputs, shaped)
+    base = adapters.split(config.model, config.adapter).model
+    describe = functools.partial(_describe, config, inputs, shaped, base)
+    read = (config.model, base, config.tokenizer, config.adapter)
     whole = stage.do_slices(
         f"score {files.name_of(config.output)}",
         work_of(config, inputs),
@@ -257,7 +259,7 @@ def score_windows(
         config.slices,
         runner_flags,
         describe=describe,
-        reads=tuple(filter(None, (config.model, config.tokenizer, config.adapter))),
+        reads=tuple(dict.fromkeys(filter(None, read))),
         hints=hints.parse(config.worker_hints),
         guards=guards.of(config),
     )
@@ -266,9 +268,19 @@ def score_windows(
 
 
 def _describe(
-    config: ScoreConfig, inputs: Mapping[str, Any], shaped: Mapping[str, Any]
+    config: ScoreConfig,
+    inputs: Mapping[str, Any],
+    shaped: Mapping[str, Any],
+    base: str,
 ) -> Manifest:
-    """Writes the manifest of scores that are all there."""
+    """Writes the manifest of scores that are all there.
+
+    Args:
+      config: the settings.
+      inputs: fingerprints of what the scores are made from.
+      shaped: the settings that shape them.
+      base: the model, or what it is an adapter of.
+    """
     return stage.finish(
         config.output,
         scores.STAGE,
@@ -279,6 +291,7 @@ def _describe(
             "model": config.model,
             "tokenizer": config.tokenizer or config.model,
             **({"adapter": config.adapter} if config.adapter else {}),
+            **({"base": base} if base != config.model else {}),
         },
         names=[piece.output for piece in plan.read(config.windows)],
         count=lambda footers: {

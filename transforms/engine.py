@@ -75,8 +75,17 @@ class Runs(Protocol):
     layout: str
     reducer: str
 
+    @property
+    def broken(self) -> bool:
+        """Whether the model has failed for good, and must be loaded anew."""
+        ...
+
     def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
         """Runs the model over rows, each of them once, in any order."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what is held beside the model, which goes with its engine."""
         ...
 
 
@@ -113,7 +122,10 @@ class Engine:
       way: how rows are laid into batches.
       reduction: how logits are reduced.
       chunk: positions whose logits exist at once.
+      broken: never; what fails of one batch does not keep others from running.
     """
+
+    broken = False
 
     def __init__(
         self,
@@ -172,6 +184,9 @@ class Engine:
             fit = logits.positions_that_fit(self.width, k, held)
             self._batch_tokens = min(batch_tokens, fit)
             _tell_uncut(type(model).__name__, fit)
+
+    def close(self) -> None:
+        """Does nothing: the engine holds nothing but the model."""
 
     def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
         """Runs the model over rows, each of them once.

@@ -7,16 +7,18 @@ base.
 
 import contextlib
 import dataclasses
+import os
 import re
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from schemas import files
+from schemas import files, locks
 from schemas.errors import SchemaError
 from transforms import adapters, causal, checkpoint, extras, quantization
 from transforms.adapters import Parts
@@ -25,6 +27,7 @@ from transforms.quantization import Quantization
 
 DeviceMap = Literal["none", "auto", "balanced", "balanced_low_0", "sequential"]
 
+_OFFLOADED = "fusebeam-offloaded-"
 _SHARE = re.compile(r"(cpu|\d+)=(\d+(?:\.\d+)?)([KMG]i?B)")
 
 
@@ -157,9 +160,7 @@ def load_model(
     ):
         if how.split:
             # For what is offloaded, and not stored as it is used: experts, mostly.
-            folder = tempfile.mkdtemp(prefix="fusebeam-offloaded-")
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            options["offload_folder"] = folder
+            options["offload_folder"] = _offload_folder(undo)
         loaded = _from_pretrained(found, parts.model, dtype, options)
         if parts.adapter is not None:
             loaded = adapters.merge(loaded, parts)
@@ -167,6 +168,35 @@ def load_model(
             loaded = loaded.to(device)
         weakref.finalize(loaded, undo.pop_all().close)
     return loaded.eval()
+
+
+def _offload_folder(undo: contextlib.ExitStack) -> str:
+    """Makes a folder that is removed by `undo`, or after a kill by the next load.
+
+    Its lock tells whether its process lives.
+    """
+    _remove_those_of_the_dead()
+    while True:
+        folder = tempfile.mkdtemp(prefix=_OFFLOADED)
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        # Another load may take it for one of the dead before it is locked.
+        if (lock := locks.take_folder(Path(folder))) is not None:
+            undo.callback(os.close, lock)
+            return folder
+
+
+def _remove_those_of_the_dead() -> None:
+    """Removes folders of what was offloaded by processes that were killed."""
+    place = tempfile.gettempdir()
+    if not locks.seen_by_all(place):
+        return  # who holds a lock on another machine looks dead from here
+    for folder in Path(place).glob(f"{_OFFLOADED}*"):
+        with contextlib.suppress(FileNotFoundError):  # another load removes it, too
+            if folder.lstat().st_uid != os.geteuid():
+                continue
+            if (lock := locks.take_folder(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
 
 
 def refuse_incomplete(name: str, model: Any, told: Mapping[str, Any]) -> None:

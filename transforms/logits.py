@@ -37,6 +37,15 @@ Reduced = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """The fields of `Kept`, on the device."""
 
 
+def not_finite(kept: Kept) -> str:
+    """Says where numbers are not finite, of which some must not be."""
+    at = int(kept.finite.argmin())
+    return (
+        f"non-finite logits at position {at} of {len(kept.finite)}; if the model is"
+        " sound in float32, score it with --dtype=float32"
+    )
+
+
 def reduce_logits(
     logits: Float[Tensor, "p v"],
     gold_ids: Int64[Tensor, " p"],

@@ -93,7 +93,9 @@ def choose(
         agree = _agree(reduce, fast.reduce, _trial(device, dtype, width))
     except Exception as error:  # a compiler that lacks something has no class for it
         logger.warning(
-            "Triton's kernels cannot run on %s (%s); plain torch is slower",
+            "Triton's kernels cannot run on %s (%s); plain torch is slower. They need a"
+            " C compiler and its headers there (gcc, libc6-dev); --no-kernels leaves"
+            " them out",
             device,
             str(error).strip().partition("\n")[0],
         )

@@ -46,6 +46,8 @@ def _load(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
 def shared_scorer(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
     """Returns the process's scorer of these settings; loads it once for all threads.
 
+    One whose model has failed for good is let go of, and loaded anew.
+
     Args:
       settings: the model and how it is run.
       model: fingerprint that the model must have.
@@ -56,18 +58,23 @@ def shared_scorer(settings: ScorerSettings, model: str, tokens: str) -> Scorer:
     """
     key = settings, model, tokens
     with _LOADING:
-        if key not in _LOADED:
-            _LOADED.clear()  # before, not after: memory need not hold two
+        if key not in _LOADED or _LOADED[key].engine.broken:
+            _let_go()  # before, not after: memory need not hold two
             _LOADED[key] = _load(*key)
         return _LOADED[key]
+
+
+def _let_go() -> None:
+    while _LOADED:
+        _LOADED.popitem()[1].engine.close()
+    gc.collect()  # a model's parts refer to each other
+    torch.cuda.empty_cache()  # nothing happens where CUDA was not used
 
 
 def unload() -> None:
     """Lets go of the process's model and its GPU, for another model or process."""
     with _LOADING:
-        _LOADED.clear()
-        gc.collect()  # a model's parts refer to each other
-        torch.cuda.empty_cache()  # nothing happens where CUDA was not used
+        _let_go()
         devices.release()
 
 
@@ -149,8 +156,8 @@ class ScoreSlices:
             failed=len(errors),
             tokens=count["tokens"],
             halved_batches=count["halved_batches"],
-            way=model.way,
-            reduction=model.reduction,
+            way=model.engine.layout,
+            reduction=model.engine.reducer,
         )
 
     def give_up(self, piece: Slice, tables: parquet.TableWriter, reason: str) -> None:

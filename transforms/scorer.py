@@ -26,6 +26,7 @@ from transforms import (
     devices,
     encodings,
     loading,
+    logits,
     overlap,
     tokenizer,
     vllm_engine,
@@ -110,6 +111,7 @@ class ScorerSettings:
                 pad=self.pad,
                 no_kernels=not self.kernels,
                 share_device=self.share_device,
+                threads=self.threads,
             )
 
 
@@ -145,7 +147,6 @@ def load(settings: ScorerSettings) -> "Scorer":
         engine = vllm_engine.load(
             _parts(settings),
             dtype=causal.choose_dtype(settings.dtype, device),
-            device=device,
             n_ids=tokens.size,
             top_k=settings.top_k,
             chosen=chosen,
@@ -188,8 +189,11 @@ def load_model(settings: ScorerSettings) -> Any:
 
 
 def _prepared(settings: ScorerSettings) -> torch.device:
+    device = causal.choose_device(settings.device)
+    if settings.backend == "vllm":
+        device = vllm_engine.first_gpu(device)
     return devices.prepare(
-        causal.choose_device(settings.device),
+        device,
         share=settings.share_device,
         threads=settings.threads,
         tune_allocator=settings.tune_allocator,
@@ -326,7 +330,7 @@ class Scorer:
           ValueError: if the model is not causal.
         """
         self.tokenizer = tokenizer
-        self._engine: Runs = engine or Engine(
+        self.engine: Runs = engine or Engine(
             model,
             n_ids=tokenizer.size,
             top_k=top_k,
@@ -342,12 +346,7 @@ class Scorer:
     @property
     def way(self) -> str:
         """How windows are laid into batches: packed, and by what, or padded."""
-        return self._engine.layout
-
-    @property
-    def reduction(self) -> str:
-        """What reduces logits: plain or compiled torch, Triton's kernels, vLLM."""
-        return self._engine.reducer
+        return self.engine.layout
 
     def score(self, windows: Sequence[Window]) -> Scored:
         """Scores the windows of a slice.
@@ -391,7 +390,7 @@ class Scorer:
         """Runs the model over groups; yields each as soon as all of it is scored."""
         unfinished: deque[_Group] = deque()
         places: dict[int, tuple[_Group, int]] = {}
-        for ran in self._engine.run(self._rows(groups, unfinished, places)):
+        for ran in self.engine.run(self._rows(groups, unfinished, places)):
             for row, kept in zip(ran.rows, ran.kept, strict=True):
                 group, place = places.pop(row.place)
                 made = _does_not_fit(len(row)) if kept is None else kept
@@ -445,7 +444,7 @@ class Scorer:
         if isinstance(encoding, str):
             return encoding
         highest, length = encoding.token_ids.max(), len(encoding.token_ids) - 1
-        width, longest = self._engine.width, self._engine.longest
+        width, longest = self.engine.width, self.engine.longest
         if highest >= width:
             return (
                 f"token ids must be below {width}, the model's logits, got"
@@ -466,7 +465,7 @@ class Scorer:
         """Makes the row of a window from its tokens and what was kept, or an error."""
         n_bytes = counted.counted_bytes(len(window.text.encode()), window.loss_spans)
         if isinstance(kept, Kept) and not kept.finite.all():
-            kept = _not_finite(kept)
+            kept = logits.not_finite(kept)
         if isinstance(encoding, str) or isinstance(kept, str):
             error = encoding if isinstance(encoding, str) else kept
             return scores.failed(
@@ -492,12 +491,4 @@ def _does_not_fit(length: int) -> str:
     return (
         f"memory must hold one window, but not even {length} tokens alone fit; prepare"
         " windows with a smaller max_tokens, or choose a smaller dtype or model"
-    )
-
-
-def _not_finite(kept: Kept) -> str:
-    at = int(kept.finite.argmin())
-    return (
-        f"non-finite logits at position {at} of {len(kept.finite)}; if the model is"
-        " sound in float32, score it with --dtype=float32"
     )

@@ -6,6 +6,10 @@ vocabulary, in float32, whatever the sampling; but without the log-sum-exp, so t
 logits cannot be had back, and without draws from the tail. It needs room for the token
 that it makes: windows may hold two tokens fewer than the model's context.
 
+A model that has failed once is broken, whatever it failed of: what it was at stays in
+it, and would come out with what it is asked next. vLLM plans its memory itself, so that
+batches are not halved where that runs out.
+
 The extra `vllm` of this distribution says for which versions this is written.
 """
 
@@ -13,13 +17,13 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from schemas.errors import SchemaError
+from schemas.errors import FusionError, SchemaError
 from transforms import causal, checkpoint, extras, loading
 from transforms.adapters import Parts
 from transforms.engine import Ran, Row
@@ -89,15 +93,45 @@ class VllmEngine:
         self._at_once = _AT_ONCE * batch_tokens
         self._lock = threading.Lock()
 
+    @property
+    def broken(self) -> bool:
+        """Whether the model has failed, and is to be loaded anew."""
+        return self._llm is None
+
     def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
-        """Runs the model over rows, each of them once, in their order."""
+        """Runs the model over rows, each of them once, in their order.
+
+        Raises:
+          FusionError: if vLLM fails, or has failed before.
+        """
         for batch in _grouped(rows, self._at_once):
-            prompts = [{"prompt_token_ids": r.token_ids.tolist()} for r in batch]
-            with self._lock:
-                told = self._llm.generate(prompts, self._sampling, use_tqdm=False)
-            pairs = zip(batch, told, strict=True)
+            pairs = zip(batch, self._ask(batch), strict=True)
             kept = [self._kept(row, one.prompt_logprobs) for row, one in pairs]
             yield Ran(rows=batch, kept=kept, halved=0)
+
+    def close(self) -> None:
+        """Lets go of the model, and of what vLLM keeps beside it in this process."""
+        from vllm.distributed import parallel_state
+
+        with self._lock:
+            self._llm = None
+            # What vLLM has loaded it keeps from being collected, till it is told.
+            parallel_state.cleanup_dist_env_and_memory()
+
+    def _ask(self, batch: Sequence[Row]) -> list[Any]:
+        """Asks vLLM of rows, one thread at a time; lets go of it where it fails."""
+        prompts = [{"prompt_token_ids": row.token_ids.tolist()} for row in batch]
+        with self._lock:
+            if self._llm is None:
+                raise FusionError(
+                    "vLLM must run to score, but failed in another thread; its model is"
+                    " loaded anew at the next attempt"
+                )
+            try:
+                return list(self._llm.generate(prompts, self._sampling, use_tqdm=False))
+            except Exception as error:
+                self._llm = None
+                raise FusionError(_failure(error, len(batch))) from error
 
     def _kept(self, row: Row, told: Any) -> Kept:
         """Keeps what is to be kept of what vLLM says of a window's tokens."""
@@ -133,37 +167,71 @@ class VllmEngine:
         )
 
 
-def refuse(device: str, tail_samples: int, how: Loading, **run: bool) -> None:
+def _failure(error: Exception, windows: int) -> str:
+    """Says what vLLM failed of, and what can be done."""
+    what = str(error).strip().partition("\n")[0]
+    told = (
+        f"vLLM must score {windows} windows at once, but failed"
+        f" ({type(error).__name__}: {what}); its model is loaded anew at the next"
+        " attempt"
+    )
+    if causal.is_out_of_memory(error):
+        told += (
+            ". It plans its memory itself: end what else uses the GPU, or score all"
+            " with a smaller --batch_tokens"
+        )
+    return told
+
+
+def first_gpu(device: torch.device) -> torch.device:
+    """Returns the GPU that vLLM takes: the first that its process sees.
+
+    Args:
+      device: what was asked for.
+
+    Raises:
+      ValueError: if it is another one, or none.
+    """
+    if device.type == "cpu":
+        raise ValueError(
+            "backend vllm must have a GPU, and the device is cpu; leave --backend out,"
+            " or name the workers' by --device=cuda"
+        )
+    if device.index:
+        raise ValueError(
+            "backend vllm must have the first GPU that its process sees, got"
+            f" {device}; choose that by CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", 0)
+
+
+def refuse(device: str, tail_samples: int, how: Loading, **run: int | None) -> None:
     """Refuses what only transformers does.
 
     Args:
       device: as it was asked for.
       tail_samples: ids to draw.
       how: how the model is loaded.
-      **run: settings of how it is run, by name; each is to be false.
+      **run: settings of how it is run, by name; each is to be false or None.
 
     Raises:
-      ValueError: if the device is no GPU, tails are to be drawn, or a model is to be
-        loaded or run in a special way.
+      ValueError: if the device is not the first GPU, tails are to be drawn, or a model
+        is to be loaded or run in a special way.
     """
-    if device == "cpu":
-        raise ValueError(
-            "backend vllm must have a GPU, and the device is cpu; leave --backend out,"
-            " or name the workers' by --device=cuda"
-        )
+    if device != "auto":
+        first_gpu(causal.name_device(device))
     if tail_samples:
         raise ValueError(
             f"tail_samples must be 0 with backend vllm, got {tail_samples}: it tells"
             " the likeliest tokens alone, and no log-sum-exp; leave --backend out"
         )
-    plain = dataclasses.asdict(loading.PLAIN) | dict.fromkeys(run, False)
-    given = dataclasses.asdict(how) | run
-    for name, value in given.items():
-        if value != plain[name]:
+    plain = dataclasses.asdict(loading.PLAIN)
+    for name, value in (dataclasses.asdict(how) | run).items():
+        if value not in (plain.get(name), False, None):
             raise ValueError(
-                f"{name} must be left out with backend vllm, got {value}: it is done by"
-                " transformers; leave --backend out, or write the model as it is to be"
-                " beforehand"
+                f"{name} must be left out with backend vllm, got {value}: transformers"
+                " alone heeds it; leave --backend out, or write the model as it is to"
+                " be beforehand"
             )
 
 
@@ -171,7 +239,6 @@ def load(
     parts: Parts,
     *,
     dtype: torch.dtype,
-    device: torch.device,
     n_ids: int,
     top_k: int,
     batch_tokens: int,
@@ -179,10 +246,12 @@ def load(
 ) -> VllmEngine:
     """Loads a model by vLLM; none of its own code is run, and no pickle is read.
 
+    It goes to the first GPU that CUDA shows to this process, see `first_gpu`: vLLM
+    takes no other, and what CUDA shows does not change once it was asked.
+
     Args:
       parts: the model; it must be no adapter.
       dtype: number format of the weights, where they are not quantized.
-      device: the GPU that this process has.
       n_ids: ids from it on are never kept.
       top_k: entries to keep for each position; 0 = none.
       batch_tokens: tokens of a forward pass.
@@ -214,7 +283,7 @@ def load(
     width = config.get_text_config().vocab_size
     # Where some of the likeliest ids are no tokens, others take their places.
     asked = top_k and top_k + min(_SPARE, max(0, width - n_ids))
-    with _shown(device):
+    with _within_this_process():
         llm = vllm.LLM(
             model=str(found.folder),
             dtype=str(dtype).removeprefix("torch."),
@@ -262,29 +331,21 @@ def _sampling_options(asked: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _shown(device: torch.device) -> Iterator[None]:
-    """Shows vLLM, which takes the first GPU that it sees, this process's GPU alone.
+def _within_this_process() -> Iterator[None]:
+    """Keeps vLLM from giving the model a process of its own.
 
-    The model runs in this process: one of its own would keep the GPU's memory when this
-    one is killed, while the GPU counts as free.
+    That would keep the GPU's memory when this one is killed, while the GPU counts as
+    free.
     """
-    apart = os.environ.get(_APART)
+    before = os.environ.get(_APART)
     os.environ[_APART] = "0"
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    seen = [name for name in (before or "").split(",") if name.strip()]
-    index = device.index or 0
-    os.environ["CUDA_VISIBLE_DEVICES"] = seen[index] if seen else str(index)
     try:
         yield
     finally:
         if before is None:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
-        if apart is None:
             del os.environ[_APART]
         else:
-            os.environ[_APART] = apart
+            os.environ[_APART] = before
 
 
 def _grouped(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:

@@ -7,6 +7,11 @@ FROM apache/beam_python3.11_sdk:2.77.0 AS beam
 FROM python:3.11-slim-bookworm
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 
+# Triton's kernels and --compile are built where they run: a launcher in C, some in C++.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc g++ libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /opt/fusebeam
 COPY constraints.txt setup.py pyproject.toml README.md ./
 COPY deploy/constraints.txt deploy/
@@ -16,7 +21,7 @@ COPY pipelines pipelines
 COPY train train
 RUN pip install --no-cache-dir \
       --constraint constraints.txt --constraint deploy/constraints.txt \
-      '.[train,gguf,gcp]' \
+      '.[train,gguf,gcp,lora,quantize]' \
     && pip check
 
 # Where Dataflow mounts the driver, and what other hosts are asked to mount.

@@ -77,7 +77,7 @@ class Setup:
     @property
     def engine(self) -> Engine:
         """What runs it."""
-        found = self.ready._engine
+        found = self.ready.engine
         assert isinstance(found, Engine)
         return found
 

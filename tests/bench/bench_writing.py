@@ -148,7 +148,7 @@ class Says:
 def answered(setup: Setup, found: list[Score]) -> Iterator[Says]:
     """Puts what is known in the place of the model."""
     says = Says(found)
-    with mock.patch.object(setup.ready, "_engine", says):
+    with mock.patch.object(setup.ready, "engine", says):
         yield says
 
 

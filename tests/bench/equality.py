@@ -98,7 +98,7 @@ def line(name: str, model: Any, ready: Scorer, windows: Sequence[Window]) -> lis
     """Scores windows, and makes a model's line of the table."""
     found = ready.score(windows).scores
     apart = gaps(model, found)
-    way = getattr(ready._engine, "way", None)
+    way = getattr(ready.engine, "way", None)
     return [
         name,
         f"padded ({way.why})" if isinstance(way, Padded) else ready.way,

@@ -60,7 +60,10 @@ def test_a_worker_has_the_package_in_pinned_versions(name: str) -> None:
     (install,) = (line for line in of(name, "RUN") if line.startswith("pip"))
     assert "--constraint constraints.txt" in install
     assert "--constraint deploy/constraints.txt" in install
-    assert install.endswith("'.[train,gguf,gcp]' && pip check")
+    extras = re.search(r"'\.\[(.*)\]' && pip check$", install)
+    assert extras
+    more = {"cpu": set(), "cuda": {"lora", "quantize"}}[name]
+    assert {*extras[1].split(",")} == {"train", "gguf", "gcp", *more}
     packages = re.search(
         r"^PACKAGES = \((.*)\)$", (ROOT / "setup.py").read_text(), re.M
     )
@@ -70,14 +73,22 @@ def test_a_worker_has_the_package_in_pinned_versions(name: str) -> None:
         assert f"{package} {package}" in copied
 
 
-def test_workers_differ_in_torch_and_the_driver_alone() -> None:
+def test_workers_differ_in_torch_and_what_goes_with_a_gpu_alone() -> None:
     cpu, cuda = (set(instructions(name)) for name in WORKERS)
     assert {first for first, _ in cpu ^ cuda} == {"RUN", "ENV"}
     (install,) = (rest for first, rest in cpu - cuda if first == "RUN")
     index = "--extra-index-url https://download.pytorch.org/whl/cpu "
-    assert ("RUN", install.replace(index, "")) in {
+    extras = ("gcp]", "gcp,lora,quantize]")
+    assert ("RUN", install.replace(index, "").replace(*extras)) in {
         (first, re.sub(r" +", " ", rest)) for first, rest in cuda
     }
+
+
+def test_a_worker_with_a_gpu_has_the_compilers_of_what_is_built_there() -> None:
+    (install,) = (line for line in of("cuda", "RUN") if line.startswith("apt-get"))
+    words = install.split()
+    assert {"gcc", "g++", "libc6-dev", "--no-install-recommends"} <= {*words}
+    assert words[-3:] == ["rm", "-rf", "/var/lib/apt/lists/*"]
 
 
 @pytest.mark.parametrize("name", [*WORKERS, "template"])
@@ -97,8 +108,9 @@ def test_no_package_of_the_images_is_pinned_twice() -> None:
     assert both == set()
 
 
-def test_the_extra_of_the_images_is_pinned() -> None:
-    assert "gcsfs" in {**pins("constraints.txt"), **pins("deploy/constraints.txt")}
+def test_the_extras_of_the_images_are_pinned() -> None:
+    pinned = {**pins("constraints.txt"), **pins("deploy/constraints.txt")}
+    assert {"gcsfs", "peft", "bitsandbytes", "accelerate", "gguf"} <= pinned.keys()
 
 
 def test_the_launcher_of_templates_is_a_worker_with_googles_program() -> None:

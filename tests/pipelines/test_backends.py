@@ -1,17 +1,24 @@
 import importlib.util
 import itertools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines import cli, fuse, score
 from schemas import manifest, plan, scores, settings
+from schemas.errors import FusionError
 from schemas.scores import Score
 from tests import adapting, vllm_outputs
 from tests.pipelines.conftest import fuse_config, score_config
 from transforms import extras, scorer
 
+ELSEWHERE = (
+    *("--runner=FlinkRunner", "--environment_type=EXTERNAL", "--flink_version=1.19"),
+)
 NEW = ("adapter", "quantization", "device_map", "max_memory", "backend")
 
 
@@ -32,7 +39,8 @@ def test_how_a_model_is_loaded_and_run_shapes_scores_only_where_it_is_said(
     }
     told = settings.shaping(score_config(road, models, "llama", **asked))
     assert {name: told[name] for name in asked} == {**asked, "max_memory": ["cpu=1GB"]}
-    vllm = settings.shaping(score_config(road, models, "llama", backend="vllm"))
+    one = score_config(road, models, "llama", backend="vllm", threads=None)
+    vllm = settings.shaping(one)
     assert vllm["backend"] == "vllm"
 
 
@@ -81,6 +89,9 @@ def test_an_adapters_scores_name_it_and_can_be_fused(
     assert alone is not None
     bare = manifest.read(f"{road}/scores/neox", scores.STAGE)
     assert apart.origins["adapter"] == adapter
+    assert "base" not in apart.origins
+    assert alone.origins["model"] == adapter
+    assert alone.origins["base"] == models["neox"]
     assert apart.inputs == alone.inputs
     assert apart.fingerprint == alone.fingerprint != bare.fingerprint
     assert apart.inputs["tokenizer"] == bare.inputs["tokenizer"]
@@ -89,6 +100,20 @@ def test_an_adapters_scores_name_it_and_can_be_fused(
     fused = fuse.fuse_scores(fuse_config(road, f"{out}/fused", sources=sources))
     assert fused is not None
     assert fused.counts["windows"] > 0
+
+
+def test_an_adapters_base_must_be_where_workers_find_it(
+    road: str,
+    models: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models["neox"], "base")
+    adapter = adapting.write(tmp_path / "adapter", "base")
+    config = score_config(road, models, "neox", model=adapter, output=f"{tmp_path}/out")
+    with pytest.raises(FusionError, match=r"must be absolute.*got base; give"):
+        score.score_windows(config, ELSEWHERE)
 
 
 def test_a_model_over_memory_and_disk_gives_the_scores_of_one_device(
@@ -109,19 +134,14 @@ def test_a_model_over_memory_and_disk_gives_the_scores_of_one_device(
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+VLLM = {"backend": "vllm", "device": "cuda", "dtype": "float32", "threads": None}
+
+
 def test_scores_of_vllm_have_no_log_sum_exp_and_can_be_fused(
     road: str, models: dict[str, str], out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vllm_outputs.stand_in(monkeypatch)
-    config = score_config(
-        road,
-        models,
-        "neox",
-        output=f"{out}/vllm",
-        backend="vllm",
-        device="cuda",
-        dtype="float32",
-    )
+    config = score_config(road, models, "neox", output=f"{out}/vllm", **VLLM)
     made = score.score_windows(config)
     assert made is not None
     assert made.settings["backend"] == "vllm"
@@ -136,3 +156,33 @@ def test_scores_of_vllm_have_no_log_sum_exp_and_can_be_fused(
     fused = fuse.fuse_scores(fuse_config(road, f"{out}/fused", sources=sources))
     before = manifest.read(f"{road}/fused", fused.stage)
     assert fused.counts == before.counts
+
+
+def test_a_vllm_that_failed_is_loaded_anew_for_the_next_attempt_at_its_slice(
+    road: str,
+    models: dict[str, str],
+    out: str,
+    monkeypatch: pytest.MonkeyPatch,
+    contents: Callable[[str], dict[str, str]],
+) -> None:
+    seen = vllm_outputs.stand_in(monkeypatch)
+    whole, config = (
+        score_config(road, models, "neox", output=f"{out}/{name}", **VLLM)
+        for name in ("whole", "failing")
+    )
+    score.score_windows(whole)
+    (first,) = seen
+    assert first["ended"]
+    answer, asked = vllm_outputs.LLM.generate, itertools.count()
+
+    def generate(self: vllm_outputs.LLM, *args: Any, **kwargs: Any) -> Any:
+        if next(asked) == 1:
+            raise RuntimeError("the engine has died")
+        return answer(self, *args, **kwargs)
+
+    monkeypatch.setattr(vllm_outputs.LLM, "generate", generate)
+    score.score_windows(config, ["--runner=BundleBasedDirectRunner"])
+    _, failed, anew = seen
+    assert failed["ended"]
+    assert failed["llm"] is not anew["llm"]
+    assert contents(config.output) == contents(whole.output)

@@ -1,5 +1,9 @@
 import gc
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +15,14 @@ import safetensors.torch
 import torch
 import transformers
 
+from schemas import locks
 from schemas.errors import SchemaError
 from tests import causal_models
 from transforms import causal, loading
 from transforms.loading import Loading
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_pickled_weights_are_never_read(models, tmp_path) -> None:
@@ -120,6 +126,44 @@ def test_what_is_offloaded_is_gone_with_the_model(
     del laid
     gc.collect()
     assert not any((tmp_path / "t").iterdir())
+
+
+KILLED = """
+import os, signal, sys, torch
+from transforms import loading
+how = loading.Loading(device_map="auto", max_memory=("cpu=1KB",))
+device = torch.device("cpu")
+laid = loading.load_model(sys.argv[1], dtype=torch.float32, device=device, how=how)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_offloaded_goes_with_the_next_load_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, place = str(tmp_path / "m"), tmp_path / "t"
+    causal_models.make("mixtral", 512).save_pretrained(model)
+    place.mkdir()
+    words = [sys.executable, "-c", KILLED, model]
+    ended = subprocess.run(
+        words, cwd=ROOT, env={**os.environ, "TMPDIR": str(place)}, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = place.iterdir()
+    assert any(left.rglob("*experts*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    how = Loading(device_map="auto", max_memory=("cpu=1KB",))
+    options: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "how": how}
+    monkeypatch.setattr(locks, "seen_by_all", lambda _: False)
+    foreign = loading.load_model(model, **options)
+    assert left.exists()  # its process may be at work on another machine
+    monkeypatch.setattr(locks, "seen_by_all", lambda _: True)
+    other = loading.load_model(model, **options)
+    assert not left.exists()
+    assert len([*place.iterdir()]) == 2  # those that live
+    del foreign, other
+    gc.collect()
+    assert not any(place.iterdir())
 
 
 @pytest.mark.parametrize(

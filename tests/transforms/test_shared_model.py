@@ -1,22 +1,38 @@
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from transforms import score, scorer
+from transforms.engine import Ran, Row
 from transforms.scorer import Scorer, ScorerSettings
 
 ONE, OTHER = ScorerSettings(model="one"), ScorerSettings(model="other")
 
 
+class Stub:
+    """Stands for what runs a model."""
+
+    width, longest, layout = 9, None, "none"
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self.broken, self.close = False, close
+
+    def run(self, rows: Iterable[Row]) -> Iterator[Ran]:
+        yield from ()
+
+
 class Model(Scorer):
     """Stands for a loaded model of the settings."""
 
-    def __init__(self, settings: ScorerSettings) -> None:
+    def __init__(
+        self, settings: ScorerSettings, close: Callable[[], None] = lambda: None
+    ) -> None:
         self.tokenizer: Any = SimpleNamespace(name=settings.model, fingerprint="tokens")
+        self._engine: Any = Stub(close)
 
 
 @pytest.fixture
@@ -65,6 +81,25 @@ def test_a_process_lets_go_of_a_model_before_it_loads_another(
 
     load(watched)
     assert score.shared_scorer(OTHER, "model", "tokens") is not None
+
+
+def test_a_model_that_is_broken_is_closed_before_it_is_loaded_anew(
+    load: Callable[[Any], None],
+) -> None:
+    closed: list[str] = []
+
+    def watched(settings: ScorerSettings) -> Model:
+        closed.append("loaded")
+        return Model(settings, close=lambda: closed.append("closed"))
+
+    load(watched)
+    one: Any = score.shared_scorer(ONE, "model", "tokens")
+    assert score.shared_scorer(ONE, "model", "tokens") is one
+    one.engine.broken = True
+    other = score.shared_scorer(ONE, "model", "tokens")
+    assert other is not one
+    assert score.shared_scorer(ONE, "model", "tokens") is other
+    assert closed == ["loaded", "closed", "loaded"]
 
 
 def test_a_model_that_is_let_go_of_frees_its_gpu(

@@ -10,10 +10,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from schemas import files
-from schemas.errors import SchemaError
+from schemas.errors import FusionError, SchemaError
 from tests import causal_models, vllm_outputs
 from tests.transforms.scoring import WINDOWS, make, window
-from tests.vllm_outputs import FlatLogprobs, Logprob, SamplingParams
+from tests.vllm_outputs import ColumnLogprobs, FlatLogprobs, Logprob, SamplingParams
 from transforms import scorer, vllm_engine
 from transforms.adapters import Parts
 from transforms.engine import Row, Runs
@@ -50,16 +50,27 @@ def told(answer: Any) -> Any:
     return SimpleNamespace(generate=lambda prompts, *_, **__: [output] * len(prompts))
 
 
-@pytest.mark.parametrize("flat", [True, False], ids=["flat", "dicts"])
+class Columns(vllm_outputs.LLM):
+    """Tells of prompts in columns."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().generate(*args, **kwargs)
+        for one in outputs:
+            one.prompt_logprobs = ColumnLogprobs(one.prompt_logprobs)
+        return outputs
+
+
+@pytest.mark.parametrize("shape", ["flat", "columns", "dicts"])
 @pytest.mark.parametrize("name", ["llama", "gpt_neox"])
 def test_scores_are_those_of_transformers_but_for_the_log_sum_exp(
-    name: str, flat: bool
+    name: str, shape: str
 ) -> None:
     # Ids that the tokenizer does not have are told, as vLLM does, and not kept.
     model, other = make(name, padding=40, top_k=7)
     tokens = other.tokenizer
     more = {"width": tokens.size + 40, "n_ids": tokens.size, "top_k": 7}
-    made = engine(vllm_outputs.LLM(model), asked=47, flat=flat, **more)
+    kind = Columns if shape == "columns" else vllm_outputs.LLM
+    made = engine(kind(model), asked=47, flat=shape != "dicts", **more)
     found = Scorer(None, tokens, top_k=7, engine=made).score(WINDOWS)
     assert found.halved_batches == found.too_large == 0
     for one, score in zip(found.scores, other.score(WINDOWS).scores, strict=True):
@@ -155,6 +166,7 @@ def test_all_rows_are_run_in_groups_of_bounded_size() -> None:
         ([None, {1: Logprob(-1.0)}], r"tell of all 3 tokens of a prompt, .* of 2"),
         ([None, {1: Logprob(-1.0)}, {5: Logprob(-1.0)}], r"none of token 2 of 3"),
         (FlatLogprobs([0, 0], [0, 1], [1], [-1.0], [1], [None]), r"tells of 2"),
+        ([], r"but tells of 0"),
     ],
 )
 def test_an_answer_that_is_not_whole_is_refused(answer: Any, law: str) -> None:
@@ -171,9 +183,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_settings_backend_loads_vllm_with_what_it_must_be_told(
     vllm: list[dict[str, Any]],
     models: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     settings = ScorerSettings(
         model=models["llama"], backend="vllm", device="cuda", top_k=4, batch_tokens=99
     )
@@ -181,8 +191,9 @@ def test_a_settings_backend_loads_vllm_with_what_it_must_be_told(
     (given,) = vllm
     width = files.read_json(f"{models['llama']}/config.json")["vocab_size"]
     spare = min(8, width - made.tokenizer.size)
-    assert given["gpus"] == "7"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+    assert given["claimed"] == [torch.device("cuda", 0)]  # which it takes
+    assert not given["apart"]
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ
     assert given["model"] == models["llama"]
     assert given["dtype"] == "bfloat16"
     assert given["max_num_batched_tokens"] == given["max_num_seqs"] == 99
@@ -190,7 +201,7 @@ def test_a_settings_backend_loads_vllm_with_what_it_must_be_told(
     assert not given["enable_prefix_caching"]
     assert not given["trust_remote_code"]
     assert given["load_format"] == "safetensors"
-    sampling = made._engine._sampling
+    sampling = made.engine._sampling
     assert sampling.prompt_logprobs == 4 + spare
     assert sampling.max_tokens == 1
     cpu = dataclasses.replace(
@@ -220,6 +231,10 @@ def test_what_only_transformers_does_is_refused(models: dict[str, str]) -> None:
         ScorerSettings(**fields, tail_samples=2)
     with pytest.raises(ValueError, match="must have a GPU, and the device is cpu"):
         ScorerSettings(**fields, device="cpu")
+    with pytest.raises(ValueError, match=r"got cuda:1; .* CUDA_VISIBLE_DEVICES"):
+        ScorerSettings(**fields, device="cuda:1")
+    with pytest.raises(ValueError, match="threads must be left out with backend vllm"):
+        ScorerSettings(**fields, threads=2)
     for name, value in (
         ("adapter", "a"),
         ("quantization", "fp8"),
@@ -235,8 +250,36 @@ def test_what_only_transformers_does_is_refused(models: dict[str, str]) -> None:
             ScorerSettings(**{**fields, name: True})
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("CUDA error: an illegal\nmemory access"), r"\(RuntimeError: C"),
+        (torch.OutOfMemoryError("2 GiB"), r"2 GiB\).* with a smaller --batch_tokens"),
+    ],
+)
+def test_a_model_that_has_failed_is_broken_and_asked_no_more(
+    error: Exception, told: str
+) -> None:
+    asked: list[int] = []
+
+    def generate(prompts: Any, *_: Any, **__: Any) -> Any:
+        asked.append(len(prompts))
+        raise error
+
+    made = engine(SimpleNamespace(generate=generate))
+    assert not made.broken
+    law = "vLLM must score 2 windows at once, but failed "
+    with pytest.raises(FusionError, match=law + r"\(.*" + told.lstrip(r"\(")) as caught:
+        list(made.run([row(0, 1), row(0, 1)]))
+    assert caught.value.__cause__ is error
+    assert made.broken
+    with pytest.raises(FusionError, match="failed in another thread"):
+        list(made.run([row(0, 1)]))
+    assert asked == [2]  # halves would ask again
+
+
 def test_models_that_vllm_is_not_given_are_refused(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cuda")}
+    options: dict[str, Any] = {"dtype": torch.float32}
     sizes = {"n_ids": 9, "top_k": 2, "batch_tokens": 9}
     gguf = tmp_path / "m.gguf"
     gguf.write_bytes(b"GGUF")
@@ -253,7 +296,6 @@ def test_without_vllm_the_extra_is_named(models: dict[str, str]) -> None:
         vllm_engine.load(
             Parts(model=models["llama"]),
             dtype=torch.float32,
-            device=torch.device("cuda"),
             n_ids=9,
             top_k=2,
             batch_tokens=9,
@@ -262,4 +304,4 @@ def test_without_vllm_the_extra_is_named(models: dict[str, str]) -> None:
 
 def test_vllm_and_transformers_have_one_interface() -> None:
     assert isinstance(engine(told(None)), Runs)
-    assert isinstance(make("llama")[1]._engine, Runs)
+    assert isinstance(make("llama")[1].engine, Runs)
