@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _TRIAL = (6, 17, 11)
 """Tokens of the windows that are tried."""
+_LONG_TRIAL = 300
+"""Tokens of one more on a GPU, whose kernels go over longer ones in several steps."""
 _TRIAL_FLOPS = {"cpu": 3e11, "cuda": 3e13}
 """What may be spent on one window that is longer than a sliding window."""
 _FAR = 2**17
@@ -92,8 +94,11 @@ class Padded:
             into[len(row) :] = int(row[-1])
         real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten()
         device = self.halves.device
-        features = self.halves.features(ids.to(device)).flatten(0, 1)
-        return features if real.all() else features[real.to(device)]
+        features = self.halves.features(transfers.upload(ids, device)).flatten(0, 1)
+        if real.all():
+            return features
+        places = real.nonzero()[:, 0]  # a mask on a GPU would be waited for
+        return features[transfers.upload(places, device)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,6 +112,7 @@ class Packed:
       how: what computes attention.
       kernel: its function.
       calls: how often a pass must ask for attention; None = not known yet.
+      why: why none that is faster computes it; empty where none is.
     """
 
     halves: Halves
@@ -115,6 +121,7 @@ class Packed:
     how: str
     kernel: Kernel
     calls: int | None = None
+    why: str = ""
 
     @property
     def name(self) -> str:
@@ -186,7 +193,7 @@ def choose(halves: Halves, *, packed: bool = True) -> Way:
             for way in _ways(halves):
                 if not (doubt := _doubt(way)):
                     _tell(type(halves.model).__name__, way.name, why)
-                    return dataclasses.replace(way, calls=_calls(way))
+                    return dataclasses.replace(way, calls=_calls(way), why=why)
                 why = why or f"{way.how}: {doubt}"
         except UnpackableError as error:
             why = str(error)
@@ -228,6 +235,9 @@ def _doubt(way: Packed) -> str:
     try:
         slidings = _slidings(way)
         lengths = [*_TRIAL, *_beyond(way.halves, slidings)]
+        if way.halves.device.type == "cuda" and max(lengths) < _LONG_TRIAL:
+            longest = causal.longest_input(way.halves.model)
+            lengths.append(min(_LONG_TRIAL, longest or _LONG_TRIAL))
         return _differs(way, lengths)
     except UnpackableError as error:
         return str(error)
@@ -261,10 +271,13 @@ def _slidings(way: Packed) -> set[int]:
     told = {sliding for sliding in layout.slidings if sliding is not None}
     far = causal.longest_input(way.halves.model) or _FAR
     keys = torch.arange(far)
-    place = (torch.zeros(1, 1, 1, 1, dtype=torch.int64),) * 2
+    # Masks may look things up where the model's ids are.
+    there = causal.entrance(way.halves.model)
+    place = (torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=there),) * 2
+    query = torch.full((1, 1, 1, 1), far - 1, device=there)
+    across = keys.view(1, 1, 1, -1).to(there)
     for mask in layout.masks:
-        query = torch.full((1, 1, 1, 1), far - 1)
-        seen = torch.as_tensor(mask(*place, query, keys.view(1, 1, 1, -1))).flatten()
+        seen = torch.as_tensor(mask(*place, query, across)).flatten().cpu()
         known = [None, *told]
         if not any(
             bool((seen == (keys >= (0 if s is None else far - s))).all()) for s in known
