@@ -187,7 +187,7 @@ def without_plans() -> Iterator[None]:
     Making one takes 0.4 s, longer than a batch, and hardly two batches of windows of
     mixed length are of one shape. Torch's own kernels need none.
     """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield

@@ -46,6 +46,10 @@ class Way(Protocol):
     def name(self) -> str:
         """What it is called in logs."""
 
+    @property
+    def why(self) -> str:
+        """Why it is none that is faster; empty where it is the fastest."""
+
     def plan(self, lengths: Iterable[int], batch_tokens: int) -> Iterator[list[int]]:
         """Groups windows of such lengths, as they come, into batches of places."""
 

@@ -1,7 +1,8 @@
 """Kernels that only a GPU has are asked for what attention window by window does."""
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,19 +22,18 @@ def attend(
     value: Tensor,
     starts: Tensor,
     *_: Any,
-    scale: float | None = None,
-    window_size_left: int | None = None,
-    window_size_right: int | None = None,
+    scale: float,
+    window_size_left: int,
+    window_size_right: int,
     **__: Any,
 ) -> tuple[Tensor, ...]:
     """Does as torch's kernel, by products that exist."""
-    assert window_size_left is not None
     made = torch.empty_like(query)
-    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+    for start, stop in itertools.pairwise(starts):
         q, k, v = (part[start:stop].transpose(0, 1) for part in (query, key, value))
         k, v = (part.repeat_interleave(len(q) // len(k), 0) for part in (k, v))
         behind = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
-        seen = behind >= -(window_size_right or 0)
+        seen = behind >= -window_size_right
         if window_size_left >= 0:
             seen &= behind <= window_size_left
         products = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, -torch.inf)
@@ -44,7 +44,7 @@ def attend(
 
 @pytest.fixture
 def kernel_on_a_cpu() -> Iterator[None]:
-    library = Library("aten", "IMPL")
+    library: Any = Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # so is torch
     library.impl("_flash_attention_forward", attend, "CPU")
     yield
     library._destroy()
@@ -59,10 +59,10 @@ def test_torchs_kernel_is_told_of_windows_heads_and_scale(
 ) -> None:
     make = torch.Generator().manual_seed(0)
     draw = functools.partial(torch.randn, generator=make)
-    query, *rest = (draw(1, heads, 20, 8) for heads in (4, kv_heads, kv_heads))
+    q, k, v = (draw(1, heads, 20, 8) for heads in (4, kv_heads, kv_heads))
     how = How(scale=scale, sliding=sliding)
     made = [
-        kernel(query, *rest, Layout(LENGTHS, kernel), how)
+        kernel(q, k, v, Layout(LENGTHS, kernel), how)
         for kernel in (packed_attention.varlen, packed_attention.by_window)
     ]
     torch.testing.assert_close(*made)
@@ -74,7 +74,8 @@ def test_attention_in_half_precision_on_a_gpu_is_torchs_own_at_worst() -> None:
 
 
 def test_cudnn_is_kept_off_attention_and_let_in_again() -> None:
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+    enabled: Callable[[], bool] = torch.backends.cuda.cudnn_sdp_enabled
+    before = enabled()
     with causal.without_plans():
-        assert not torch.backends.cuda.cudnn_sdp_enabled()
-    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+        assert not enabled()
+    assert enabled() == before
