@@ -44,7 +44,7 @@ def attend(
 
 @pytest.fixture
 def kernel_on_a_cpu() -> Iterator[None]:
-    library: Any = Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # so is torch
+    library: Any = Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # torch leaves it untyped
     library.impl("_flash_attention_forward", attend, "CPU")
     yield
     library._destroy()
