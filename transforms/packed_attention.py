@@ -135,7 +135,9 @@ def _register() -> None:
     try:
         from transformers import AttentionInterface, AttentionMaskInterface
     except ImportError as error:
-        raise UnpackableError("this transformers has no AttentionInterface") from error
+        raise UnpackableError(
+            "transformers must have AttentionMaskInterface, as it has since 4.53"
+        ) from error
     AttentionInterface.register(_NAME, _attend)
     AttentionInterface.register(_TOLD, _attend)
     AttentionMaskInterface.register(_TOLD, _note_mask)

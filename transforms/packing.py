@@ -299,6 +299,8 @@ def _unless_asked(layout: Layout) -> Iterator[None]:
     failed: Exception | None = None
     try:
         yield
+    except UnpackableError:
+        raise
     except Exception as error:
         if layout.calls or causal.is_out_of_memory(error):
             raise
