@@ -31,8 +31,8 @@ GRACE_S = 45.0
 """What was begun may take longer by so much, and is then cut off."""
 
 _MATMUL = {"cuda": 8192, "cpu": 512}
-_PRODUCTS = 50
-"""Products that are timed together: a GPU does some seconds' worth of them slower."""
+_PRODUCTS = {"cuda": 50, "cpu": 2}
+"""Products that are timed together, as a GPU that grows warm does them slower."""
 
 Times = dict[str, list[float]]
 """Seconds of the timed calls of each kind."""
@@ -162,14 +162,14 @@ def matmul_tflops(on: torch.device) -> float:
     n = _MATMUL[on.type]
     dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
     left, right = (torch.randn(n, n, device=on, dtype=dtype) for _ in range(2))
-    made = torch.empty_like(left)
+    made, many = torch.empty_like(left), _PRODUCTS[on.type]
 
     def multiply() -> None:
-        for _ in range(_PRODUCTS):
+        for _ in range(many):
             torch.mm(left, right, out=made)
 
     taken = seconds({"matmul": multiply}, rounds=9, warm=2)["matmul"]
-    return 2 * n**3 * _PRODUCTS / taken / 1e12
+    return 2 * n**3 * many / taken / 1e12
 
 
 def seconds(
