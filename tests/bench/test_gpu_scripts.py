@@ -1,5 +1,6 @@
 """The GPU scripts run from a bare checkout; here, on the CPU, in their tiny sizes."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -268,6 +269,22 @@ def test_shapes_are_those_of_the_models_by_weights_and_operations(
 
 def test_the_page_tells_what_reducing_logits_is_estimated_to_cost() -> None:
     assert traffic.table() in (ROOT / "docs/results.md").read_text()
+
+
+def test_what_lies_between_products_is_counted_layer_by_layer() -> None:
+    shape = dataclasses.replace(gpu_models.TINY, layers=1)
+    one, two, five = (
+        traffic.bytes_between(dataclasses.replace(shape, layers=layers))
+        for layers in (1, 2, 5)
+    )
+    assert five - two == pytest.approx(3 * (two - one))
+    # At least: two sums of residuals, and silu's and its product's inner activations.
+    assert two - one > 2 * (2 * 3 * shape.width + 5 * shape.inner)
+    with traffic.Moved() as moved:
+        given = torch.ones(3, 5)
+        moved.bytes = 0
+        (given.T @ given + 1.0).view(25)
+    assert moved.bytes == 2 * 25 * 4  # a sum reads and writes
 
 
 @pytest.mark.timeout(300)
