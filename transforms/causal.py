@@ -180,6 +180,21 @@ def longest_unscaled(config: Any) -> int | None:
     return min(limits, default=None)
 
 
+@contextlib.contextmanager
+def without_plans() -> Iterator[None]:
+    """Keeps attention from cuDNN's kernels, which need a plan for each new shape.
+
+    Making one takes 0.4 s, longer than a batch, and hardly two batches of windows of
+    mixed length are of one shape. Torch's own kernels need none.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 _LOCKS: WeakKeyDictionary[Any, contextlib.AbstractContextManager[Any]] = (
     WeakKeyDictionary()
 )
@@ -237,7 +252,8 @@ class Halves:
             run = self._compiled
         given = {"input_ids": input_ids, "position_ids": position_ids}
         there = {k: v.to(self._entrance) for k, v in given.items() if v is not None}
-        output = run(**there, use_cache=False)
+        with without_plans():
+            output = run(**there, use_cache=False)
         return output.last_hidden_state if self._cut else output.logits
 
     def logits(self, features: Float[Tensor, "p f"]) -> Float[Tensor, "p v"]:

@@ -120,8 +120,9 @@ def _choose_row(
         logits + row * stride + places, mask=places < n_ids, other=float("-inf")
     ).to(tl.float32)
     for i in range(k):
-        best = tl.max(tl.max(near, 1), 0)
-        first = tl.min(tl.min(tl.where(near == best, places, 2147483647), 1), 0)
+        # Over both axes at once: one after the other, Triton 3.1 ends in a fault.
+        best = tl.max(near)
+        first = tl.min(tl.where(near == best, places, 2147483647))
         found = best > float("-inf")
         near = tl.where(places == first, float("-inf"), near)
         logprob = tl.minimum(best - norm, 0.0)

@@ -116,8 +116,6 @@ def positions_that_fit(width: int, k: int, bytes_a_logit: int = 8) -> int:
 
     Tiles and the nearest candidates come on top of the logits.
 
-    Tiles and the nearest candidates come on top of the logits.
-
     Args:
       width: logits at each position.
       k: entries that are kept.

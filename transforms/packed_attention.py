@@ -11,8 +11,6 @@ another way.
 import contextlib
 import dataclasses
 import functools
-import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from itertools import groupby
@@ -23,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from schemas.shapes import Bool, Float, Int32
+from transforms import transfers
 
 _NAME = "fusebeam_packed"
 _TOLD = "fusebeam_packed_told"
@@ -100,7 +99,7 @@ class Layout:
         """Returns where windows begin, and T, on a device."""
         if device not in self._ends:
             sums = torch.tensor((0, *self.lengths)).cumsum(0)
-            self._ends[device] = sums.int().to(device)
+            self._ends[device] = transfers.upload(sums.int(), device)
         return self._ends[device]
 
 
@@ -142,7 +141,9 @@ def _register() -> None:
     try:
         from transformers import AttentionInterface, AttentionMaskInterface
     except ImportError as error:
-        raise UnpackableError("this transformers has no AttentionInterface") from error
+        raise UnpackableError(
+            "transformers must have AttentionMaskInterface, as it has since 4.53"
+        ) from error
     AttentionInterface.register(_NAME, _attend)
     AttentionInterface.register(_TOLD, _attend_told)
     AttentionMaskInterface.register(_TOLD, _note_mask)
@@ -274,30 +275,27 @@ def varlen(
     layout: Layout,
     how: How,
 ) -> Float[Tensor, "1 t h e"]:
-    """Attends in all windows at once, by torch's own kernel."""
-    from torch.nn.attention.varlen import varlen_attn
+    """Attends in all windows at once, by the flash kernel that torch has built in.
 
+    It is called by its own name, which no version since 2.5 changed.
+    `torch.nn.attention.varlen`, since 2.10, asks other arguments in each, and may hand
+    over to cuDNN (see `causal.without_plans`).
+    """
     if not how.plain:
         return by_window(query, key, value, layout, how)
-    known = inspect.signature(varlen_attn).parameters
-    more: dict[str, Any] = {}
-    if "window_size" in known:
-        more["window_size"] = _back(how)
-    elif how.sliding is not None and layout.longest > how.sliding:
-        raise UnpackableError("this torch's varlen_attn has no sliding windows")
-    if "is_causal" in known:
-        more["is_causal"] = True
-    if "scale" in known:
-        more["scale"] = how.scale
-    elif not math.isclose(how.scale, query.shape[-1] ** -0.5):
-        raise UnpackableError("this torch's varlen_attn takes no scale")
-    if "enable_gqa" in known:
-        more["enable_gqa"] = query.shape[1] != key.shape[1]
     ends = layout.ends(query.device)
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    longest = layout.longest
-    made: Any = varlen_attn(q, k, v, ends, ends, longest, longest, **more)
-    return made[None]
+    left, right = _back(how)
+    made: Any = torch.ops.aten._flash_attention_forward(
+        *(q, k, v, ends, ends, layout.longest, layout.longest),
+        0.0,  # dropout
+        True,  # causal
+        False,  # no mask to debug
+        scale=how.scale,
+        window_size_left=left,
+        window_size_right=right,
+    )
+    return made[0][None]
 
 
 def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
@@ -308,10 +306,7 @@ def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
             import flash_attn  # noqa: F401
 
             found["flash-attn"] = flash
-        with contextlib.suppress(ImportError):
-            from torch.nn.attention.varlen import varlen_attn  # noqa: F401
-
-            found["torch's varlen attention"] = varlen
+        found["torch's flash attention"] = varlen
     return {**found, "attention window by window": by_window}
 
 

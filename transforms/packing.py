@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _TRIAL = (6, 17, 11)
 """Tokens of the windows that are tried."""
+_LONG_TRIAL = 300
+"""Tokens of one more on a GPU, whose kernels go over longer ones in several steps."""
 _TRIAL_FLOPS = {"cpu": 3e11, "cuda": 1e14}
 """What may be spent on one window that is longer than a sliding window: on a GPU what
 a model of 7B takes for one of 4,096, a second in all."""
@@ -44,6 +46,10 @@ class Way(Protocol):
     @property
     def name(self) -> str:
         """What it is called in logs."""
+
+    @property
+    def why(self) -> str:
+        """Why it is none that is faster; empty where it is the fastest."""
 
     def plan(self, lengths: Iterable[int], batch_tokens: int) -> Iterator[list[int]]:
         """Groups windows of such lengths, as they come, into batches of places."""
@@ -93,8 +99,11 @@ class Padded:
             into[len(row) :] = int(row[-1])
         real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten()
         device = self.halves.device
-        features = self.halves.features(ids.to(device)).flatten(0, 1)
-        return features if real.all() else features[real.to(device)]
+        features = self.halves.features(transfers.upload(ids, device)).flatten(0, 1)
+        if real.all():
+            return features
+        places = real.nonzero()[:, 0]  # a mask on a GPU would be waited for
+        return features[transfers.upload(places, device)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,6 +117,7 @@ class Packed:
       how: what computes attention.
       kernel: its function.
       calls: how often a pass must ask for attention; None = not known yet.
+      why: why none that is faster computes it; empty where none is.
     """
 
     halves: Halves
@@ -116,6 +126,7 @@ class Packed:
     how: str
     kernel: Kernel
     calls: int | None = None
+    why: str = ""
 
     @property
     def name(self) -> str:
@@ -187,7 +198,7 @@ def choose(halves: Halves, *, packed: bool = True) -> Way:
             for way in _ways(halves):
                 if not (doubt := _doubt(way)):
                     _tell(type(halves.model).__name__, way.name, why)
-                    return dataclasses.replace(way, calls=_calls(way))
+                    return dataclasses.replace(way, calls=_calls(way), why=why)
                 why = why or f"{way.how}: {doubt}"
         except UnpackableError as error:
             why = str(error)
@@ -229,6 +240,9 @@ def _doubt(way: Packed) -> str:
     try:
         slidings = _slidings(way)
         lengths = [*_TRIAL, *_beyond(way.halves, slidings)]
+        if way.halves.device.type == "cuda" and max(lengths) < _LONG_TRIAL:
+            longest = causal.longest_input(way.halves.model)
+            lengths.append(min(_LONG_TRIAL, longest or _LONG_TRIAL))
         return _differs(way, lengths)
     except UnpackableError as error:
         return str(error)
@@ -261,12 +275,13 @@ def _slidings(way: Packed) -> set[int]:
         way.run([row], layout, told=True)
     told = {sliding for sliding in layout.slidings if sliding is not None}
     far = causal.longest_input(way.halves.model) or _FAR
+    there = causal.entrance(way.halves.model)
     for mask, sliding in layout.rules:
-        _compare(mask, sliding, far)
+        _compare(mask, sliding, far, there)
     return told
 
 
-def _compare(mask: Mask, sliding: int | None, far: int) -> None:
+def _compare(mask: Mask, sliding: int | None, far: int, there: torch.device) -> None:
     """Compares what a layer is to see with the sliding window that it names.
 
     Nothing is run for that, so that no window is too wide.
@@ -275,14 +290,18 @@ def _compare(mask: Mask, sliding: int | None, far: int) -> None:
       mask: by what it would see.
       sliding: `How.sliding` of the layer.
       far: tokens that the model can read, or more than any window has.
+      there: where the model's ids are, and what a mask may look things up in.
 
     Raises:
       UnpackableError: if they differ.
     """
-    one, keys = torch.zeros(1, 1, 1, 1, dtype=torch.int64), torch.arange(far)
+    one = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=there)
+    keys = torch.arange(far)
+    across = keys.view(1, 1, 1, -1).to(there)
     for query in (far // 3, far // 2, far - 1):
-        found = mask(one, one, torch.full((1, 1, 1, 1), query), keys.view(1, 1, 1, -1))
-        seen, first = torch.as_tensor(found).flatten(), query + 1 - (sliding or far)
+        found = mask(one, one, one + query, across)
+        seen = torch.as_tensor(found).flatten().cpu()
+        first = query + 1 - (sliding or far)
         if not torch.equal(seen, (first <= keys) & (keys <= query)):
             raise UnpackableError(
                 f"a layer sees {int(seen.sum())} of {query + 1} tokens, and not by the"
@@ -296,6 +315,8 @@ def _unless_asked(layout: Layout) -> Iterator[None]:
     failed: Exception | None = None
     try:
         yield
+    except UnpackableError:
+        raise
     except Exception as error:
         if layout.calls or causal.is_out_of_memory(error):
             raise

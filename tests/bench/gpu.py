@@ -6,13 +6,20 @@ its CPU: that shows that they work, and no speed.
 """
 
 import argparse
+import contextlib
 import gc
 import json
+import logging
+import os
 import platform
+import signal
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +27,15 @@ import transformers
 
 LIMIT_S = 420.0
 """Nothing is begun later than this after a script's start: it ends within 8 minutes."""
+GRACE_S = 45.0
+"""What was begun may take longer by so much, and is then cut off."""
 
 _MATMUL = {"cuda": 8192, "cpu": 512}
+_PRODUCTS = {"cuda": 50, "cpu": 2}
+"""Products that are timed together, as a GPU that grows warm does them slower."""
+
+Times = dict[str, list[float]]
+"""Seconds of the timed calls of each kind."""
 
 
 class Clock:
@@ -55,6 +69,11 @@ class Clock:
     def wall_s(self) -> float:
         """Seconds since the start."""
         return self._tell() - self._start
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until nothing more may begin."""
+        return self._end - self._tell()
 
     @property
     def over(self) -> bool:
@@ -143,8 +162,14 @@ def matmul_tflops(on: torch.device) -> float:
     n = _MATMUL[on.type]
     dtype = torch.bfloat16 if on.type == "cuda" else torch.float32
     left, right = (torch.randn(n, n, device=on, dtype=dtype) for _ in range(2))
-    taken = seconds({"matmul": lambda: left @ right}, rounds=20)["matmul"]
-    return 2 * n**3 / taken / 1e12
+    made, many = torch.empty_like(left), _PRODUCTS[on.type]
+
+    def multiply() -> None:
+        for _ in range(many):
+            torch.mm(left, right, out=made)
+
+    taken = seconds({"matmul": multiply}, rounds=9, warm=2)["matmul"]
+    return 2 * n**3 * many / taken / 1e12
 
 
 def seconds(
@@ -154,6 +179,22 @@ def seconds(
     warm: int = 3,
     clock: Clock | None = None,
 ) -> dict[str, float]:
+    """Times calls as `times` does; returns the median of each."""
+    return medians(times(kinds, rounds=rounds, warm=warm, clock=clock))
+
+
+def medians(taken: Times) -> dict[str, float]:
+    """Returns the median of each kind's times."""
+    return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def times(
+    kinds: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warm: int,
+    clock: Clock | None = None,
+) -> Times:
     """Times calls in turns, so that what drifts meets all.
 
     Args:
@@ -163,22 +204,32 @@ def seconds(
       clock: ends the rounds when the part's time is over.
 
     Returns:
-      The median of each; of a call that was only warmed up the last time; of one that
-      was never made, nothing.
+      Those of each, round by round; of a call that was only warmed up the last; of one
+      that was never made, nothing.
     """
-    taken: dict[str, list[float]] = {name: [] for name in kinds}
+    taken: Times = {name: [] for name in kinds}
     total = rounds + warm
     for name, call in [*kinds.items()] * total:
         if clock is None or not clock.over:
             taken[name].append(_timed(call))
-    for name, times in taken.items():
-        if clock is not None and len(times) < total:
-            clock.note(f"{total - len(times)} of {total} rounds of {name}")
-    return {
-        name: statistics.median(times[warm:] or times[-1:])
-        for name, times in taken.items()
-        if times
-    }
+    for name, each in taken.items():
+        if clock is not None and len(each) < total:
+            clock.note(f"{total - len(each)} of {total} rounds of {name}")
+    return {name: each[warm:] or each[-1:] for name, each in taken.items() if each}
+
+
+def ratio(taken: Times, way: str, *others: str) -> float | None:
+    """Returns what a kind takes of the quickest of others; None where one is unknown.
+
+    The median over rounds, in each of which they ran one after the other: a device that
+    grows slower does so for both.
+    """
+    if not taken.keys() >= {way, *others}:
+        return None
+    quickest = min(others, key=lambda other: statistics.median(taken[other]))
+    return statistics.median(
+        ours / theirs for ours, theirs in zip(taken[way], taken[quickest], strict=False)
+    )
 
 
 def _timed(call: Callable[[], Any]) -> float:
@@ -222,3 +273,88 @@ def release() -> None:
 def show(found: Mapping[str, Any]) -> None:
     """Prints the figures as one JSON object, for people and for programs."""
     print(json.dumps(found, indent=1))
+
+
+@contextlib.contextmanager
+def shown(found: dict[str, Any], end_s: float) -> Iterator[None]:
+    """Prints what was found when the block ends, whatever ends it, as `show` does.
+
+    What else is printed meanwhile goes to stderr. An error, and a signal to end, are
+    told as `failed`. Where a device or a compiler does not come back, the process ends.
+
+    Args:
+      found: what the block fills in.
+      end_s: seconds that it may take.
+
+    Raises:
+      SystemExit: with status 1, if the block failed.
+    """
+    out, printed = sys.stdout, threading.Lock()
+
+    def end() -> None:
+        if not printed.acquire(blocking=False):
+            return
+        found["failed"] = f"cut off after {end_s:.0f} s"
+        _show_while_it_changes(found, out)
+        os._exit(1)
+
+    timer = threading.Timer(end_s, end)
+    timer.daemon = True
+    timer.start()
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except BaseException as error:
+        found["failed"] = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    signal.signal(signal.SIGTERM, before)
+    if printed.acquire(blocking=False):
+        timer.cancel()
+        show(found)
+    if "failed" in found:
+        sys.exit(1)
+
+
+def _stop(*_: object) -> None:
+    raise SystemExit("told to end")
+
+
+def _show_while_it_changes(found: Mapping[str, Any], out: Any) -> None:
+    for _ in range(9):
+        with contextlib.suppress(RuntimeError):  # one came in while it was written
+            text = json.dumps(found, indent=1)
+            print(text, file=out, flush=True)
+            return
+
+
+@contextlib.contextmanager
+def heard(package: str) -> Iterator[list[str]]:
+    """Collects what a package logs, from INFO on, and prints it to stderr, too."""
+    lines: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+            print(lines[-1], file=sys.stderr, flush=True)
+
+    logger, handler = logging.getLogger(package), Collect()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def age_s() -> float:
+    """Returns for how long this process has run: imports take seconds; 0 = unknown."""
+    try:
+        told = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        start = int(told[19]) / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - start
+    except (OSError, AttributeError):  # not Linux
+        return 0.0
+    return age if 0 <= age < 300 else 0.0  # a sandbox may count from elsewhere

@@ -269,7 +269,9 @@ def measure_kernel(
         "k": K,
         "seconds": taken,
         "extra_bytes": extra,
-        "computed_extra_bytes": held.loss_extra_bytes(*size, k=K),
+        "computed_extra_bytes": held.loss_extra_bytes(
+            *size, k=K, device=gpu.device().type
+        ),
         "kernels_differ": _difference(calls, hidden, head) if both else None,
         "time_of_plain": _ratio(taken, "plain"),
         "time_of_liger": _ratio(taken, "liger"),
