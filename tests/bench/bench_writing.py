@@ -107,7 +107,8 @@ class Says:
 
     width = 1 << 31
     longest = None
-    layout = "no model"
+    layout = reducer = "no model"
+    broken = False
 
     def __init__(self, found: list[Score]) -> None:
         names = ("top_ids", "top_logprobs", "logsumexp", "gold_logprob")
@@ -129,6 +130,9 @@ class Says:
                 batch, size = [], 0
         if batch:
             yield self._answer(batch)
+
+    def close(self) -> None:
+        """Holds nothing."""
 
     def _answer(self, batch: list[Row]) -> Ran:
         ends = np.cumsum([len(row) for row in batch])

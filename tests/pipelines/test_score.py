@@ -152,7 +152,7 @@ def test_scores_of_before_the_rounding_are_read_but_not_gone_on_with(
 
     with monkeypatch.context() as patch:
         patch.setattr(score, "shaping", shaped_before)
-        patch.setattr(rounding, "round_score", lambda score: score)
+        patch.setattr(rounding, "round_scores", lambda scores: scores)
         score.score_windows(config)
     assert verify.verify([out])
     fusion = fuse_config(road, f"{out}/fused", target=out, sources=())

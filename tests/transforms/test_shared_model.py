@@ -16,7 +16,7 @@ ONE, OTHER = ScorerSettings(model="one"), ScorerSettings(model="other")
 class Stub:
     """Stands for what runs a model."""
 
-    width, longest, layout = 9, None, "none"
+    width, longest, layout, reducer = 9, None, "none", "nothing"
 
     def __init__(self, close: Callable[[], None]) -> None:
         self.broken, self.close = False, close
@@ -32,7 +32,7 @@ class Model(Scorer):
         self, settings: ScorerSettings, close: Callable[[], None] = lambda: None
     ) -> None:
         self.tokenizer: Any = SimpleNamespace(name=settings.model, fingerprint="tokens")
-        self._engine: Any = Stub(close)
+        self.engine: Any = Stub(close)
 
 
 @pytest.fixture
