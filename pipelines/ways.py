@@ -13,8 +13,8 @@ from schemas.errors import SchemaError
 from schemas.manifest import Manifest
 
 _SLICES = "slices:"
-_SHOWN = 3
-"""Files that are named of each kind."""
+_SHOWN = 20
+"""Ranges of slices that are named of each kind."""
 
 
 def way_of(footer: Mapping[str, Any]) -> str | None:
@@ -72,13 +72,16 @@ def mixed(folder: str, made: Manifest) -> list[str]:
     """
     if len(counted(made.counts)) == 1:
         return []
-    places: dict[str, list[str]] = {}
-    for name, footer in _footers(folder, made).items():
+    places: dict[str, list[int]] = {}
+    for place, footer in enumerate(_footers(folder, made).values()):
         if way := way_of(footer):
-            places.setdefault(way, []).append(name)
+            places.setdefault(way, []).append(place)
     if len(places) < 2:
         return []
-    told = "; ".join(f"{_named(names)} {way}" for way, names in sorted(places.items()))
+    told = "; ".join(
+        f"{len(slices):,} ({_ranges(slices)}) {way}"
+        for way, slices in sorted(places.items())
+    )
     return [
         f"{folder}: slices were not all computed alike, so that their last bits depend"
         f" on who made them: {told}. They are whole, and fit each other; for the same"
@@ -93,7 +96,13 @@ def _footers(folder: str, made: Manifest) -> dict[str, dict[str, Any]]:
     return dict(zip(names, found, strict=True))
 
 
-def _named(names: Sequence[str]) -> str:
-    """Names some files, and says how many there are."""
-    more = ", ..." * (len(names) > _SHOWN)
-    return f"{len(names):,} ({', '.join(names[:_SHOWN])}{more})"
+def _ranges(slices: Sequence[int]) -> str:
+    """Writes numbers of slices, rising, as --slices takes them: 0-4, 7, 9-12."""
+    runs: list[list[int]] = []
+    for place in slices:
+        if runs and runs[-1][-1] == place - 1:
+            runs[-1][-1] = place
+        else:
+            runs.append([place, place])
+    told = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:_SHOWN]]
+    return ", ".join([*told, *(["and more"] if len(runs) > _SHOWN else [])])

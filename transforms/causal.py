@@ -180,6 +180,9 @@ def longest_unscaled(config: Any) -> int | None:
     return min(limits, default=None)
 
 
+_PLANS = threading.RLock()
+
+
 @contextlib.contextmanager
 def without_plans() -> Iterator[None]:
     """Keeps attention from cuDNN's kernels, which need a plan for each new shape.
@@ -187,12 +190,14 @@ def without_plans() -> Iterator[None]:
     Making one takes 0.4 s, longer than a batch, and hardly two batches of windows of
     mixed length are of one shape. Torch's own kernels need none.
     """
-    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+    kernels = torch.backends.cuda
+    with _PLANS:  # the setting is the process's, and models may run in several threads
+        before = kernels.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+        kernels.enable_cudnn_sdp(False)
+        try:
+            yield
+        finally:
+            kernels.enable_cudnn_sdp(before)
 
 
 _LOCKS: WeakKeyDictionary[Any, contextlib.AbstractContextManager[Any]] = (

@@ -94,7 +94,7 @@ class Claims:
                     if self._take(gpu):
                         return gpu.index
                 if time.monotonic() >= end:
-                    raise ValueError(self._taken(wanted))
+                    raise ValueError(self._taken(wanted, named=index is not None))
                 time.sleep(_POLL_S)
 
     def claim_all(self, gpus: Sequence[Gpu]) -> None:
@@ -146,12 +146,17 @@ class Claims:
     def _path(self, gpu: Gpu) -> Path:
         return self._folder / f"{_FILE}{gpu.id}"
 
-    def _taken(self, gpus: Sequence[Gpu]) -> str:
+    def _taken(self, gpus: Sequence[Gpu], *, named: bool) -> str:
+        if named:
+            cure = "name another, or hide it by CUDA_VISIBLE_DEVICES,"
+        else:
+            workers = f"(--direct_num_workers={len(gpus)}),"
+            cure = f"start no more workers than there are GPUs {workers}"
         return (
             f"a process must have a GPU of its own to load a model, but all that it may"
-            f" use are taken: {self._holders(gpus)}; start no more workers than there"
-            f" are GPUs (--direct_num_workers={len(gpus)}), end those processes, or"
-            " pass --share_device where the GPU's memory holds several models"
+            f" use are taken: {self._holders(gpus)}; {cure} end those processes, or"
+            " pass --share_device (not with vLLM) where the GPU's memory holds several"
+            " models"
         )
 
     def _not_all(self, lost: Sequence[Gpu], gpus: Sequence[Gpu]) -> str:

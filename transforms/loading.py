@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import shutil
+import stat
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
@@ -191,12 +192,20 @@ def _remove_those_of_the_dead() -> None:
     if not locks.seen_by_all(place):
         return  # who holds a lock on another machine looks dead from here
     for folder in Path(place).glob(f"{_OFFLOADED}*"):
-        with contextlib.suppress(FileNotFoundError):  # another load removes it, too
-            if folder.lstat().st_uid != os.geteuid():
+        # What cannot be removed does no harm to this load; another may be at it, too.
+        with contextlib.suppress(OSError):
+            if not _is_locked_by_us(folder):
                 continue
             if (lock := locks.take_folder(folder)) is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(lock)
+
+
+def _is_locked_by_us(folder: Path) -> bool:
+    """Says whether a folder is this user's, and has a lock, as old versions' lack."""
+    seen = folder.lstat()
+    ours = stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.geteuid()
+    return ours and (folder / locks.NAME).exists()
 
 
 def refuse_incomplete(name: str, model: Any, told: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ _LONG_TRIAL = 300
 _TRIAL_FLOPS = {"cpu": 3e11, "cuda": 1e14}
 """What may be spent on one window that is longer than a sliding window: on a GPU what
 a model of 7B takes for one of 4,096, a second in all."""
+_LONGEST_TRIAL = 8192 + 5
 _FAR = 2**17
 """Where masks are looked at, if nothing bounds the model's input."""
 
@@ -326,14 +327,17 @@ def _unless_asked(layout: Layout) -> Iterator[None]:
 
 
 def _beyond(halves: Halves, slidings: set[int]) -> list[int]:
-    """Returns the length of a window that the widest sliding one, if cheap, cuts."""
+    """Returns the length of a window that the widest sliding one, if cheap, cuts.
+
+    Cheap in memory, too: one by one, a model may make a mask of its length squared.
+    """
     weights = sum(weight.numel() for weight in halves.model.parameters())
     limit = causal.longest_input(halves.model)
     cheap = [
         sliding + 5
         for sliding in slidings
         if 2 * weights * (sliding + 5) <= _TRIAL_FLOPS.get(halves.device.type, 0)
-        and (limit is None or sliding + 5 <= limit)
+        and sliding + 5 <= min(limit or _LONGEST_TRIAL, _LONGEST_TRIAL)
     ]
     return [max(cheap)] if cheap else []
 

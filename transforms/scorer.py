@@ -343,11 +343,6 @@ class Scorer:
         self._k = top_k
         self._tail_samples = tail_samples
 
-    @property
-    def way(self) -> str:
-        """How windows are laid into batches: packed, and by what, or padded."""
-        return self.engine.layout
-
     def score(self, windows: Sequence[Window]) -> Scored:
         """Scores the windows of a slice.
 

@@ -124,8 +124,9 @@ class VllmEngine:
         with self._lock:
             if self._llm is None:
                 raise FusionError(
-                    "vLLM must run to score, but failed in another thread; its model is"
-                    " loaded anew at the next attempt"
+                    "vLLM must have its model to score, but it was let go of: it failed"
+                    " in another thread, or other work needs the process; repeat the"
+                    " command, where the runner does not try the slice again"
                 )
             try:
                 return list(self._llm.generate(prompts, self._sampling, use_tqdm=False))
@@ -173,7 +174,7 @@ def _failure(error: Exception, windows: int) -> str:
     told = (
         f"vLLM must score {windows} windows at once, but failed"
         f" ({type(error).__name__}: {what}); its model is loaded anew at the next"
-        " attempt"
+        " attempt: repeat the command, where the runner makes none"
     )
     if causal.is_out_of_memory(error):
         told += (

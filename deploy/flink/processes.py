@@ -95,11 +95,15 @@ def _environment(pid: int) -> bytes:
 
     While a process becomes another program its environment looks empty for a moment:
     it must not be taken for one that is not there. Numbers of fields are proc(5)'s.
+    One that has put its environment away itself is not waited for any longer than that.
     """
+    end = time.monotonic() + 10 * PERIOD_S
     while not (found := Path(f"/proc/{pid}/environ").read_bytes()):
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         memory, start, stop = (int(fields[number - 3]) for number in (23, 50, 51))
         if memory == 0 or 0 < start == stop:  # it is no program any more; it has none
+            break
+        if time.monotonic() >= end:
             break
         time.sleep(PERIOD_S / 100)
     return found

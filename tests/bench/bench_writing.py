@@ -176,7 +176,7 @@ def timed(setup: Setup, pieces: Sequence[Slice], at_once: int) -> float:
 def spent(setup: Setup, pieces: Sequence[Slice]) -> Spent:
     """Scores slices; returns the CPU's seconds of each part."""
     counts = Spent(tell=time.thread_time)
-    with counts.watching_all(AROUND):
+    with counts.watching_all([(slices, "make", "all else"), *AROUND]):
         timed(setup, pieces, 1)
     return counts
 

@@ -101,7 +101,7 @@ def line(name: str, model: Any, ready: Scorer, windows: Sequence[Window]) -> lis
     way = getattr(ready.engine, "way", None)
     return [
         name,
-        f"padded ({way.why})" if isinstance(way, Padded) else ready.way,
+        f"padded ({way.why})" if isinstance(way, Padded) else ready.engine.layout,
         f"{sum(len(score.gold_logprob) for score in found):,}",
         f"{apart.gold:.1e}",
         f"{apart.logsumexp:.1e}",

@@ -204,8 +204,8 @@ def times(
       clock: ends the rounds when the part's time is over.
 
     Returns:
-      Those of each, round by round; of a call that was only warmed up the last; of one
-      that was never made, nothing.
+      Those of each, round by round; nothing of a call that was at most warmed up, whose
+      times would tell of compilers and caches.
     """
     taken: Times = {name: [] for name in kinds}
     total = rounds + warm
@@ -215,7 +215,7 @@ def times(
     for name, each in taken.items():
         if clock is not None and len(each) < total:
             clock.note(f"{total - len(each)} of {total} rounds of {name}")
-    return {name: each[warm:] or each[-1:] for name, each in taken.items() if each}
+    return {name: each[warm:] for name, each in taken.items() if each[warm:]}
 
 
 def ratio(taken: Times, way: str, *others: str) -> float | None:
@@ -281,6 +281,7 @@ def shown(found: dict[str, Any], end_s: float) -> Iterator[None]:
 
     What else is printed meanwhile goes to stderr. An error, and a signal to end, are
     told as `failed`. Where a device or a compiler does not come back, the process ends.
+    Only a fault that ends the process itself leaves no JSON.
 
     Args:
       found: what the block fills in.
@@ -308,15 +309,18 @@ def shown(found: dict[str, Any], end_s: float) -> Iterator[None]:
     except BaseException as error:
         found["failed"] = f"{type(error).__name__}: {error}"
         traceback.print_exc()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends now in any case
+    if not printed.acquire(blocking=False):
+        threading.Event().wait()  # `end` is printing, and ends the process
+    timer.cancel()
+    show(found)
     signal.signal(signal.SIGTERM, before)
-    if printed.acquire(blocking=False):
-        timer.cancel()
-        show(found)
     if "failed" in found:
         sys.exit(1)
 
 
 def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
     raise SystemExit("told to end")
 
 

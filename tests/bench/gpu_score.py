@@ -303,7 +303,8 @@ def main(argv: Sequence[str], *, age_s: float = 0.0) -> None:
         gpu.heard("transforms") as found["log"],
     ):
         # Before this process takes the GPU: it may be lent to one alone.
-        found["kernels_fail"] = given.no_kernels or kernels_fail()
+        tried = given.compile  # as by the script that has started this one
+        found["kernels_fail"] = given.no_kernels or (None if tried else kernels_fail())
         found |= gpu.about()
         how = Measuring(
             size=given.size,
@@ -320,7 +321,7 @@ def main(argv: Sequence[str], *, age_s: float = 0.0) -> None:
             part |= clock.run(f"scoring with {name}", call) or {}
         if given.compile_too:
             found["compiled"] = compiled = {}
-            for name in given.shapes:
+            for name in reversed(given.shapes):  # the smallest, which gain most, first
                 compiled[name] = apart(name, given, how)
         found["wall_s"] = age_s + clock.wall_s
         if any("failed" in part for part in scoring.values()):

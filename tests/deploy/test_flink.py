@@ -1,5 +1,6 @@
 import http.server
 import json
+import os
 import re
 import signal
 import socket
@@ -364,6 +365,19 @@ def test_what_has_no_environment_is_not_waited_for(
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_program_that_has_put_its_environment_away_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "PERIOD_S", 0.05)
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        return b"" if path.name == "environ" else real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert processes._environment(os.getpid()) == b""
 
 
 COMMANDS = [

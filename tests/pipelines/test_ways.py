@@ -1,4 +1,5 @@
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,35 @@ def test_slices_of_unlike_workers_are_told_where_they_lie_and_are_no_fault(
     (line,) = (
         line for line in capsys.readouterr().out.splitlines() if "computed" in line
     )
-    assert f"{rest} (slice-000001.parquet" in line
-    assert "; 1 (slice-000000.parquet) padded, logits by plain torch" in line
+    assert f"{rest} (1{f'-{rest}' if rest > 1 else ''}) {WAY}" in line
+    assert "; 1 (0) padded, logits by plain torch" in line
     assert "same packages" in line
+
+
+def test_the_command_tells_of_unlike_slices_too(
+    mixed: str,
+    road: str,
+    models: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = score_config(road, models, "llama", output=mixed)
+    monkeypatch.setattr(score.launch, "parse", lambda *_, **__: (config, []))
+    assert score.main([]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if "not all computed alike" in line] == told[1:]
+
+
+@pytest.mark.parametrize(
+    ("slices", "told"),
+    [
+        ([3], "3"),
+        ([0, 1, 2, 7, 9, 10], "0-2, 7, 9-10"),
+        (range(0, 60, 2), ", ".join(map(str, range(0, 40, 2))) + ", and more"),
+    ],
+)
+def test_numbers_of_slices_are_told_in_ranges(slices: Sequence[int], told: str) -> None:
+    assert ways._ranges(slices) == told
 
 
 def test_after_the_cure_slices_are_alike_again(

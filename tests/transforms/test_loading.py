@@ -166,6 +166,34 @@ def test_what_a_killed_process_offloaded_goes_with_the_next_load_and_no_other(
     assert not any(place.iterdir())
 
 
+def test_what_is_not_surely_a_dead_ones_is_left_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(locks, "seen_by_all", lambda _: True)
+    prefix = tmp_path / loading._OFFLOADED
+    old, others, dead = (Path(f"{prefix}{name}") for name in ("old", "others", "dead"))
+    for folder in (old, others, dead):  # an older version's has no lock
+        folder.mkdir()
+    for folder in (others, dead):
+        (folder / locks.NAME).touch()
+    Path(f"{prefix}.log").touch()
+    Path(f"{prefix}link").symlink_to(tmp_path / "nowhere")
+    real = Path.lstat
+
+    def owned(path: Path) -> Any:
+        found = real(path)
+        more = {"st_uid": found.st_uid + 1} if path == others else {}
+        fields = {"st_mode": found.st_mode, "st_uid": found.st_uid}
+        return SimpleNamespace(**{**fields, **more})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "lstat", owned)
+        loading._remove_those_of_the_dead()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"{prefix.name}{n}" for n in ("old", "others", ".log", "link")}
+
+
 @pytest.mark.parametrize(
     ("entries", "shares"),
     [

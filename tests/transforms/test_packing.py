@@ -48,7 +48,7 @@ def largest_gap(left: list[Score], right: list[Score]) -> float:
 def test_windows_score_to_a_ten_thousandth_of_a_nat_as_one_by_one(name: str) -> None:
     model, together = make(name)
     alone = Scorer(model, together.tokenizer, batch_tokens=1, packed=False)
-    assert together.way.startswith("packed") == (name in PACKED)
+    assert together.engine.layout.startswith("packed") == (name in PACKED)
     wanted = [alone.score([one]).scores[0] for one in WINDOWS]
     assert largest_gap(together.score(WINDOWS).scores, wanted) < 1e-4
 
@@ -58,7 +58,7 @@ def test_bfloat16_is_packed_too(name: str) -> None:
     made = causal_models.tokenizer_of()
     model = causal_models.make(name, made.size).bfloat16()
     together, alone = (Scorer(model, made, packed=packed) for packed in (True, False))
-    assert together.way.startswith("packed")
+    assert together.engine.layout.startswith("packed")
     wanted = [alone.score([one]).scores[0] for one in WINDOWS]
     for left, right in zip(together.score(WINDOWS).scores, wanted, strict=True):
         assert abs(left.gold_logprob - right.gold_logprob).mean() < 0.1
@@ -288,8 +288,8 @@ def test_a_broken_token_does_not_keep_a_model_from_being_packed() -> None:
 
 def test_a_folder_is_padded_where_that_is_asked_for(models: dict[str, str]) -> None:
     asked = ScorerSettings(model=models["llama"], device="cpu", tune_allocator=False)
-    assert scorer.load(asked).way.startswith("packed")
-    assert scorer.load(dataclasses.replace(asked, pad=True)).way == "padded"
+    assert scorer.load(asked).engine.layout.startswith("packed")
+    assert scorer.load(dataclasses.replace(asked, pad=True)).engine.layout == "padded"
 
 
 def test_lack_of_memory_in_the_trial_is_not_taken_for_a_model_that_cannot() -> None:
@@ -317,6 +317,6 @@ def test_smollm2_scores_packed_as_it_does_one_by_one() -> None:
     made = tokenizer.load(str(path))
     given = bench_score.cut(0, 0, 24)
     packed, alone = Scorer(model, made), Scorer(model, made, packed=False)
-    assert packed.way.startswith("packed")
+    assert packed.engine.layout.startswith("packed")
     wanted = [alone.score([one]).scores[0] for one in given]
     assert largest_gap(packed.score(given).scores, wanted) < 1e-4

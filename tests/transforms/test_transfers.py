@@ -38,7 +38,7 @@ def test_every_kernel_of_a_gpu_attends_as_window_by_window(name: str) -> None:
             alone = {how: kernel}
             patch.setattr(packed_attention, "kernels", lambda *_, alone=alone: alone)
             scorer_ = Scorer(model, made)
-        assert scorer_.way == f"packed, {how}"
+        assert scorer_.engine.layout == f"packed, {how}"
         found.append(scorer_.score(WINDOWS).scores)
     for one in found:
         for left, right in zip(one, found[-1], strict=True):

@@ -1,5 +1,10 @@
+import contextlib
 import dataclasses
 import os
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -273,9 +278,47 @@ def test_a_model_that_has_failed_is_broken_and_asked_no_more(
         list(made.run([row(0, 1), row(0, 1)]))
     assert caught.value.__cause__ is error
     assert made.broken
-    with pytest.raises(FusionError, match="failed in another thread"):
+    with pytest.raises(FusionError, match="it failed in another thread"):
         list(made.run([row(0, 1)]))
     assert asked == [2]  # halves would ask again
+
+
+def test_threads_ask_one_after_the_other() -> None:
+    inside, most, both = threading.Lock(), [0], threading.Barrier(2)
+
+    def generate(prompts: Any, *_: Any, **__: Any) -> Any:
+        most[0] += not inside.acquire(blocking=False)
+        time.sleep(0.05)  # for the other to come, if it could
+        with contextlib.suppress(RuntimeError):
+            inside.release()
+        answer = [None, {1: Logprob(-0.5, 1)}]
+        return [SimpleNamespace(prompt_logprobs=answer)] * len(prompts)
+
+    made = engine(SimpleNamespace(generate=generate), asked=1)
+
+    def ask() -> list[Any]:
+        both.wait()
+        return list(made.run([row(0, 1)]))
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(ask) for _ in range(2)]
+    assert [len(future.result()) for future in futures] == [1, 1]
+    assert most == [0]
+
+
+def test_a_model_that_is_let_go_of_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = vllm_outputs.stand_in(monkeypatch)
+    ended.append({})
+    llm = vllm_outputs.LLM(causal_models.make("llama", 50))
+    made, held = engine(llm), weakref.ref(llm)
+    del llm
+    assert held() is not None
+    made.close()
+    assert held() is None
+    assert made.broken
+    assert ended == [{"ended": True}]
+    with pytest.raises(FusionError, match="it was let go of"):
+        list(made.run([row(0, 1)]))
 
 
 def test_models_that_vllm_is_not_given_are_refused(tmp_path: Path) -> None:
