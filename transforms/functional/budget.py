@@ -2,14 +2,14 @@
 
 Arithmetic alone: nothing here reads a file or a clock. Bytes of the files that models
 write follow formulas whose constants were fitted to real files (`docs/log.md`): scores
-to SmolLM2's at 4 to 64 entries, fused rows at vocabularies of 3,072 to 49,152 and 4 to
+to SmolLM2's at 4 to 64 entries, fused rows at vocabularies of 4,096 and 49,152 and 4 to
 32 entries; beyond that they are extrapolated. With b = log2(vocabulary) / 8, the bytes
 of a whole id, one position takes
 
     scores   (0.92 k - 0.75) b + 1.27 k^(3/4) + 4.1 + 0.75 b + 0.7 + 0.95 b r
              ids                 logprobs   gold, lse  token   end   sampled ids
-    fused    1.2 + 0.6 b (k + r) + 0.65 b + 1.95
-             distribution         token    chunks and their ends
+    fused    1.7 + (0.6 b + 0.03) (k + r) + 0.65 b + 1.95
+             distribution                   token    chunks and their ends
 
 and every window, row group and file something of its own. Floating point is meant:
 10^12 tokens are no exact count.
@@ -164,7 +164,8 @@ def fused_bytes_per_token(entries: int, vocabulary: int) -> float:
       vocabulary: ids of the target's tokenizer.
     """
     id_bytes = _id_bytes(vocabulary)
-    return 1.2 + 0.6 * id_bytes * entries + 0.65 * id_bytes + 1.95
+    distribution = 1.7 + (0.6 * id_bytes + 0.03) * entries
+    return distribution + 0.65 * id_bytes + 1.95
 
 
 def _id_bytes(vocabulary: int) -> float:
