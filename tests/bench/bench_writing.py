@@ -10,6 +10,7 @@ same run for windows that are rounded one by one.
 """
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +38,7 @@ GROUP_WINDOWS = 256
 ROUNDS = 3
 NUMBER = 100
 """Of the slice, behind those of `bench_score`."""
-BATCH_TOKENS = 16_384
+BATCH_ROWS = 128
 AT_ONCE = 2
 """Slices that are done at once: a processor each."""
 FASTEST = 300_000
@@ -120,15 +121,8 @@ class Says:
 
     def run(self, given: Iterable[Row]) -> Iterator[Ran]:
         """Answers rows in batches."""
-        batch: list[Row] = []
-        size = 0
-        for row in given:
-            batch.append(row)
-            size += len(row)
-            if size >= BATCH_TOKENS:
-                yield self._answer(batch)
-                batch, size = [], 0
-        if batch:
+        rows_left = iter(given)
+        while batch := list(itertools.islice(rows_left, BATCH_ROWS)):
             yield self._answer(batch)
 
     def close(self) -> None:

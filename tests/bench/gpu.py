@@ -296,8 +296,10 @@ def shown(found: dict[str, Any], end_s: float) -> Iterator[None]:
         if not printed.acquire(blocking=False):
             return
         found["failed"] = f"cut off after {end_s:.0f} s"
-        _show_while_it_changes(found, out)
-        os._exit(1)
+        try:
+            _show_while_it_changes(found, out)
+        finally:
+            os._exit(1)  # though nobody reads any more
 
     timer = threading.Timer(end_s, end)
     timer.daemon = True

@@ -38,7 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_writing, "GROUPS", 3)
     monkeypatch.setattr(bench_writing, "GROUP_WINDOWS", 4)
     monkeypatch.setattr(bench_writing, "ROUNDS", 1)
-    monkeypatch.setattr(bench_writing, "BATCH_TOKENS", 300)
+    monkeypatch.setattr(bench_writing, "BATCH_ROWS", 3)
     monkeypatch.setattr(bench_writing, "known", said)
 
 

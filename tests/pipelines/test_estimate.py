@@ -279,6 +279,23 @@ epochs = 1
     assert of(size, "train").tokens == pytest.approx(5 * fused)
 
 
+def write_recipe(
+    folder: Path, corpus: list[str], models: dict[str, str], more: str
+) -> Path:
+    """Writes a recipe of a target and a source, and whatever else it is to have."""
+    made = folder / "recipe.toml"
+    made.write_text(
+        f"""output = "x"
+corpus.inputs = {json.dumps(corpus)}
+prepare = {{splits = "fusion=.5,heldout=.5", max_tokens = 128}}
+target.model = "{models["llama"]}"
+sources.one.model = "{models["neox"]}"
+{more}
+"""
+    )
+    return made
+
+
 @pytest.mark.parametrize(
     ("table", "at_most"),
     [
@@ -294,16 +311,7 @@ def test_bytes_of_an_adaptive_k_are_told_as_the_most(
     models: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    made = tmp_path / "recipe.toml"
-    made.write_text(
-        f"""output = "x"
-corpus.inputs = {json.dumps(corpus)}
-prepare = {{splits = "fusion=.5,heldout=.5", max_tokens = 128}}
-target.model = "{models["llama"]}"
-sources.one.model = "{models["neox"]}"
-{table}
-"""
-    )
+    made = write_recipe(tmp_path, corpus, models, table)
     found = estimate.forecast_of(EstimateConfig(recipe=str(made), tokens=(1e6,)))
     told = {one.name for one in found.figures if "at most" in one.source}
     assert told == at_most
@@ -312,14 +320,11 @@ sources.one.model = "{models["neox"]}"
 def test_every_fusion_training_and_merge_of_a_recipe_is_counted(
     corpus: list[str], models: dict[str, str], tmp_path: Path
 ) -> None:
-    made = tmp_path / "recipe.toml"
-    made.write_text(
-        f"""output = "x"
-corpus.inputs = {json.dumps(corpus)}
-prepare = {{splits = "fusion=.5,heldout=.5", max_tokens = 128}}
-target.model = "{models["llama"]}"
-sources.one.model = "{models["neox"]}"
-sources.two.model = "{models["neox"]}"
+    made = write_recipe(
+        tmp_path,
+        corpus,
+        models,
+        f"""sources.two.model = "{models["neox"]}"
 fuse.seq_length = 300
 train = {{max_steps = 10, batch_size = 4}}
 [pairs]
@@ -330,7 +335,7 @@ fusion = "fused"
 method = "linear"
 [merges.b]
 method = "linear"
-"""
+""",
     )
     job = estimate.job_of(EstimateConfig(recipe=str(made)))
     assert {name: len(f.named_sources()) for name, f in job.fusions.items()} == {

@@ -156,7 +156,10 @@ def test_scores_of_before_the_rounding_are_read_but_not_gone_on_with(
         score.score_windows(config)
     assert verify.verify([out])
     fusion = fuse_config(road, f"{out}/fused", target=out, sources=())
-    assert fuse.fuse_scores(fusion) is not None
+    fused = fuse.fuse_scores(fusion)
+    assert fused is not None
+    scored = manifest.read(out, scores.STAGE).counts["windows"]
+    assert (fused.counts["windows"], fused.counts["failed"]) == (scored, 0)
     with pytest.raises(SchemaError, match="rounding = not set, and now it is 'level"):
         score.score_windows(config)
     (Path(out) / "manifest.json").unlink()
